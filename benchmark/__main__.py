@@ -1,0 +1,22 @@
+"""The console script `sharebench`: the commands as subcommands. `python -m benchmark.X` runs one directly."""
+
+from __future__ import annotations
+
+import typer
+
+from benchmark import list as list_command
+from benchmark import report as report_command
+from benchmark import run as run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+for module in (run_command, report_command, list_command):
+    app.registered_commands.extend(module.app.registered_commands)
+
+
+def main() -> None:
+    """Entry point of `sharebench`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

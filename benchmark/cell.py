@@ -1,0 +1,385 @@
+"""One cell, from data to record."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import io
+import json
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmark.evaluate import evaluate
+from benchmark.ledger import Spending
+from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
+from benchmark.planning import PlannedCell, method_params, task_subset
+from benchmark.provenance import environment, module_hash, package_hash, versions
+from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json
+from benchmark.stage_run import DivergedError, Progress, TrainingContext
+from benchmark.store import Store, write_atomic
+from benchmark.trainer import CellTrainer
+from datasets.contracts import DatasetSpec, MultiTaskDataset
+from datasets.errors import UsageError
+from datasets.protocols import get_protocol
+from datasets.registry import dataset_spec, load
+from datasets.roles import role_hash, role_indices
+from datasets.transforms import augmentation
+from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.contracts import Budget, Fidelity, Role
+from methods.cost import compute, size
+from methods.plain import fit_plain
+from methods.registry import get_method
+from methods.task_graph import TaskGraph
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """Where and how a cell runs; nothing here may change a result on the same device, so nothing here is in its key.
+
+    out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests.
+    """
+
+    out: Path
+    data_root: Path | None = None
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint_s: float = 60.0
+    checkpoint_steps: int | None = None
+
+
+def configure_process(threads: int) -> None:
+    """Threads and determinism of a worker process. On CPU everything is deterministic; on CUDA what PyTorch can."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cudnn.benchmark = False
+
+
+def run_cell(
+    planned: PlannedCell, settings: RunSettings, report_progress: Callable[[Progress], None] = lambda progress: None
+) -> Record:
+    """Train and measure a cell and store its record, whatever its end: done, diverged, failed or out of memory.
+
+    Raises StorageError where the record cannot be written, UsageError where another process works on the cell.
+    """
+    store = Store(settings.out)
+    with store.lock(planned.key):
+        before = store.read(planned.key)
+        attempts = before.attempts + 1 if before is not None and before.cell else 1
+        started = _now()
+        try:
+            record = _CellRun(planned, settings, store, report_progress).run()
+        except DivergedError as error:
+            record = _failed(planned, "diverged", error, error.stage, error.step, error.task)
+        except torch.OutOfMemoryError as error:
+            record = _failed(planned, "oom", error)
+        except UsageError as error:
+            record = _failed(planned, "failed", error)
+        except Exception as error:  # a fault in a method or a plug-in ends its cell, not the run
+            write_atomic(_folder(settings, planned) / "traceback.txt", traceback.format_exc().encode())
+            record = _failed(planned, "failed", error)
+        return store.write(dataclasses.replace(record, attempts=attempts, started=started, finished=_now()))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _folder(settings: RunSettings, planned: PlannedCell) -> Path:
+    return settings.out / "work" / planned.key
+
+
+def _failed(
+    planned: PlannedCell,
+    status: str,
+    error: Exception,
+    stage: str | None = None,
+    step: int | None = None,
+    task: str | None = None,
+) -> Record:
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
+    entry = ErrorEntry(kind=type(error).__name__, message=message, stage=stage, step=step, task=task)
+    return Record(cell=planned.document, status=status, error=entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedData:
+    """A data set cut into roles. content: hash of what its splits hold; roles: {role: hash of its sample ids}."""
+
+    splits: Mapping[str, MultiTaskDataset]
+    samples: Mapping[Role, Mapping[str, RoleSamples]]
+    content: str
+    roles: Mapping[str, str]
+
+
+def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
+    """The three splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
+    data, selection = planned.settings.data, planned.settings.selection
+    splits = {
+        split: load(
+            data.dataset, root, split, protocol=data.protocol, layout=data.layout, options=data.options
+        )
+        for split in ("train", "val", "test")
+        if split in spec.splits
+    }
+    samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
+    for name in spec.inputs:
+        inputs = {split: dataset.inputs[name] for split, dataset in splits.items()}
+        indices = role_indices(
+            spec.name,
+            inputs["train"],
+            inputs.get("val"),
+            inputs["test"],
+            arch_fraction=selection.arch_fraction,
+            holdout_fraction=selection.holdout_fraction,
+        )
+        train, select = inputs["train"], inputs.get("val", inputs["train"])
+        samples[Role.FIT][name] = RoleSamples(train, indices["fit"])
+        samples[Role.ARCH][name] = RoleSamples(train, indices["arch"])
+        samples[Role.FIT_ARCH][name] = RoleSamples(train, np.sort(np.concatenate([indices["fit"], indices["arch"]])))
+        samples[Role.SELECT][name] = RoleSamples(select, indices["select"])
+        samples[Role.REPORT][name] = RoleSamples(inputs["test"], indices["report"])
+    content = {f"{split}/{name}": splits[split].inputs[name].content_hash() for split in splits for name in spec.inputs}
+    roles = {
+        role.value: role_hash([identifier for part in samples[role].values() for identifier in part.ids])
+        for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
+    }
+    return LoadedData(splits, samples, cell_key(content), roles)
+
+
+class _CellRun:
+    """The parts of one cell, built once."""
+
+    def __init__(
+        self,
+        planned: PlannedCell,
+        settings: RunSettings,
+        store: Store,
+        report_progress: Callable[[Progress], None],
+    ) -> None:
+        self.planned, self.settings, self.store = planned, settings, store
+        cell = planned.settings
+        self.cell = cell
+        self.method = get_method(cell.method.name)
+        spec = dataset_spec(cell.data.dataset, cell.data.protocol, cell.data.layout, cell.data.options)
+        self.spec = task_subset(spec, cell)
+        self.data = load_data(self.spec, planned, settings.data_root)
+        self.device = torch.device(settings.device)
+        self.prototype = self._prototype()
+        self.initial_weights = _state_hash(self.prototype)
+        self.version = package_hash()
+        self.context = TrainingContext(
+            data=self.spec,
+            loaders=self._loaders(),
+            prototype=self.prototype,
+            budget=Budget(cell.budget.steps, cell.budget.cycles),
+            recipe=cell.recipe,
+            selection=cell.selection,
+            seed=cell.seed,
+            device=self.device,
+            version=self.version,
+            single_task=self._single_task,
+            report_progress=report_progress,
+            checkpoint_s=settings.checkpoint_s,
+            checkpoint_steps=settings.checkpoint_steps,
+        )
+
+    def _prototype(self) -> Backbone:
+        settings = self.cell.backbone
+        config = BackboneConfig(
+            name=settings.name,
+            in_chans=settings.in_chans,
+            image_size=self.spec.native_size,
+            output_stride=settings.output_stride,
+            zero_init_last=settings.zero_init_last,
+            drop_path=settings.drop_path,
+            dropout=settings.dropout,
+        )
+        return create_backbone(config, weights=self.planned.weights, seed=self.cell.seed)
+
+    def _loaders(self) -> dict[Role, RoleLoader]:
+        recipe, backbone = self.cell.recipe, self.prototype
+        own = self.planned.weights == "none"
+        mean, std = (self.spec.mean, self.spec.std) if own else (backbone.mean, backbone.std)
+        channels = self.cell.backbone.in_chans
+        form = InputFormat(channels, tuple(mean[:channels]), tuple(std[:channels]), self.device, recipe.channels_last)
+        flags = get_protocol(self.spec.protocol)
+        augment = augmentation(recipe.augmentation, self.spec.native_size, flags) if recipe.augmentation else None
+        loaders = {}
+        for role, samples in self.data.samples.items():
+            inputs = {}
+            for name, part in samples.items():
+                tasks = [task for task in self.spec.task_names if self.spec.input_of(task) == name]
+                inputs[name] = InputLoader(
+                    part, tasks, form, augment=augment, seed=self.cell.seed, workers=recipe.workers
+                )
+            loaders[role] = RoleLoader(role, self.spec, inputs, recipe.batch_size, self.cell.seed)
+        return loaders
+
+    def run(self) -> Record:
+        """Train, evaluate once on report, count, and describe."""
+        trainer = CellTrainer(self.context, _folder(self.settings, self.planned))
+        params = method_params(self.method, self.cell.method.name, self.cell.method.params)
+        graph = self.method(params).run(trainer)
+        self._check(graph)
+        metrics, n_evaluated = evaluate(graph.network(), self.context.loaders[Role.REPORT], self.spec.task_names)
+        record = Record(
+            cell=self.planned.document,
+            status="done",
+            versions=self._versions(),
+            environment=self._environment(),
+            roles=dict(self.data.roles),
+            n_evaluated=n_evaluated,
+            selected={"step": trainer.selected.get("step", self.cell.budget.steps)},
+            metrics=metrics_json(metrics),
+            size=_plain(size(graph, self.prototype.n_parameters())),
+            compute=_plain(compute(graph, self._input_shapes())),
+            cost=self._cost(trainer, graph),
+            audit=self._audit(),
+            reused_from=list(trainer.ledger.reused_from),
+            curves={name: curve_json(values) for name, values in trainer.curves.items()},
+            artifacts=self._artifacts(trainer, graph),
+            graph={"hash": graph.hash(), "file": f"artifacts/{self.planned.key[:2]}/{self.planned.key}/graph.json"},
+        )
+        nonfinite = [
+            f"{task} {name}" for task, scores in metrics.items() for name, score in scores.items() if score.n_nonfinite
+        ]
+        if nonfinite:
+            message = f"Predictions are not finite on report: {', '.join(nonfinite)}."
+            error = ErrorEntry(kind="NonFinitePrediction", message=message, stage=None, step=None, task=None)
+            record = dataclasses.replace(record, status="diverged", error=error)
+        trainer.clear_checkpoints()
+        return record
+
+    def _check(self, graph: TaskGraph) -> None:
+        """The network that a method returns must serve the cell's tasks, with nothing left over."""
+        graph.require_deployable()
+        if set(graph.tasks) != set(self.spec.task_names):
+            raise UsageError(
+                f"Method {self.cell.method.name!r} returned outputs for {sorted(graph.tasks)}; "
+                f"the cell has the tasks {sorted(self.spec.task_names)}."
+            )
+
+    def _input_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: (1, self.cell.backbone.in_chans, *self.spec.native_size) for name in self.spec.inputs}
+
+    def _cost(self, trainer: CellTrainer, graph: TaskGraph) -> dict[str, Any]:
+        ledger = trainer.ledger
+        return {
+            "weight_steps": trainer.weight_steps(graph),
+            "search": dataclasses.asdict(ledger.search),
+            "final": dataclasses.asdict(ledger.final),
+            "evaluation_seconds": ledger.evaluation_seconds,
+            "io_seconds": ledger.io_seconds,
+        }
+
+    def _audit(self) -> dict[str, Any]:
+        """What a fair comparison must hold equal or say (measurement 6); read by tables, never by training."""
+        fidelity: Fidelity = self.method.fidelity
+        mean, std = self.context.loaders[Role.REPORT].inputs[self.spec.inputs[0]].normalisation
+        return {
+            "reference": "single_task" if self.method.is_single_task_reference else None,
+            "tier": self.spec.tier,
+            "fidelity": sorted({statement.tag for statement in fidelity.statements}),
+            "normalisation": {"mean": list(mean), "std": list(std)},
+            "units": {task.name: task.unit for task in self.spec.tasks},
+            "batch_norm": "per_sub_expression",
+            "input_size": list(self.spec.native_size),
+        }
+
+    def _artifacts(self, trainer: CellTrainer, graph: TaskGraph) -> dict[str, Any]:
+        document = json.dumps(graph.to_json(), sort_keys=True).encode()
+        entries = {
+            "graph": self.store.write_artifact(self.planned.key, "graph", document, "json"),
+            "weights": self.store.write_artifact(self.planned.key, "weights", graph.to_bytes(), "weights"),
+        }
+        for name, array in trainer.artifacts.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            entries[name] = self.store.write_artifact(self.planned.key, name, buffer.getvalue(), "array")
+        return entries
+
+    def _versions(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return versions(
+            method_hash=module_hash(self.method.__module__),
+            data_hash=self.data.content,
+            weights_hash=self.initial_weights,
+            cuda=torch.version.cuda if cuda else None,
+            cudnn=str(torch.backends.cudnn.version()) if cuda else None,
+        )
+
+    def _environment(self) -> dict[str, Any]:
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        threads = {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()}
+        deterministic = {"algorithms": torch.are_deterministic_algorithms_enabled()}
+        return environment(device=device, threads=threads, determinism=deterministic)
+
+    # Single-task networks, kept for every method that needs them
+
+    def _single_task(self, task: str) -> tuple[TaskGraph, Sequence[float], Spending, str]:
+        """The network of one task: read where it was trained before, else trained now; one process trains it once."""
+        key = self._single_task_key(task)
+        folder = self.settings.out / "single_task" / key[:2] / key
+        with self.store.lock(key, timeout_s=float("inf")):
+            kept = _read_single_task(folder)
+            if kept is None:
+                spec = self.spec.with_tasks([task])
+                nested = dataclasses.replace(self.context, data=spec, single_task=None)
+                trainer = CellTrainer(nested, folder / "work")
+                graph, result = fit_plain(trainer, f"single task {task}", self.cell.budget.steps)
+                loss = list(result.loss[task])
+                _write_single_task(folder, graph, loss, trainer.ledger.final)
+                trainer.clear_checkpoints()
+                kept = _read_single_task(folder)
+        if kept is None:
+            raise RuntimeError(f"Single-task network {key} was written and cannot be read.")
+        return (*kept, key)
+
+    def _single_task_key(self, task: str) -> str:
+        """The cell without its method and its other tasks, and the code: another version trains its own."""
+        document = self.planned.document
+        data = {**document["data"], "tasks": [task], "task_weights": {task: float(self.spec.task(task).weight)}}
+        versions = {"package": self.version, "data": self.data.content, "weights": self.initial_weights}
+        return cell_key({**document, "method": {"single_task": task}, "data": data, "versions": versions})
+
+
+def _write_single_task(folder: Path, graph: TaskGraph, loss: Sequence[float], spending: Spending) -> None:
+    """Network, then what it cost: the last file says that the others are whole."""
+    write_atomic(folder / "graph.json", json.dumps(graph.to_json()).encode())
+    write_atomic(folder / "weights.safetensors", graph.to_bytes())
+    summary = {"loss": curve_json(loss), "spending": dataclasses.asdict(spending)}
+    write_atomic(folder / "summary.json", json.dumps(summary).encode())
+
+
+def _read_single_task(folder: Path) -> tuple[TaskGraph, Sequence[float], Spending] | None:
+    """(network, loss per cycle, cost), or None where none was finished."""
+    summary_file = folder / "summary.json"
+    if not summary_file.exists():
+        return None
+    summary = json.loads(summary_file.read_text(encoding="utf-8"))
+    graph = TaskGraph.load(folder / "graph.json", folder / "weights.safetensors")
+    loss = [float("nan") if value is None else value for value in summary["loss"]]
+    return graph, loss, Spending(**summary["spending"])
+
+
+def _state_hash(backbone: Backbone) -> str:
+    """sha256 over the initial weights of the backbone."""
+
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.module().state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))
+    return plain

@@ -1,0 +1,237 @@
+"""From roles of samples to batches on the device: order, augmentation, normalisation.
+
+The order of the data is a function of (seed, stream, step) and of nothing else, so a resumed run sees what an
+uninterrupted one would have seen, and every method sees the same batches. Sets that fit in memory are gathered as
+tensors, a few microseconds a batch; others go through torch's DataLoader.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from datasets.transforms import collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec, IndexArray, InputData, Sample
+from datasets.errors import UsageError
+from methods.contracts import Role
+from methods.streams import generator, seed_of
+
+Transform = Callable[[Sample], Sample]
+EVALUATION_BATCH = 256  # no effect on results beyond rounding; metrics accumulate sums
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleSamples:
+    """The samples of one input that have a role: positions 0 .. len - 1 map to `indices` of `data`."""
+
+    data: InputData
+    indices: IndexArray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def ids(self) -> list[str]:
+        """Stable ids of the samples, in the order of their positions."""
+        return [self.data.ids[index] for index in self.indices.tolist()]
+
+
+@dataclasses.dataclass(frozen=True)
+class InputFormat:
+    """How images enter a network: channels, per-channel mean and std of images in [0, 1], device, memory format."""
+
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+    channels_last: bool = False
+
+
+class SampleOrder:
+    """An endless sequence of positions: one permutation of all samples after another, each from its own seed."""
+
+    def __init__(self, n_samples: int, batch_size: int, seed: int, stream: str) -> None:
+        self.n_samples, self.batch_size, self.seed, self.stream = n_samples, batch_size, seed, stream
+        self._epochs: dict[int, Tensor] = {}
+
+    def epoch(self, number: int) -> Tensor:
+        """The permutation of one epoch, int64 [n_samples]."""
+        if number not in self._epochs:
+            self._epochs = {key: value for key, value in self._epochs.items() if key == number - 1}
+            random = generator(self.seed, self.stream if number == 0 else f"{self.stream}/{number}")
+            self._epochs[number] = torch.randperm(self.n_samples, generator=random)
+        return self._epochs[number]
+
+    def batch(self, step: int) -> tuple[Tensor, int]:
+        """(positions of a step, int64 [batch_size]; epoch of its first sample). A batch may reach into the next epoch."""
+        start = step * self.batch_size
+        epoch, offset = divmod(start, self.n_samples)
+        parts = [self.epoch(epoch)[offset : offset + self.batch_size]]
+        missing = self.batch_size - len(parts[0])
+        return (parts[0] if not missing else torch.cat([*parts, self.epoch(epoch + 1)[:missing]])), epoch
+
+
+class InputLoader:
+    """Batches of one input in one role. tasks: those whose targets are loaded."""
+
+    def __init__(
+        self,
+        samples: RoleSamples,
+        tasks: Sequence[str],
+        form: InputFormat,
+        *,
+        augment: Transform | None,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self.samples, self.tasks, self.form = samples, tuple(tasks), form
+        self.augment, self.seed, self.workers = augment, seed, workers
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(form.mean, device=form.device).view(shape)
+        self._std = torch.tensor(form.std, device=form.device).view(shape)
+        cached = samples.data.cached()
+        self._images: Tensor | None = None
+        self._targets: dict[str, Tensor] = {}
+        if cached is not None:
+            positions = torch.from_numpy(np.ascontiguousarray(samples.indices))
+            self._images = cached.images.index_select(0, positions).to(form.device)
+            self._targets = {task: cached.targets[task].index_select(0, positions).to(form.device) for task in tasks}
+
+    def training(
+        self, order: SampleOrder, first_step: int, steps: int
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+        """(images, targets, positions) of each step from `first_step` to `steps`, augmented where the recipe says so."""
+        if self._images is not None and self.augment is None:
+            for step in range(first_step, steps):
+                positions, _ = order.batch(step)
+                yield *self._gather(positions), positions
+            return
+        keys = []
+        for step in range(first_step, steps):
+            positions, epoch = order.batch(step)
+            keys.append([(int(position), epoch) for position in positions])
+        yield from self._load(keys, self.augment)
+
+    def ordered(self, n_samples: int | None, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+        """The first `n_samples` (all by default) once each, in order, the last batch as short as it comes, no
+        augmentation.
+        """
+        count = len(self.samples) if n_samples is None else min(n_samples, len(self.samples))
+        chunks = torch.arange(count).split(batch_size)
+        if self._images is not None:
+            for positions in chunks:
+                yield *self._gather(positions), positions
+            return
+        yield from self._load([[(int(position), 0) for position in chunk] for chunk in chunks], None)
+
+    def _gather(self, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self._images is not None
+        where = positions.to(self.form.device, non_blocking=True)
+        images = self._images.index_select(0, where).to(torch.float32).div_(255)
+        return self._normalise(images), {task: values.index_select(0, where) for task, values in self._targets.items()}
+
+    def _load(
+        self, keys: Sequence[Sequence[tuple[int, int]]], augment: Transform | None
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+        loader = DataLoader(
+            _Items(self.samples, self.tasks, augment, self.seed),
+            batch_sampler=keys,  # type: ignore[arg-type]  # keys are (position, epoch), which DataLoader passes through
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.form.device.type == "cuda",
+            generator=torch.Generator(),  # else the loader draws from the global stream
+        )
+        device = self.form.device
+        for images, targets, positions in loader:
+            moved = {task: value.to(device, non_blocking=True) for task, value in targets.items()}
+            yield self._normalise(images.to(device, non_blocking=True)), moved, positions
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """float [B, C, H, W] in [0, 1] -> normalised [B, in_chans, H, W]; gray images fill all channels."""
+        if images.shape[1] == 3 and self.form.in_chans == 1:
+            raise UsageError("Colour images cannot enter a backbone with in_chans = 1; set in_chans: 3.")
+        images = images.sub(self._mean).div_(self._std)
+        return images.contiguous(memory_format=torch.channels_last) if self.form.channels_last else images
+
+
+class _Items(Dataset[tuple[Sample, int]]):
+    """Samples by (position, epoch), augmented with a seed of their own, whatever the number of workers."""
+
+    def __init__(self, samples: RoleSamples, tasks: tuple[str, ...], augment: Transform | None, seed: int) -> None:
+        self.samples, self.tasks, self.augment, self.seed = samples, tasks, augment, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
+        position, epoch = key
+        index = int(self.samples.indices[position])
+        sample = self.samples.data[index]
+        sample["targets"] = {task: sample["targets"][task] for task in self.tasks}
+        if self.augment is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(self.seed, f"augmentation/{epoch}/{self.samples.data.ids[index]}"))
+                sample = self.augment(sample)
+        return sample, position
+
+
+def _collate(items: Sequence[tuple[Sample, int]]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    images, targets = collate([sample for sample, _ in items])
+    return images, targets, torch.tensor([position for _, position in items])
+
+
+class RoleLoader:
+    """Batches of one role over all inputs of a data set."""
+
+    def __init__(
+        self, role: Role, spec: DatasetSpec, inputs: Mapping[str, InputLoader], batch_size: int, seed: int
+    ) -> None:
+        self.role, self.spec, self.inputs, self.batch_size, self.seed = role, spec, dict(inputs), batch_size, seed
+
+    def inputs_of(self, tasks: Sequence[str]) -> list[str]:
+        """Inputs that these tasks read, in a fixed order."""
+        wanted = {self.spec.input_of(task) for task in tasks}
+        return [name for name in self.spec.inputs if name in wanted]
+
+    def n_samples(self, name: str) -> int:
+        """Samples of one input."""
+        return len(self.inputs[name].samples)
+
+    def training(self, tasks: Sequence[str], first_step: int, steps: int, stream: str) -> Iterator[Batch]:
+        """Batches of a stage. stream: `data-order`; multi-domain inputs append their name to it (measurement 5)."""
+        names = self.inputs_of(tasks)
+        streams = []
+        for name in names:
+            count = self.n_samples(name)
+            if count < self.batch_size:
+                raise UsageError(
+                    f"Role {self.role.value} of {self.spec.name} has {count} samples of input {name!r}, fewer than "
+                    f"a batch of {self.batch_size}; set recipe.batch_size to at most {count}."
+                )
+            order = SampleOrder(
+                count, self.batch_size, self.seed, stream if name == SINGLE_INPUT else f"{stream}/{name}"
+            )
+            streams.append(self.inputs[name].training(order, first_step, steps))
+        for parts in zip(*streams, strict=True):
+            yield self._batch(names, parts, tasks)
+
+    def ordered(
+        self, tasks: Sequence[str], n_samples: int | None = None, batch_size: int = EVALUATION_BATCH
+    ) -> Iterator[Batch]:
+        """Batches in fixed order without augmentation; of several inputs in turn, each batch with one input."""
+        for name in self.inputs_of(tasks):
+            for part in self.inputs[name].ordered(n_samples, batch_size):
+                yield self._batch([name], [part], tasks)
+
+    @staticmethod
+    def _batch(
+        names: Sequence[str], parts: Sequence[tuple[Tensor, dict[str, Tensor], Tensor]], tasks: Sequence[str]
+    ) -> Batch:
+        targets = {task: value for _, values, _ in parts for task, value in values.items() if task in tasks}
+        return Batch(
+            images={name: part[0] for name, part in zip(names, parts, strict=True)},
+            targets=targets,
+            index={name: part[2] for name, part in zip(names, parts, strict=True)},
+        )

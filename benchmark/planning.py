@@ -1,0 +1,137 @@
+"""From what a suite says to what will run: names looked up, defaults filled in, faults found before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from benchmark.optimization import balancing_names
+from benchmark.record import cell_key
+from benchmark.suite import Cell, Suite
+from datasets.contracts import DatasetSpec
+from datasets.errors import UsageError, unknown
+from datasets.registry import dataset_spec
+from methods.backbone import supported_backbones
+from methods.contracts import Method
+from methods.registry import get_method
+
+# Heads are the suite's own and equal for all rows; their name is part of every cell's key.
+HEAD = {"pooled": "pool + linear", "dense": "conv1x1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedCell:
+    """A cell whose names are known and whose defaults are filled in.
+
+    document: what the key is the hash of; without paths, so that a folder of results can move. weights: `none`,
+    `pretrained` or a path.
+    """
+
+    settings: Cell
+    document: dict[str, Any]
+    weights: str
+    is_reference: bool
+
+    @property
+    def key(self) -> str:
+        """Name of the cell's record."""
+        return cell_key(self.document)
+
+    @property
+    def title(self) -> str:
+        """For people: method, data, backbone, seed."""
+        cell = self.settings
+        return f"{cell.method.name} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
+
+
+def plan(suite: Suite) -> list[PlannedCell]:
+    """All cells of a suite, baselines of Delta_m first so that others find their networks. Raises UsageError."""
+    cells = [resolve(cell) for cell in suite.cells()]
+    keys: dict[str, str] = {}
+    for cell in cells:
+        if cell.key in keys:
+            raise UsageError(f"Suite {suite.name!r} asks twice for the cell {cell.title}.")
+        keys[cell.key] = cell.title
+    return sorted(cells, key=lambda cell: not cell.is_reference)
+
+
+def missing_reference(cells: Sequence[PlannedCell]) -> bool:
+    """Whether some cell has no single-task baseline beside it, so that its Delta_m will be a dash."""
+
+    def group(cell: PlannedCell) -> str:
+        return cell_key({**cell.document, "method": None})
+
+    with_reference = {group(cell) for cell in cells if cell.is_reference}
+    return any(group(cell) not in with_reference for cell in cells)
+
+
+def resolve(cell: Cell) -> PlannedCell:
+    """A cell with every name looked up and every default filled in. Raises UsageError with the nearest valid name."""
+    method = get_method(cell.method.name)
+    params = method_params(method, cell.method.name, cell.method.params)
+    spec = dataset_spec(cell.data.dataset, cell.data.protocol, cell.data.layout, cell.data.options)
+    spec = task_subset(spec, cell)
+    if method.needs_all_labels and spec.domains == "multi":
+        raise UsageError(
+            f"Method {cell.method.name!r} needs every label on one image; {spec.name!r} gives each task its own images."
+        )
+    if cell.backbone.name.split(".")[0] not in supported_backbones():
+        raise unknown("backbone", cell.backbone.name, supported_backbones())
+    if cell.recipe.balancing.name not in balancing_names():
+        raise unknown("loss balancing", cell.recipe.balancing.name, balancing_names())
+    weights = cell.backbone.weights
+    document = {
+        "method": {"name": cell.method.name, "params": params.model_dump(mode="json")},
+        "data": {
+            "dataset": spec.name,
+            "layout": spec.layout,
+            "version": spec.version,
+            "protocol": spec.protocol,
+            "options": dict(cell.data.options),
+            "tasks": list(spec.task_names),
+            "task_weights": {task.name: float(task.weight) for task in spec.tasks},
+        },
+        "backbone": {**cell.backbone.model_dump(mode="json"), "weights": weights_tag(weights)},
+        "head": HEAD,
+        "recipe": cell.recipe.model_dump(mode="json"),
+        "selection": cell.selection.model_dump(mode="json"),
+        "budget": cell.budget.model_dump(mode="json"),
+        "seed": cell.seed,
+    }
+    # Loader processes change no result, so they are no part of a cell's identity.
+    document["recipe"] = {key: value for key, value in document["recipe"].items() if key != "workers"}
+    return PlannedCell(cell, document, weights, method.is_single_task_reference)
+
+
+def task_subset(spec: DatasetSpec, cell: Cell) -> DatasetSpec:
+    """The data set's spec with the tasks and weights that the cell asks for."""
+    if cell.data.tasks is not None:
+        spec = spec.with_tasks(cell.data.tasks)
+    return spec.with_weights(cell.data.task_weights)
+
+
+def method_params(method: type[Method], name: str, given: dict[str, Any]) -> Any:
+    """The method's validated parameters. Raises UsageError that names the parameter and the nearest valid one."""
+    try:
+        return method.Params(**given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            raise unknown(f"parameter of {name}", key, method.Params.model_fields) from error
+        raise UsageError(f"Parameter {name}.{key}: {fault['msg']} (given: {fault['input']!r}).") from error
+
+
+def weights_tag(weights: str) -> str:
+    """What stands in a cell for its initial weights: `none`, `pretrained`, or `file-` and the start of its sha256."""
+    if weights in ("none", "pretrained"):
+        return weights
+    path = Path(weights)
+    if not path.is_file():
+        raise UsageError(f"Weights {weights!r}: expected none, pretrained, or the path of a file.")
+    return f"file-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"

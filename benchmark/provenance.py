@@ -1,0 +1,184 @@
+"""Where a record comes from: hashes of the code, versions of the libraries, the machine. Spec: measurement 9.
+
+Heavy packages are not imported to ask for their versions, and nothing here names a path or a host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import benchmark
+from datasets.errors import UsageError
+
+PACKAGES = ("benchmark", "datasets", "methods")
+# What changes bits or speed on one machine; PATH-like variables stay out of records.
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "MKL_CBWR",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "ONEDNN_MAX_CPU_ISA",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+_GIT_TIMEOUT_S = 10.0  # a hanging network file system must not hang a benchmark
+
+
+def hash_files(root: Path, files: Iterable[Path]) -> str:
+    """sha256 (hex) over the files' names below `root` and their contents, independent of order and line endings."""
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
+        name = path.relative_to(root).as_posix().encode()
+        content = path.read_bytes().replace(b"\r\n", b"\n")  # a checkout on Windows holds the same code
+        digest.update(b"%d:%s%d:%s" % (len(name), name, len(content), content))
+    return digest.hexdigest()
+
+
+def _sources(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()]
+
+
+def _module_file(name: str) -> Path:
+    module = sys.modules.get(name)
+    origin = getattr(module, "__file__", None)  # plug-ins and __main__ are known here and nowhere else
+    if origin is None:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            spec = None
+        origin = spec.origin if spec is not None and spec.has_location else None
+    if origin is None:
+        raise UsageError(f"Module {name!r} has no source file to hash; expected an importable module or package.")
+    return Path(origin)
+
+
+def package_hash() -> str:
+    """sha256 (hex) over the .py and .yaml files of the three packages: the code that made a record."""
+    folders = {name: _module_file(name).parent for name in PACKAGES}
+    parts = [f"{name}:{hash_files(folder, _sources(folder, ('.py', '.yaml')))}" for name, folder in folders.items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def module_hash(module_name: str) -> str:
+    """sha256 (hex) over a method's own files: its module, or its whole small package.
+
+    `a.b` that is a file: that file. `a.b` that is a package, or `a.b.c` inside one: every .py file of `a.b`.
+    Raises UsageError for a module without a source file.
+    """
+    parts = module_name.split(".")
+    file = _module_file(".".join(parts[:2]))
+    if file.name == "__init__.py" and len(parts) > 1:
+        return hash_files(file.parent, _sources(file.parent, (".py",)))
+    return hash_files(file.parent, [file])
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def versions(
+    *,
+    method_hash: str,
+    data_hash: str | None,
+    weights_hash: str | None,
+    cuda: str | None = None,
+    cudnn: str | None = None,
+) -> dict[str, str | None]:
+    """The `versions` block of a record. cuda, cudnn: versions in use, None on a CPU; asked of torch by the caller."""
+    return {
+        "suite": benchmark.__version__,
+        "package_hash": package_hash(),
+        "method_hash": method_hash,
+        "data_hash": data_hash,
+        "weights_hash": weights_hash,
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "timm": _version("timm"),
+        "numpy": _version("numpy"),
+        "cuda": cuda,
+        "cudnn": cudnn,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # GIT_DIR and the like are set inside hooks and would point at another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # `git status` must not write to the checkout
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_GIT_TIMEOUT_S,
+            env=environment,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
+    """{"commit": hex, "dirty": bool} of the checkout that holds the packages; both None where they are not tracked.
+
+    An installed copy inside somebody's own repository is not tracked there, and must not report that one's commit.
+    """
+    folder = Path(benchmark.__file__).parent if folder is None else folder
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    tracked = _git(folder, "ls-files", "--error-unmatch", "--", "__init__.py")
+    status = _git(folder, "status", "--porcelain")
+    if commit is None or tracked is None or status is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.strip(), "dirty": bool(status.strip())}
+
+
+def cpu_name() -> str:
+    """Name of the processor as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(
+    device: str,
+    threads: Mapping[str, int],
+    determinism: Mapping[str, bool | str],
+    driver: str | None = None,
+) -> dict[str, object]:
+    """The `environment` block of a record. device: "cpu" or a GPU's name; threads: intra- and inter-op."""
+    return {
+        "device": device,
+        "driver": driver,
+        "cpu": cpu_name(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": dict(threads),
+        "env": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "determinism": dict(determinism),
+        "git": git_state(),
+    }

@@ -1,0 +1,330 @@
+"""What a record is: canonical JSON, keys, fields, hashes, and the checks that a file must pass. Spec: measurement 9.
+
+Nothing here opens a file (`benchmark.store` does) or imports torch: reports must start fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict, cast
+
+from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    from methods.contracts import Metrics
+
+SCHEMA = 1
+STATUSES = ("done", "diverged", "failed", "oom", "timeout", "interrupted")
+INVALID = "invalid"  # what reading makes of a file that is not a record; never written
+KEY_DIGITS = 32
+TABLE_DIGITS = 12
+_ZEROS = "0" * 64
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class CanonicalError(UsageError):
+    """A value that canonical JSON cannot hold; the message names its key path."""
+
+
+class MetricEntry(TypedDict):
+    """One measured value as stored; value is None where no unit was valid or a prediction was not finite."""
+
+    value: float | None
+    unit: str
+    higher_is_better: bool
+    n_units: int
+    n_nonfinite: int
+    detail: Mapping[str, object]
+
+
+class ErrorEntry(TypedDict):
+    """Why a cell is not done: class of the error, one line, and where it happened as far as known."""
+
+    kind: str
+    message: str
+    stage: str | None
+    step: int | None
+    task: str | None
+
+
+class ArtifactEntry(TypedDict):
+    """A file beside the records; `file` is relative to the store's root, with forward slashes."""
+
+    kind: str
+    file: str
+    sha256: str
+
+
+def canonical_json(value: object) -> bytes:
+    """The one JSON form of a value: UTF-8, keys sorted by code point, no spaces, strings NFC, shortest floats.
+
+    1.0 stays 1.0 and -0.0 becomes 0.0. Raises CanonicalError, naming the key path, for NaN, infinity, a key that is not
+    a string, two keys that are equal after NFC, text that is not Unicode, and any type that JSON does not have.
+    """
+    plain = _plain(value, ())
+    text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8")
+
+
+def _plain(value: object, path: tuple[str | int, ...]) -> object:
+    # bool before int, and exact types in the result: subclasses (enums, numpy floats) must not choose their own text.
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value, path)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise CanonicalError(f"{_where(path)} is {float(value)}; a record holds finite numbers or null.")
+        return float(value) + 0.0  # -0.0 + 0.0 is 0.0
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, path)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, (*path, position)) for position, item in enumerate(value)]
+    raise CanonicalError(f"{_where(path)} is a {type(value).__name__}; a record holds JSON values only.")
+
+
+def _plain_mapping(value: Mapping[object, object], path: tuple[str | int, ...]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise CanonicalError(f"{_where(path)} has the key {key!r}; keys of a record are strings.")
+        name = _text(key, path)
+        if name in result:
+            raise CanonicalError(f"{_where(path)} has the key {name!r} twice, in two Unicode forms.")
+        result[name] = _plain(item, (*path, name))
+    return result
+
+
+def _text(value: str, path: tuple[str | int, ...]) -> str:
+    plain = str.__str__(value)
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFC", plain)
+        try:
+            plain.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CanonicalError(f"{_where(path)}: {plain!a} is not valid Unicode text.") from error
+    return plain
+
+
+def _where(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path)) or "The value"
+
+
+def cell_key(cell: Mapping[str, object]) -> str:
+    """The cell's key: the first 32 hex digits of sha256 over its canonical JSON."""
+    return hashlib.sha256(canonical_json(cell)).hexdigest()[:KEY_DIGITS]
+
+
+def table_key(cell: Mapping[str, object]) -> str:
+    """What the rows of one table share, 12 hex digits: the cell without method and seed."""
+    shared = {name: value for name, value in cell.items() if name not in ("method", "seed")}
+    return hashlib.sha256(canonical_json(shared)).hexdigest()[:TABLE_DIGITS]
+
+
+def metrics_json(metrics: Metrics) -> dict[str, dict[str, MetricEntry]]:
+    """Scores as a record stores them; a value that is not finite becomes null."""
+    return {
+        task: {
+            name: MetricEntry(
+                value=None if score.value is None else curve_json([score.value])[0],
+                unit=score.unit,
+                higher_is_better=score.higher_is_better,
+                n_units=int(score.n_units),
+                n_nonfinite=int(score.n_nonfinite),
+                detail=dict(score.detail),
+            )
+            for name, score in scores.items()
+        }
+        for task, scores in metrics.items()
+    }
+
+
+def curve_json(values: Iterable[float]) -> list[float | None]:
+    """A curve as a record stores it: floats, null in place of NaN and infinity."""
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The stored result of a cell, field by field as in its JSON; every mapping holds JSON values only.
+
+    error: None exactly where status is `done`. Both hashes are set by `Store.write` and by reading. A record with
+    status `invalid` stands for a file that could not be trusted: its cell is empty, `error.message` says why.
+    """
+
+    cell: Mapping[str, object]
+    status: str
+    error: ErrorEntry | None = None
+    attempts: int = 1
+    started: str = ""
+    finished: str = ""
+    versions: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    n_evaluated: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    selected: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, MetricEntry]] = dataclasses.field(default_factory=dict)
+    size: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    compute: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    cost: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    audit: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    reused_from: Sequence[str] = ()
+    graph: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    curves: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
+    artifacts: Mapping[str, ArtifactEntry] = dataclasses.field(default_factory=dict)
+    samples: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    schema: int = SCHEMA
+    result_hash: str = ""
+    record_hash: str = ""
+
+    @property
+    def key(self) -> str:
+        """The cell's key; empty for an invalid record, whose cell is not known."""
+        return cell_key(self.cell) if self.cell else ""
+
+
+def result_hash(record: Record) -> str:
+    """sha256 (hex) over what must be reproducible: no times, dates, attempts, seconds, library versions or paths.
+
+    Weights enter by digest: the initial ones (versions.weights_hash) and every artifact of kind `weights`.
+    """
+    trained = {name: entry["sha256"] for name, entry in record.artifacts.items() if entry["kind"] == "weights"}
+    covered = {
+        "cell": record.cell,
+        "roles": record.roles,
+        "n_evaluated": record.n_evaluated,
+        "metrics": record.metrics,
+        "size": record.size,
+        "compute": record.compute,
+        "graph": {name: value for name, value in record.graph.items() if name != "file"},
+        "weights": {"initial": record.versions.get("weights_hash"), "trained": trained},
+    }
+    return hashlib.sha256(canonical_json(covered)).hexdigest()
+
+
+def record_bytes(record: Record) -> bytes:
+    """The file of a record: canonical JSON with both hashes; `record_hash` covers the bytes with zeros in its place."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    fields |= {"result_hash": result_hash(record), "record_hash": _ZEROS}
+    digest = hashlib.sha256(canonical_json(fields)).hexdigest()
+    return canonical_json(fields | {"record_hash": digest})
+
+
+def parse_record(data: bytes) -> Record:
+    """The record in a file's bytes. Raises UsageError with the reason for bytes that are not an unaltered record."""
+    try:
+        document = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise UsageError(f"not JSON ({str(error).splitlines()[0]})") from error
+    problem = _problem(document)
+    if problem is not None:
+        raise UsageError(problem)
+    stated = document["record_hash"]
+    if not _DIGEST.fullmatch(stated):
+        raise UsageError("its record_hash is not a sha256")
+    field = b'"record_hash":"%s"' % stated.encode()
+    zeroed = data.replace(field, b'"record_hash":"%s"' % _ZEROS.encode())
+    if data.count(field) != 1 or hashlib.sha256(zeroed).hexdigest() != stated:
+        raise UsageError("its bytes do not match its record_hash: changed or damaged after it was written")
+    return Record(**document)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **{field.name: dict for field in dataclasses.fields(Record)},
+    **dict.fromkeys(("status", "started", "finished", "result_hash", "record_hash"), str),
+    **dict.fromkeys(("schema", "attempts"), int),
+    "error": (dict, type(None)),
+    "reused_from": list,
+}
+_CELL_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "method": {"name": str, "params": dict},
+    "data": {"dataset": str, "protocol": str, "tasks": list},
+    "backbone": {"name": str, "weights": str},
+    "recipe": {"name": str},
+    "selection": {"rule": str},
+    "budget": {"steps": int},
+}
+_METRIC_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "value": (float, type(None)),  # not int: 1 and 1.0 must not both occur
+    "unit": str,
+    "higher_is_better": bool,
+    "n_units": int,
+    "n_nonfinite": int,
+    "detail": dict,
+}
+_ERROR_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "message": str,
+    "stage": (str, type(None)),
+    "step": (int, type(None)),
+    "task": (str, type(None)),
+}
+
+
+def _problem(document: object) -> str | None:
+    """What is wrong with a parsed record, or None: everything that a report relies on has its name and type."""
+    if not isinstance(document, dict):
+        return f"a record is a JSON object, not {type(document).__name__}"
+    if document.get("schema") != SCHEMA:
+        return f"schema {document.get('schema')!r}; this version reads schema {SCHEMA}"
+    if unexpected := sorted(document.keys() - _TYPES.keys()):
+        return f"unknown field {unexpected[0]!r}"
+    checks = [_mismatch("", document, _TYPES)]
+    if checks == [None]:
+        cell, error = document["cell"], document["error"]
+        checks += [_mismatch("cell.", cell, dict.fromkeys(_CELL_TYPES, dict) | {"seed": int})]
+        checks += [_mismatch(f"cell.{name}.", cell.get(name), types) for name, types in _CELL_TYPES.items()]
+        checks += [_mismatch("error.", error, _ERROR_TYPES)] if error is not None else []
+        checks += [_status_problem(document["status"], error)]
+        checks += list(_entry_problems(document["metrics"], document["artifacts"]))
+    return next((check for check in checks if check is not None), None)
+
+
+def _mismatch(prefix: str, value: object, types: Mapping[str, type | tuple[type, ...]]) -> str | None:
+    if not isinstance(value, dict):
+        return f"{prefix.rstrip('.')} is not an object"
+    for name, expected in types.items():
+        wrong_bool = isinstance(value.get(name), bool) and expected is not bool  # bool is an int to isinstance
+        if name not in value or wrong_bool or not isinstance(value[name], expected):
+            return f"{prefix}{name} is missing or has the wrong type"
+    return None
+
+
+def _status_problem(status: str, error: object) -> str | None:
+    if status not in STATUSES:
+        return f"status {status!r}; expected one of {', '.join(STATUSES)}"
+    if (status == "done") != (error is None):
+        return f"status {status!r} {'with' if error is not None else 'without'} an error"
+    return None
+
+
+def _entry_problems(metrics: Mapping[str, object], artifacts: Mapping[str, object]) -> Iterator[str | None]:
+    for task, scores in metrics.items():
+        if not isinstance(scores, dict):
+            yield f"metrics.{task} is not an object"
+            continue
+        for name, entry in scores.items():
+            yield _mismatch(f"metrics.{task}.{name}.", entry, _METRIC_TYPES)
+    for name, entry in artifacts.items():
+        yield _mismatch(f"artifacts.{name}.", entry, {"kind": str, "file": str, "sha256": str})
+
+
+def value_at(value: object, *path: str) -> object:
+    """The value at a key path of nested JSON objects; None where a key is missing."""
+    for name in path:
+        if not isinstance(value, Mapping):
+            return None
+        value = cast("Mapping[str, object]", value).get(name)
+    return value

@@ -1,0 +1,324 @@
+"""Tables -> text: terminal, Markdown, CSV and LaTeX. Rounding happens here and nowhere else. Spec: measurement 5.
+
+n >= 3: mean ± s.d. (divisor n - 1); n = 2: mean and both values; n = 1: the value, "n=1" and a banner. A size or cost that
+is the same at every seed is printed once. Null is an en dash. CSV holds full precision.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from benchmark.quantities import Column, Form, Part
+from benchmark.tables import DASH, Row, Summary, Table
+
+PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost")
+_UNITS = {"percent": "%", "degree": "°"}
+_DECIMALS = {"%": 2, "°": 2}
+_LEGENDS = {
+    "accuracy": "± is the s.d. over seeds (divisor n - 1)",
+    "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; macs: "
+    "multiply-accumulates for one image, joint: all tasks at once, sum: task after task; "
+    "weight sharing: 1 - total / sum of what each task reads; activation sharing: 1 - joint / sum",
+    "cost": "search cost: everything before the final training; final cost: the final training; "
+    "weight_steps: updates that the deployed weights have received",
+}
+_BOLD_NOTE = "bold: best mean among rows with all their seeds, n >= 3; not a test of significance"
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "°": r"$^\circ$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "–": "--",
+}
+
+
+def head_line(table: Table) -> str:
+    """What all rows share, in one line, with the id of the table."""
+    return "; ".join([*(f"{field}: {text}" for field, text in table.head.items()), f"table: {table.key}"])
+
+
+def column_title(column: Column) -> str:
+    """Name, unit and arrow of a column."""
+    unit = _unit(column)
+    arrow = {None: "", True: " ↑", False: " ↓"}[column.higher_is_better]
+    return f"{column.name}{f' [{unit}]' if unit else ''}{arrow}"
+
+
+def _unit(column: Column) -> str:
+    return _UNITS.get(column.unit, column.unit)
+
+
+def cell_text(summary: Summary, column: Column, row_n: int) -> str:
+    """One cell, rounded. row_n: seeds of the row; a value over fewer of them (some are null) says its own n."""
+    mean, sd = summary.mean, summary.sd
+    if mean is None:
+        return DASH
+    write, suffix = _writer(mean, column)
+    constant = column.part != "accuracy" and len(set(summary.values)) == 1
+    if summary.n == 1 or constant:
+        text = write(mean) + suffix
+    elif summary.n == 2:
+        first, second = summary.values
+        text = f"{write(mean)}{suffix} ({write(first)}, {write(second)})"
+    else:
+        text = f"{write(mean)} ± {write(sd if sd is not None else 0.0).lstrip('+')}{suffix}"
+    return text if summary.n == row_n else f"{text} (n={summary.n})"
+
+
+def _writer(mean: float, column: Column) -> tuple[Callable[[float], str], str]:
+    """How the numbers of a cell are written, all to the precision that suits their mean, and the suffix of the cell."""
+    if column.form == "count":
+        scale, suffix, decimals = _scale(abs(mean))
+        return lambda value: f"{value / scale:.{decimals}f}", suffix
+    decimals = _decimals(column.form, mean, _unit(column))
+    sign = "+" if column.form == "signed" else ""
+
+    def write(value: float) -> str:
+        text = f"{value:{sign}.{decimals}f}"
+        return text[1:] if float(text) == 0.0 and text[0] in "+-" else text  # no signed zero
+
+    return write, ""
+
+
+def _scale(value: float) -> tuple[float, str, int]:
+    """Divisor, suffix and decimals of a count: 0.31 M, 1.81 G."""
+    for limit, scale, suffix, decimals in ((1e9, 1e9, " G", 2), (1e5, 1e6, " M", 2), (1e3, 1e3, " k", 1)):
+        if value >= limit:
+            return scale, suffix, decimals
+    return 1.0, "", 0
+
+
+def _decimals(form: Form, mean: float, unit: str) -> int:
+    if form in ("signed", "ratio"):
+        return 2
+    if form == "share":
+        return 3
+    if form in ("steps", "seconds"):
+        return 0 if mean == int(mean) or abs(mean) >= 100 else 1
+    return _DECIMALS.get(unit, 4 if abs(mean) < 10 else 2)
+
+
+def seeds_text(row: Row) -> str:
+    """The n of a row: `n=3`, or `1/2 seeds (oom)` where some are not done."""
+    if row.is_complete:
+        return f"n={row.n}"
+    others = ", ".join(dict.fromkeys(status for status in row.statuses.values() if status != "done"))
+    return f"{row.n}/{len(row.statuses)} seeds ({others})"
+
+
+def _lines_beneath(table: Table) -> list[str]:
+    failures = [f"{row.label}: {seeds_text(row)}: {'; '.join(row.failures)}" for row in table.rows if row.failures]
+    return [*failures, *table.notes, *([_BOLD_NOTE] if table.best else [])]
+
+
+def _columns_of(table: Table, part: Part) -> list[int]:
+    return [position for position, column in enumerate(table.columns) if column.part == part]
+
+
+def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width: int = 120, color: bool = False) -> str:
+    """Text for a terminal of `width` characters; wide tables are broken between columns. color: ANSI codes for bold."""
+    from rich.console import Console
+    from rich.text import Text
+
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=color, highlight=False, legacy_windows=False)
+    for table in tables:
+        console.print(Text(head_line(table), style="bold"))
+        for banner in table.banners:
+            console.print(Text(f"! {banner}", style="bold"))
+        for part in PARTS:
+            for positions in _fitting(table, _columns_of(table, part), width):
+                console.print(_rich_table(table, positions))
+            console.print(Text(_LEGENDS[part], style="dim"))
+        for line in _lines_beneath(table):
+            console.print(Text(line))
+        console.print()
+    for line in _invalid(invalid):
+        console.print(Text(line))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _rich_table(table: Table, positions: Sequence[int]) -> object:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    drawn.add_column(Text("\nmethod"), overflow="fold")
+    drawn.add_column(Text("\nn"), no_wrap=False)
+    for position in positions:
+        column = table.columns[position]
+        drawn.add_column(Text(f"{column.group}\n{column_title(column)}"), justify="right", overflow="fold")
+    for number, row in enumerate(table.rows):
+        cells = [
+            Text(cell_text(row.cells[position], table.columns[position], row.n), _style(table, number, position))
+            for position in positions
+        ]
+        drawn.add_row(Text(row.label), Text(seeds_text(row)), *cells)
+    return drawn
+
+
+def _style(table: Table, row: int, column: int) -> str:
+    return "bold" if (row, column) in table.best else ""
+
+
+def _fitting(table: Table, positions: Sequence[int], width: int) -> Iterator[list[int]]:
+    """The columns in as few groups as fit beside `method` and `n`, in their order, at least one in each."""
+    gap = 3  # rich puts two spaces and the rule's joint between columns
+    labels = max((len(row.label) for row in table.rows), default=6)
+    left = min(labels, width // 3) + max((len(seeds_text(row)) for row in table.rows), default=1) + 2 * gap
+    group: list[int] = []
+    used = left
+    for position in positions:
+        column = table.columns[position]
+        texts = [cell_text(row.cells[position], column, row.n) for row in table.rows]
+        needed = max(map(len, [column.group, column_title(column), *texts])) + gap
+        if group and used + needed > width:
+            yield group
+            group, used = [], left
+        group.append(position)
+        used += needed
+    if group:
+        yield group
+
+
+def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
+    """GitHub-flavoured Markdown: a paragraph for the head, one table a part, notes as a list."""
+    lines: list[str] = []
+    for table in tables:
+        lines += [f"**{_markdown(head_line(table))}**", ""]
+        lines += [line for banner in table.banners for line in (f"> **{_markdown(banner)}**", "")]
+        for part in PARTS:
+            lines += [*_markdown_part(table, _columns_of(table, part)), "", f"*{_markdown(_LEGENDS[part])}*", ""]
+        notes = [f"- {_markdown(line)}" for line in _lines_beneath(table)]
+        lines += [*notes, ""] if notes else []
+    lines += [f"- {_markdown(line)}" for line in _invalid(invalid)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _markdown_part(table: Table, positions: Sequence[int]) -> list[str]:
+    columns = [table.columns[position] for position in positions]
+    titles = [f"{column.group}: {column_title(column)}" if column.group else column_title(column) for column in columns]
+    lines = [_markdown_row(["method", "n", *map(_markdown, titles)]), "|---|---|" + "---:|" * len(columns)]
+    for number, row in enumerate(table.rows):
+        cells = []
+        for position in positions:
+            text = _markdown(cell_text(row.cells[position], table.columns[position], row.n))
+            cells.append(f"**{text}**" if (number, position) in table.best else text)
+        lines.append(_markdown_row([_markdown(row.label), seeds_text(row), *cells]))
+    return lines
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+
+
+def render_csv(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
+    """Tidy CSV in full precision: one line per row and quantity; `seeds` lines hold statuses, `record` lines bad files.
+
+    values: JSON {seed: value}; sd: divisor n - 1, empty for n < 2; statuses: JSON {seed: status}.
+    """
+    fields = list(dict.fromkeys(field for table in tables for field in table.head))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = ("method", "label", "params", "task", "quantity", "unit", "direction", "n", "mean", "sd", "values")
+    writer.writerow(["table", *fields, *names, "n_seeds", "statuses", "reason"])
+    for table in tables:
+        head = [table.key, *(table.head.get(field, "") for field in fields)]
+        for row in table.rows:
+            writer.writerows([*head, *line] for line in _csv_lines(table, row))
+    for line in invalid:
+        writer.writerow(["", *([""] * len(fields)), *([""] * 4), "record", *([""] * 7), "invalid", line])
+    return out.getvalue()
+
+
+def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
+    name = [row.method, row.label, json.dumps(row.params, ensure_ascii=False, sort_keys=True)]
+    statuses = json.dumps({str(seed): status for seed, status in row.statuses.items()})
+    beneath = [len(row.statuses), statuses, "; ".join((*row.failures, *table.banners))]
+    yield [*name, "", "seeds", "", "", row.n, "", "", "", *beneath]
+    for column, summary in zip(table.columns, row.cells, strict=True):
+        direction = {None: "", True: "higher", False: "lower"}[column.higher_is_better]
+        values = json.dumps({str(seed): value for seed, value in zip(summary.seeds, summary.values, strict=True)})
+        numbers = [summary.n, _exact(summary.mean), _exact(summary.sd), values]
+        yield [*name, column.group, column.name, column.unit, direction, *numbers, *beneath]
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def render_latex(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
+    """LaTeX tables for the package booktabs, one `table` environment per part."""
+    lines = [r"% needs \usepackage{booktabs}"]
+    for table in tables:
+        for part in PARTS:
+            lines += ["", *_latex_part(table, part)]
+    lines += [rf"\par {_latex(line)}" for line in _invalid(invalid)]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_part(table: Table, part: Part) -> list[str]:
+    positions = _columns_of(table, part)
+    columns = [table.columns[position] for position in positions]
+    caption = ". ".join([*table.banners, f"{part.capitalize()}. {head_line(table)}"])
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}}}"]
+    lines += [rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}", r"\toprule", *_latex_groups(columns)]
+    lines += [_latex_row(["method", "n", *(_latex(column_title(column)) for column in columns)]), r"\midrule"]
+    for number, row in enumerate(table.rows):
+        cells = []
+        for position in positions:
+            text = _latex(cell_text(row.cells[position], table.columns[position], row.n))
+            cells.append(rf"\textbf{{{text}}}" if (number, position) in table.best else text)
+        lines.append(_latex_row([_latex(row.label), _latex(seeds_text(row)), *cells]))
+    lines += [r"\bottomrule", r"\end{tabular}", "", rf"\footnotesize {_latex(_LEGENDS[part])}"]
+    beneath = _lines_beneath(table) if part == "accuracy" else []
+    return [*lines, *(rf"\par {_latex(line)}" for line in beneath), r"\end{table}"]
+
+
+def _latex_groups(columns: Sequence[Column]) -> list[str]:
+    """A head over the columns of each task; nothing where no column belongs to a task."""
+    if not any(column.group for column in columns):
+        return []
+    spans: list[tuple[str, int]] = []
+    for column in columns:
+        if spans and spans[-1][0] == column.group:
+            spans[-1] = (column.group, spans[-1][1] + 1)
+        else:
+            spans.append((column.group, 1))
+    heads = [rf"\multicolumn{{{n}}}{{c}}{{{_latex(group)}}}" for group, n in spans]
+    rules, start = [], 3
+    for group, n in spans:
+        rules += [rf"\cmidrule(lr){{{start}-{start + n - 1}}}"] if group else []
+        start += n
+    return [_latex_row(["", "", *heads]), " ".join(rules)]
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex(text: str) -> str:
+    text = text.replace("Delta_m", "\0")
+    text = "".join(_LATEX.get(character, character) for character in text).replace("\0", r"$\Delta_m$")
+    return re.sub(r"(?<![\w)-])-(?=\d)", "$-$", text)
+
+
+def _invalid(lines: Sequence[str]) -> list[str]:
+    return [f"invalid record {line}" for line in lines]

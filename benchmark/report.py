@@ -1,0 +1,128 @@
+"""`python -m benchmark.report DIR`: tables from the records of a run. Reads records, trains nothing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Collection
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from benchmark.delta import Variant
+from benchmark.render import render_csv, render_latex, render_markdown, render_terminal
+from benchmark.store import Store, write_atomic
+from benchmark.tables import aggregate, invalid_lines
+from datasets.errors import UsageError
+
+Format = Literal["terminal", "markdown", "csv", "latex"]
+WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
+
+
+class FormatChoice(str, Enum):
+    """Forms of the output."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    csv = "csv"
+    latex = "latex"
+
+
+class VariantChoice(str, Enum):
+    """Variants of Delta_m."""
+
+    mean_metrics = "mean-metrics"
+    one_metric = "one-metric"
+
+
+def report(
+    directory: Path,
+    *,
+    format: Format = "terminal",
+    variant: Variant = "mean-metrics",
+    width: int = WIDTH_OF_FILES,
+    color: bool = False,
+    keys: Collection[str] | None = None,
+) -> str:
+    """The tables of all records below a folder, or of the cells `keys`, as text.
+
+    Files that cannot be trusted are listed beneath. width, color: of terminal output. Raises UsageError where the
+    folder holds no records.
+    """
+    store = Store(directory)
+    records = store.load_all() if _holds_records(directory) else []
+    if not records:
+        raise UsageError(_nothing_to_report(directory))
+    if keys is not None:
+        records = [record for record in records if not record.cell or record.key in keys]
+    tables, invalid = aggregate(records, variant), invalid_lines(records)
+    match format:
+        case "terminal":
+            return render_terminal(tables, invalid, width, color)
+        case "markdown":
+            return render_markdown(tables, invalid)
+        case "csv":
+            return render_csv(tables, invalid)
+        case "latex":
+            return render_latex(tables, invalid)
+
+
+def _holds_records(directory: Path) -> bool:
+    return (directory / "records").is_dir()
+
+
+def _nothing_to_report(directory: Path) -> str:
+    if not directory.is_dir():
+        return (
+            f"{directory} {'is not a folder' if directory.exists() else 'does not exist'}; expected the --out of a run."
+        )
+    below = [path.name for path in sorted(directory.iterdir()) if path.is_dir() and _holds_records(path)]
+    hint = f" Folders in it that do: {', '.join(below)}." if below else " It is the folder that `run --out` wrote to."
+    return f"{directory} holds no records.{hint}"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a run wrote to (its --out).")],
+    format: Annotated[FormatChoice, typer.Option("--format", help="Form of the output.")] = FormatChoice.terminal,
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Write to a file.")] = None,  # noqa: UP045
+    metric_variant: Annotated[
+        VariantChoice,
+        typer.Option("--metric-variant", help="Delta_m over each task's metrics, or over its primary metric alone."),
+    ] = VariantChoice.mean_metrics,
+) -> None:
+    """Print tables of the records in DIR: accuracy, Delta_m, size, compute and cost, mean and s.d. over seeds.
+
+    Example: python -m benchmark.report results/runs/quick --format markdown --out table.md
+    """
+    color = out is None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
+    try:
+        text = report(directory, format=format.value, variant=metric_variant.value, width=width, color=color)
+        if out is not None:
+            write_atomic(out, text.encode("utf-8"))
+    except UsageError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    if out is None:
+        _print(text)
+
+
+def _print(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    # A console of another code page shows ? for an arrow rather than a traceback.
+    typer.echo(text.encode(encoding, errors="replace").decode(encoding), nl=False)
+
+
+def main() -> None:
+    """Entry point of `python -m benchmark.report`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""`python -m benchmark.run`: run a suite and print its tables. Heavy imports happen only once there is work to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from benchmark.suite import Suite, find_suite, read_suite
+from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmark.planning import PlannedCell
+    from benchmark.store import Store
+
+EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+TABLES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def fail(error: Exception) -> NoReturn:
+    """One line on stderr and exit code 2: a user's mistake is no traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def changes_to(suite: dict[str, Any], option: str, key: str, names: Sequence[str]) -> list[Any]:
+    """The suite's entries of these names, with their settings; a bare entry for a name that the suite does not have."""
+    entries = suite.get(option) or []
+    known = {entry if isinstance(entry, str) else entry.get(key): entry for entry in entries}
+    return [known.get(name, {key: name}) for name in names]
+
+
+def select(
+    name: str,
+    *,
+    methods: str | None = None,
+    datasets: str | None = None,
+    tasks: str | None = None,
+    backbones: str | None = None,
+    seeds: str | None = None,
+    settings: Sequence[str] = (),
+) -> Suite:
+    """A suite with the choices of the command line. Raises UsageError."""
+    import yaml
+
+    path = find_suite(name)
+    # Validated first, so that what is changed below is known to have the right form.
+    read_suite(path)
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    changes: dict[str, Any] = {}
+    for option, key, text in (("methods", "name", methods), ("data", "dataset", datasets), ("backbones", "name", backbones)):
+        if (names := _split(text)) is not None:
+            changes[option] = changes_to(document, option, key, names)
+    if (chosen := _split(tasks)) is not None:
+        entries = changes.get("data", document["data"])
+        changes["data"] = [
+            {**({"dataset": entry} if isinstance(entry, str) else entry), "tasks": chosen} for entry in entries
+        ]
+    if (numbers := _split(seeds)) is not None:
+        try:
+            changes["seeds"] = [int(number) for number in numbers]
+        except ValueError as error:
+            raise UsageError(f"--seeds {seeds!r}: expected whole numbers, for example 0,1,2.") from error
+    return read_suite(path, changes, settings)
+
+
+def pick_device(name: str) -> str:
+    """`cpu` or `cuda[:n]` for a request; `auto` takes CUDA where there is one. Raises UsageError."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name == "cuda" or name.startswith("cuda:")):
+        raise UsageError(f"--device {name!r}: expected auto, cpu, cuda or cuda:0.")
+    if name != "cpu":
+        count = torch.cuda.device_count()
+        index = name.partition(":")[2]
+        if not count or (index and not (index.isdigit() and int(index) < count)):
+            raise UsageError(f"--device {name!r}: PyTorch sees {count} CUDA devices here; use --device cpu.")
+    return name
+
+
+def run_suite(
+    suite: Suite,
+    out: Path,
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    data_root: Path | None = None,
+    refresh_stale: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Run what has no record yet and write the tables; returns the exit code. Raises UsageError before the first step."""
+    from rich.console import Console
+
+    from benchmark.cell import RunSettings
+    from benchmark.console import RunView
+    from benchmark.executors import LocalExecutor
+    from benchmark.planning import missing_reference, plan
+    from benchmark.store import Store
+
+    console = console or Console()
+    chosen = pick_device(device)
+    cells = plan(suite)
+    store = Store(out)
+    store.root.mkdir(parents=True, exist_ok=True)
+    pending = _pending(cells, store, refresh_stale, console)
+    n_jobs = jobs if jobs is not None else (os.cpu_count() or 1) if chosen == "cpu" else 1
+    kept = len(cells) - len(pending)
+    console.print(
+        f"Suite {suite.name}: {len(cells)} cells, {kept} with a record, {len(pending)} to run "
+        f"({min(n_jobs, max(1, len(pending)))} workers on {chosen}). Results: {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if missing_reference(cells):
+        console.print("Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
+    if pending:
+        settings = RunSettings(out=out, data_root=data_root, device=chosen)
+        with RunView(console, [cell.title for cell in pending]) as view:
+            for event in LocalExecutor(settings, n_jobs).run(pending):
+                view.show(event)
+    _write_tables(out, console)
+    return 0 if all(store.is_done(cell.key) for cell in cells) else EXIT_NOT_DONE
+
+
+def _pending(
+    cells: Sequence[PlannedCell], store: Store, refresh_stale: bool, console: Console
+) -> list[PlannedCell]:
+    """Cells without a finished record; stale ones are kept and said so, unless they are to be refreshed."""
+    from benchmark.staleness import stale_reason
+
+    pending = []
+    for cell in cells:
+        record = store.read(cell.key)
+        if record is None or record.status != "done":
+            pending.append(cell)
+        elif (reason := stale_reason(record, cell)) is not None:
+            if refresh_stale:
+                pending.append(cell)
+            else:
+                console.print(
+                    f"stale: {cell.title}: {reason}; kept (--refresh-stale runs it again)",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+    return pending
+
+
+def _write_tables(out: Path, console: Console) -> None:
+    """Tables to the terminal, and as files beside the records."""
+    from benchmark.report import report
+    from benchmark.store import write_atomic
+
+    for form, file in TABLES.items():
+        write_atomic(out / file, report(out, form).encode())
+    print(report(out, "terminal", width=console.width))
+    console.print(f"Tables: {', '.join(str(out / file) for file in TABLES.values())}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A shipped suite, or the path of a YAML file.")] = "quick",
+    methods: Annotated[str | None, typer.Option(help="Only these methods, comma-separated.")] = None,
+    datasets: Annotated[str | None, typer.Option(help="Only these data sets.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks, in this order.")] = None,
+    backbones: Annotated[str | None, typer.Option(help="Only these backbones.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds, for example 0,1,2.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: recipe.batch_size=32, or a method's parameter: method.key=value."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: results/runs/SUITE.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per core, one on a GPU.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set.")] = None,
+    refresh_stale: Annotated[bool, typer.Option(help="Run cells again whose record other code made.")] = False,
+) -> None:
+    """Run a suite: train what has no record yet, then print the tables.
+
+    Examples:
+
+      python -m benchmark.run
+
+      python -m benchmark.run standard --seeds 0,1 --methods single_task,hard_sharing
+
+      python -m benchmark.run quick --set recipe.optimizer.lr=0.1 --out results/runs/high_rate
+    """
+    try:
+        chosen = select(
+            suite,
+            methods=methods,
+            datasets=datasets,
+            tasks=tasks,
+            backbones=backbones,
+            seeds=seeds,
+            settings=settings or [],
+        )
+        folder = out or Path("results") / "runs" / chosen.name
+        root = data_root or _data_root_of_environment()
+        code = run_suite(
+            chosen, folder, device=device, jobs=jobs, data_root=root, refresh_stale=refresh_stale
+        )
+    except UsageError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; finished cells are kept. Resume with: {_resume_line(sys.argv[1:])}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    raise typer.Exit(code)
+
+
+def _data_root_of_environment() -> Path | None:
+    value = os.environ.get("SHAREBENCH_DATA")
+    return Path(value) if value else None
+
+
+def _resume_line(arguments: Sequence[str]) -> str:
+    import shlex
+
+    return shlex.join(["python", "-m", "benchmark.run", *arguments])
+
+
+main: Callable[[], None] = app
+
+if __name__ == "__main__":
+    main()

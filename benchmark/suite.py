@@ -1,0 +1,357 @@
+"""Suites: YAML -> validated `Suite` -> list of `Cell`s. The plan is data; nothing here opens a data set or builds a
+network.
+
+Every key is checked (unknown keys are errors that name file, line, key and the nearest valid key); defaults are filled
+in, so a cell's canonical JSON says everything that its result depends on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from datasets.errors import UsageError, nearest, unknown
+
+SUITES = Path(__file__).parent / "suites"
+MAX_SUITE_BYTES = 1_000_000  # a suite is a page of text; a larger file is a mistake or an attack
+MAX_ALIASES = 100  # YAML aliases can expand exponentially
+
+
+class Settings(BaseModel):
+    """Base of all configuration: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class OptimizerSettings(Settings):
+    """Optimizer of the weights. head_lr: rate of heads and added layers (measurement 4g); null takes `lr`."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.05
+    head_lr: Positive | None = None
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegative = 5e-4
+
+
+class ScheduleSettings(Settings):
+    """Factor on the learning rate over a stage; restarts with every stage. warmup, milestones: fractions of the stage."""
+
+    name: Literal["cosine", "step", "poly", "constant"] = "cosine"
+    warmup: Fraction = 0.05
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    gamma: Positive = 0.1
+    power: Positive = 0.9
+
+
+class BalancingSettings(Settings):
+    """How task losses become gradients: `equal` sums the weighted losses, other names are torchjd's."""
+
+    name: str = "equal"
+    params: dict[str, float | int | str] = Field(default_factory=dict)
+
+
+class RecipeSettings(Settings):
+    """What every row of a table trains with. `published` is set by a method's own recipe and shown red by the audit.
+
+    max_loss: a training loss above it ends the cell as diverged. workers: loader processes for sets that are not
+    cached.
+    """
+
+    name: Literal["suite", "published"] = "suite"
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    batch_size: Count = 64
+    clip_norm: Positive | None = 5.0
+    precision: Literal["fp32", "amp-bf16", "amp-fp16"] = "fp32"
+    channels_last: bool = False
+    balancing: BalancingSettings = BalancingSettings()
+    augmentation: tuple[str, ...] = ()
+    max_loss: Positive = 1e6
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class SelectionSettings(Settings):
+    """Which checkpoint of the final training is kept, and how train is cut into roles (measurement 1.4).
+
+    evaluations: how often `best-on-select` looks at the select role, at equal distances.
+    """
+
+    rule: Literal["last", "best-on-select"] = "last"
+    evaluations: Count = 5
+    arch_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.20
+    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.10
+
+
+class BudgetSettings(Settings):
+    """steps: batches of the final training, equal for every row. cycles: parts that time inside a stage counts in."""
+
+    steps: Count = 100
+    cycles: Count = 20
+
+
+class DataSettings(Settings):
+    """A data set with protocol, tasks and task weights; null tasks takes the data set's default ones."""
+
+    dataset: str
+    protocol: str = "standard"
+    layout: str | None = None
+    tasks: tuple[str, ...] | None = None
+    task_weights: dict[str, Positive] = Field(default_factory=dict)
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+    @field_validator("tasks")
+    @classmethod
+    def _some_and_unique(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or len(set(value)) != len(value)):
+            raise ValueError("tasks must be a non-empty list of different names")
+        return value
+
+
+class BackboneSettings(Settings):
+    """A timm backbone. weights: `none`, `pretrained`, or the path of a local file; equal initial weights for all rows.
+
+    Images come in the data set's size. Vision transformers are built for it.
+    """
+
+    name: str
+    weights: str = "none"
+    in_chans: Literal[1, 3] = 3
+    output_stride: Literal[8, 16, 32] = 32
+    zero_init_last: bool = False
+    drop_path: Fraction = 0.0
+    dropout: Fraction = 0.0
+
+
+class MethodSettings(Settings):
+    """A method and those of its parameters that differ from their defaults."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Suite(Settings):
+    """What was asked for: the product of data sets, backbones, methods and seeds."""
+
+    name: Name
+    description: str = ""
+    data: Annotated[tuple[DataSettings, ...], Field(min_length=1)]
+    backbones: Annotated[tuple[BackboneSettings, ...], Field(min_length=1)]
+    methods: Annotated[tuple[MethodSettings, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    budget: BudgetSettings = BudgetSettings()
+    recipe: RecipeSettings = RecipeSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_methods(cls, value: Any) -> Any:
+        return [{"name": entry} if isinstance(entry, str) else entry for entry in value] if _is_list(value) else value
+
+    @field_validator("backbones", mode="before")
+    @classmethod
+    def _names_are_backbones(cls, value: Any) -> Any:
+        return [{"name": entry} if isinstance(entry, str) else entry for entry in value] if _is_list(value) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _names_are_data(cls, value: Any) -> Any:
+        return (
+            [{"dataset": entry} if isinstance(entry, str) else entry for entry in value] if _is_list(value) else value
+        )
+
+    def cells(self) -> Iterator[Cell]:
+        """The cells in a fixed order: data, backbone, seed, method; so that the rows of a comparison appear together."""
+        for data, backbone, seed, method in itertools.product(self.data, self.backbones, self.seeds, self.methods):
+            yield Cell(
+                method=method,
+                data=data,
+                backbone=backbone,
+                recipe=self.recipe,
+                selection=self.selection,
+                budget=self.budget,
+                seed=seed,
+            )
+
+
+class Cell(Settings):
+    """One training to one record. `benchmark.planning.resolve` fills in what only registries know."""
+
+    method: MethodSettings
+    data: DataSettings
+    backbone: BackboneSettings
+    recipe: RecipeSettings
+    selection: SelectionSettings
+    budget: BudgetSettings
+    seed: int
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def suite_names() -> list[str]:
+    """Suites that ship with the package."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+def find_suite(name: str) -> Path:
+    """File of a shipped suite, or the path itself where it names a file. Raises UnknownNameError."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if not path.is_file():
+            raise UsageError(f"Suite file {name!r} does not exist. Shipped suites: {', '.join(suite_names())}.")
+        return path
+    if name not in suite_names():
+        raise unknown("suite", name, suite_names())
+    return SUITES / f"{name}.yaml"
+
+
+def read_suite(path: Path, changes: Mapping[str, Any] | None = None, settings: Sequence[str] = ()) -> Suite:
+    """The suite in a file. changes: top-level keys to replace; settings: `a.b=c` assignments.
+
+    Raises UsageError that names file, line and key for anything that is not a valid suite.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_SUITE_BYTES:
+            raise UsageError(f"{path}: {size} bytes; a suite has at most {MAX_SUITE_BYTES}.")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
+    document, lines = _parse(text, path)
+    document.update(changes or {})
+    for assignment in settings:
+        _assign(document, assignment)
+    try:
+        return Suite.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(_explain(error, path, lines)) from error
+
+
+Location = tuple[str | int, ...]
+
+
+def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
+    """The document and the line of every key; safe tags only, a bounded number of aliases, no key twice."""
+    try:
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)) > MAX_ALIASES:
+            raise UsageError(f"{path}: more than {MAX_ALIASES} YAML aliases.")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Location, int] = {}
+        if node is not None:
+            _index(node, (), lines, path)
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: YAML is nested too deeply.") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: a suite is a mapping of keys, not {type(document).__name__}.")
+    return document, lines
+
+
+def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path: Path) -> None:
+    lines[location] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            where = (*location, str(key.value))
+            if where in lines:
+                raise UsageError(f"{path}, line {key.start_mark.line + 1}: key {key.value!r} stands twice.")
+            _index(value, where, lines, path)
+            lines[where] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            _index(value, (*location, position), lines, path)
+
+
+def _assign(document: dict[str, Any], assignment: str) -> None:
+    """Apply `a.b=c`: a top-level section of the suite, or `method.key` for the parameters of one method."""
+    path, separator, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not separator or len(keys) < 2:
+        raise UsageError(f"--set {assignment!r}: expected section.key=value, for example recipe.batch_size=32.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {assignment!r}: the value is not valid YAML.") from error
+    target: dict[str, Any]
+    if keys[0] in {"recipe", "budget", "selection"}:
+        target = document.setdefault(keys[0], {})
+    else:
+        target = _method_params(document, keys[0])
+    for key in keys[1:-1]:
+        child = target.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"--set {assignment!r}: {key!r} is a value, not a section.")
+        target = child
+    target[keys[-1]] = value
+
+
+def _method_params(document: dict[str, Any], name: str) -> dict[str, Any]:
+    methods = document.get("methods") or []
+    for position, entry in enumerate(methods):
+        if isinstance(entry, str) and entry == name:
+            methods[position] = entry = {"name": name}
+        if isinstance(entry, dict) and entry.get("name") == name:
+            params: dict[str, Any] = entry.setdefault("params", {})
+            return params
+    names = [entry if isinstance(entry, str) else str(entry.get("name")) for entry in methods]
+    raise unknown("section of --set", name, ["recipe", "budget", "selection", *names])
+
+
+def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) -> str:
+    """One line for the first fault: file, line, key path, what is wrong, nearest valid key."""
+    fault = error.errors()[0]
+    # A union adds the name of the branch that was tried; the lines only know the document's own keys.
+    location = tuple(fault["loc"])
+    known = next((location[:n] for n in range(len(location), -1, -1) if location[:n] in lines), ())
+    where = f"{path}, line {lines[known]}" if known else str(path)
+    key = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        allowed = _fields_at(location[:-1])
+        hint = f" Nearest: {', '.join(nearest(str(location[-1]), allowed))}." if allowed else ""
+        return f"{where}: unknown key {key!r}.{hint}"
+    given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
+    return f"{where}: {key}: {fault['msg']}{given}."[:500]
+
+
+def _fields_at(location: Location) -> list[str]:
+    """Names of the settings that may stand at a place of a suite."""
+    model: type[BaseModel] = Suite
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        inner = _model_in(field.annotation) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,330 @@
+"""The only training loop. Implements `methods.contracts.Trainer`; it names no method, data set or backbone.
+
+`fit` is an alternation of one stage, so there is a single loop: cycles, in each of them a phase of every stage, in each
+phase its share of the steps. A step reads no value back from the device; losses are written to a buffer there and are
+looked at every `CHECK_EVERY` steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from methods.backbone import Backbone
+from methods.heads import create_head
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from benchmark.checkpoints import Checkpoints
+from benchmark.evaluate import evaluate
+from benchmark.ledger import Ledger
+from benchmark.selection import BestOnSelect
+from benchmark.stage_run import Progress, StageRun, TrainingContext
+from datasets.contracts import Batch, DatasetSpec
+from datasets.errors import ProtocolError
+from methods.contracts import Budget, Metrics, Purpose, Role, SingleTask, Stage, StageResult
+from methods.cost import MacCounter
+from methods.operations import Operation
+from methods.streams import generator, seed_of
+from methods.task_graph import TaskGraph
+
+CHECK_EVERY = 50  # steps between looks at the losses; each look waits for the device
+
+
+class CellTrainer:
+    """The trainer of one cell. folder: of its checkpoints. task_names: the cell's tasks, or the one of a nested
+    training.
+    """
+
+    def __init__(self, context: TrainingContext, folder: Path) -> None:
+        self.context = context
+        self.ledger = Ledger()
+        self.curves: dict[str, list[float]] = {}
+        self.artifacts: dict[str, np.ndarray] = {}
+        self.selected: dict[str, int] = {}
+        self._checkpoints = Checkpoints(folder, context.version)
+        self._generators: dict[str, torch.Generator] = {}
+        self._weight_steps = WeakIdKeyDictionary()
+        self._stages = 0
+        self._last_checkpoint = time.monotonic()
+        self._last_progress = 0.0
+
+    # What a method sees
+
+    @property
+    def data(self) -> DatasetSpec:
+        """The data set with the tasks of this cell."""
+        return self.context.data
+
+    @property
+    def budget(self) -> Budget:
+        """Steps of the final training, and cycles per stage."""
+        return self.context.budget
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks and batches live."""
+        return self.context.device
+
+    def backbone(self) -> Backbone:
+        """A fresh copy of the backbone with the cell's initial weights, on the device."""
+        backbone = self.context.prototype.clone()
+        backbone.module().to(self.device)
+        return backbone
+
+    def head(self, task: str) -> Operation:
+        """A fresh head for a task, from the stream `head-init/<task>`, on the device."""
+        operation = create_head(self.data.task(task), self.context.prototype, self.context.seed)
+        operation.module.to(self.device)
+        return operation
+
+    def rng(self, name: str) -> torch.Generator:
+        """The stream `method/<name>`; the same object each time, its state part of checkpoints."""
+        if name not in self._generators:
+            self._generators[name] = generator(self.context.seed, f"method/{name}")
+        return self._generators[name]
+
+    def fit(self, stage: Stage) -> StageResult:
+        """Train one stage."""
+        return self._train([stage], self.budget.cycles)[0]
+
+    def alternate(self, stages: Sequence[Stage], cycles: int | None = None) -> list[StageResult]:
+        """Train stages in turn, cycle after cycle."""
+        return self._train(stages, self.budget.cycles if cycles is None else cycles)
+
+    def evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str] | None = None) -> Metrics:
+        """Metrics on fit, arch or select. Raises ProtocolError for report."""
+        if role is Role.REPORT:
+            raise ProtocolError("The report role is evaluated once, by the harness, after the method has returned.")
+        return self._evaluate(network, role, tasks or self.data.task_names)
+
+    def batches(self, role: Role, n_samples: int | None = None, tasks: Sequence[str] | None = None) -> Iterator[Batch]:
+        """Batches in fixed order without augmentation. Raises ProtocolError for report."""
+        if role is Role.REPORT:
+            raise ProtocolError("The report role is not open to methods.")
+        return self.context.loaders[role].ordered(tasks or self.data.task_names, n_samples)
+
+    def single_task(self, task: str, purpose: Purpose = "search") -> SingleTask:
+        """The single-task network, charged to this cell whether it was trained here or taken over."""
+        if self.context.single_task is None:
+            raise ProtocolError("A single-task training cannot ask for a single-task network.")
+        graph, loss, spending, key = self.context.single_task(self.data.task(task).name)
+        self.ledger.account(purpose).add(spending)
+        self.ledger.reused_from.append(key)
+        graph.network().to(self.device)
+        for parameter in graph.parameters():
+            self._weight_steps[parameter] = self.budget.steps
+        if purpose == "final":
+            self.curves[f"loss/{task}"] = list(loss)
+        return SingleTask(graph, loss)
+
+    def log(self, name: str, value: float) -> None:
+        """Append a value to a named curve."""
+        self.curves.setdefault(name, []).append(float(value))
+
+    def artifact(self, name: str, array: np.ndarray | Tensor) -> None:
+        """Store an array with the record; a later one of that name replaces it."""
+        self.artifacts[name] = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+    # What the harness adds
+
+    def weight_steps(self, graph: TaskGraph) -> int:
+        """Most updates that any deployed weight has received."""
+        return max((self._weight_steps.get(parameter, 0) for parameter in graph.parameters()), default=0)
+
+    def clear_checkpoints(self) -> None:
+        """Remove this cell's checkpoints, once its record stands."""
+        self._checkpoints.clear()
+
+    def _evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> Metrics:
+        start = time.perf_counter()
+        metrics, _ = evaluate(network, self.context.loaders[role], tasks)
+        self.ledger.evaluation_seconds += time.perf_counter() - start
+        return metrics
+
+    # The loop
+
+    def _train(self, stages: Sequence[Stage], cycles: int) -> list[StageResult]:
+        number, self._stages = self._stages, self._stages + 1
+        for stage in stages:
+            if stage.first_cycle >= cycles:
+                raise ValueError(f"Stage {stage.name!r} starts in cycle {stage.first_cycle} of {cycles}.")
+            stage.network.to(self.device)
+            if self.context.recipe.channels_last:
+                stage.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        flags = [(p, p.requires_grad) for stage in stages for p in stage.network.parameters()]
+        runs = [StageRun(stage, self.context) for stage in stages]
+        signature = [[s.name, s.steps, s.role.value, s.purpose, s.step, cycles] for s in stages]
+        stored = self._checkpoints.load(number, signature)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # dropout and random balancers read the global stream
+            torch.manual_seed(seed_of(self.context.seed, f"noise/{number}/{stages[0].name}"))
+            best = self._selector(runs)
+            if stored is not None and stored[1]:
+                self._restore(runs, stored[0], best, finished=True)
+            else:
+                self._run_cycles(number, runs, cycles, signature, best, stored[0] if stored else None)
+        for run in runs:
+            for parameter in run.trained:
+                self._weight_steps[parameter] = self._weight_steps.get(parameter, 0) + run.done
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        results = [run.result(cycles) for run in runs]
+        for stage, result in zip(stages, results, strict=True):
+            for task, values in result.loss.items():
+                self.curves[f"loss/{task}" if stage.purpose == "final" else f"loss/{stage.name}/{task}"] = list(values)
+        return results
+
+    def _run_cycles(
+        self,
+        number: int,
+        runs: Sequence[StageRun],
+        cycles: int,
+        signature: list[Any],
+        best: BestOnSelect | None,
+        resumed: dict[str, Any] | None,
+    ) -> None:
+        for run, state in zip(runs, resumed["runs"] if resumed else [], strict=False):
+            run.done = state["done"]
+        for cycle in range(cycles):
+            for run in runs:
+                end = run.steps_until(cycle, cycles)
+                if run.done >= end:
+                    continue
+                if resumed is not None and not resumed["mid_phase"]:
+                    self._restore(runs, resumed, best, finished=False)
+                    resumed = None
+                run.begin_phase(cycle, fresh=resumed is None)
+                if resumed is not None:  # after `before_cycle`, which may reset what the checkpoint then puts back
+                    self._restore(runs, resumed, best, finished=False)
+                    resumed = None
+                self._run_phase(number, runs, run, end, signature, best)
+                run.check_losses()
+                run.balancer.end_cycle()
+                if self._checkpoint_due(run):
+                    self._save(number, runs, signature, best)
+        if best is not None:
+            self.selected = {"step": best.step}
+            best.restore()
+        self._save(number, runs, signature, best, finished=True)
+
+    def _run_phase(
+        self,
+        number: int,
+        runs: Sequence[StageRun],
+        run: StageRun,
+        end: int,
+        signature: list[Any],
+        best: BestOnSelect | None,
+    ) -> None:
+        """Train a stage up to step `end`."""
+        account = self.ledger.account(run.stage.purpose)
+        batches = run.batches()
+        started = time.perf_counter()
+        waited = paused = 0.0
+        while run.done < end:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            counter = MacCounter() if not run.macs_per_step else contextlib.nullcontext()
+            with counter:
+                account.optimizer_steps += run.step(batch)
+            if isinstance(counter, MacCounter):
+                run.macs_per_step = counter.macs
+            account.train_macs += run.macs_per_step
+            account.images += sum(len(index) for index in batch.index.values())
+            passes = run.stage.passes if run.stage.passes is not None else len(batch.index)
+            account.forward_passes += passes * (1 + run.balancer.needs_losses_after_step)
+            if run.done % CHECK_EVERY == 0:
+                run.check_losses()
+            pause = time.perf_counter()
+            if best is not None:
+                best.look(run)
+            self._tell(run)
+            if self._checkpoint_due(run) and run.done < end:
+                now = time.perf_counter()
+                account.seconds += now - started - waited - paused
+                self.ledger.io_seconds += waited
+                self._save(number, runs, signature, best, mid_phase=True)
+                started, waited, paused, pause = time.perf_counter(), 0.0, 0.0, time.perf_counter()
+            paused += time.perf_counter() - pause
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        account.seconds += time.perf_counter() - started - waited - paused
+        self.ledger.io_seconds += waited
+
+    def _tell(self, run: StageRun) -> None:
+        now = time.monotonic()
+        if now - self._last_progress > 0.25 or run.done == run.stage.steps:
+            self._last_progress = now
+            self.context.report_progress(Progress(run.stage.name, run.done, run.stage.steps))
+
+    def _checkpoint_due(self, run: StageRun) -> bool:
+        if self.context.checkpoint_steps is not None:
+            return run.done % self.context.checkpoint_steps == 0
+        return time.monotonic() - self._last_checkpoint > self.context.checkpoint_s
+
+    def _selector(self, runs: Sequence[StageRun]) -> BestOnSelect | None:
+        """Who watches the select role: only the final training, and only where the cell's rule asks for it."""
+        rule = self.context.selection.rule
+        if rule == "last" or len(runs) != 1 or runs[0].stage.purpose != "final":
+            return None
+        return BestOnSelect(runs[0], lambda network, tasks: self._evaluate(network, Role.SELECT, tasks), self.log)
+
+    # Checkpoints
+
+    def _save(
+        self,
+        number: int,
+        runs: Sequence[StageRun],
+        signature: list[Any],
+        best: BestOnSelect | None,
+        *,
+        finished: bool = False,
+        mid_phase: bool = False,
+    ) -> None:
+        networks = {id(run.stage.network): run.stage.network for run in runs}
+        payload = {
+            "signature": signature,
+            "runs": [run.state_dict() for run in runs],
+            "networks": [network.state_dict() for network in networks.values()],
+            "generators": {name: random.get_state() for name, random in self._generators.items()},
+            "global_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "curves": {name: list(values) for name, values in self.curves.items()},
+            "artifacts": {name: torch.from_numpy(np.array(array)) for name, array in self.artifacts.items()},
+            "ledger": self.ledger.to_json(),
+            "selected": dict(self.selected),
+            "mid_phase": mid_phase,
+            "best": best.state_dict() if best is not None and not finished else None,
+        }
+        if finished:
+            for state in payload["runs"]:
+                state.update(optimizers=[], scaler={}, balancer={})
+        self._checkpoints.save(number, payload, finished=finished)
+        self._last_checkpoint = time.monotonic()
+
+    def _restore(
+        self, runs: Sequence[StageRun], payload: dict[str, Any], best: BestOnSelect | None, *, finished: bool
+    ) -> None:
+        networks = {id(run.stage.network): run.stage.network for run in runs}
+        for network, state in zip(networks.values(), payload["networks"], strict=True):
+            network.load_state_dict(state)
+        for run, state in zip(runs, payload["runs"], strict=True):
+            run.load_state_dict(state, finished=finished)
+        for name, state in payload["generators"].items():
+            self.rng(name).set_state(state)
+        torch.set_rng_state(payload["global_random"])
+        if payload["cuda_random"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(payload["cuda_random"], self.device)
+        self.curves = {name: list(values) for name, values in payload["curves"].items()}
+        self.artifacts = {name: array.numpy() for name, array in payload["artifacts"].items()}
+        self.ledger = Ledger.from_json(payload["ledger"])
+        self.selected = dict(payload["selected"])
+        if best is not None and payload["best"] is not None:
+            best.load_state_dict(payload["best"])

@@ -1,0 +1,165 @@
+"""What a data set promises: tasks and sizes known before any file is opened, one canonical sample, named inputs.
+
+A *single-domain* set labels every image for every task and has one input, `"image"`. A *multi-domain* set gives each
+task its own images; its inputs carry the names of the tasks. Methods and the harness only ever see this module.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from datasets.errors import unknown
+
+Tier = Literal["verified on genuine files", "verified on twins", "report only"]
+Split = Literal["train", "val", "test"]
+IndexArray = npt.NDArray[np.int64]
+SINGLE_INPUT = "image"  # the name of the one input of a single-domain set
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """One task. Loss, ignore value and form of the head belong to `kind`; see `datasets.kinds`.
+
+    channels: outputs of the head (classes for `class` and `semantic`). weight: lambda of the table, equal for all
+    methods. unit: of the label, printed in column heads (`metre`, ...). positive_weight: share of the loss that
+    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    metrics: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    weight: float = 1.0
+    unit: str = ""
+    positive_weight: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A data set with its tasks, known before any file is opened. native_size: (height, width) in pixels.
+
+    splits: expected number of samples per split (of each input). mean, std: per RGB channel, of images in [0, 1].
+    """
+
+    name: str
+    layout: str
+    version: str
+    protocol: str
+    domains: Literal["single", "multi"]
+    tasks: tuple[TaskSpec, ...]
+    splits: Mapping[str, int]
+    native_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    licence: str
+    home: str
+    tier: Tier
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in their fixed order."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs: the one input of a single-domain set, or one input per task."""
+        return (SINGLE_INPUT,) if self.domains == "single" else self.task_names
+
+    def task(self, name: str) -> TaskSpec:
+        """The task of that name. Raises UnknownNameError with the nearest names."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise unknown(f"task of {self.name}", name, self.task_names)
+
+    def input_of(self, task: str) -> str:
+        """Name of the input that a task's network reads."""
+        return SINGLE_INPUT if self.domains == "single" else self.task(task).name
+
+    def with_tasks(self, names: Sequence[str]) -> DatasetSpec:
+        """The same data set restricted to these tasks, in this order; images, splits and their order do not change."""
+        return dataclasses.replace(self, tasks=tuple(self.task(name) for name in names))
+
+    def with_weights(self, weights: Mapping[str, float]) -> DatasetSpec:
+        """The same data set with other task weights."""
+        for name in weights:
+            self.task(name)
+        tasks = tuple(dataclasses.replace(task, weight=weights.get(task.name, task.weight)) for task in self.tasks)
+        return dataclasses.replace(self, tasks=tasks)
+
+
+class Sample(TypedDict):
+    """One sample. image: tv_tensors.Image float32 [3, H, W], RGB in [0, 1]; meta holds at least `id`."""
+
+    image: Tensor
+    targets: dict[str, Tensor]
+    meta: dict[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedSamples:
+    """All samples of one input as tensors: images uint8 [N, C, H, W] with C = 1 (gray) or 3, targets {task: [N, ...]}."""
+
+    images: Tensor
+    targets: Mapping[str, Tensor]
+
+
+class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
+    """The samples of one input of one split.
+
+    ids: stable, unique strings. units: what a hold-out keeps together (a scene, a city, the sample itself).
+    parts: for composed data, the `fit` and `arch` parts of train as index arrays, cut by source image; else None.
+    sources: int64 [N, k], the source images that went into each sample of composed data; else None.
+    """
+
+    ids: Sequence[str]
+    units: Sequence[str]
+    parts: Mapping[str, IndexArray] | None = None
+    sources: IndexArray | None = None
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.ids)
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`, decoded, neither normalised nor resized."""
+
+    def cached(self) -> CachedSamples | None:
+        """All samples as tensors where the set fits in memory, else None."""
+        return None
+
+    @abc.abstractmethod
+    def content_hash(self) -> str:
+        """sha256 (hex) of what the samples hold; part of the data hash in every record."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiTaskDataset:
+    """One split of a data set: its spec and the samples of each input."""
+
+    spec: DatasetSpec
+    split: Split
+    inputs: Mapping[str, InputData]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a training or evaluation step sees.
+
+    images: {input: float32 [B, 3, H, W]}, normalised. targets: {task: [B, ...]} as the kind defines them.
+    index: {input: int64 [B]}, positions in the role's list of samples, on the CPU.
+    """
+
+    images: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+    index: Mapping[str, Tensor]

@@ -1,0 +1,1 @@
+"""How it is shared: backbones, task graphs and sharing methods. Imports `datasets`, never `benchmark`."""

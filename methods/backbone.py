@@ -1,0 +1,374 @@
+"""Any supported timm model as a backbone: a stem, ordered blocks that know how to be skipped, and a tail.
+
+tail(blocks(stem(x))) equals timm's forward_features, bit for bit in eval mode. The parts enter task graphs as operations that
+share the backbone's own parameters and can be built again from their JSON configuration. Families are in
+`methods.backbone_families`; this module names none. Source: DESIGN.md section 3, adashare.md 2.2, branched.md 2.2.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+import methods.backbone_families  # noqa: F401  (registers the families)
+from datasets.errors import UsageError
+from methods.backbone_family import (
+    NATIVE_STRIDE,
+    BackboneConfig,
+    Cut,
+    Form,
+    Layout,
+    Pool,
+    Shape,
+    Size,
+    find_family,
+    supported_names,
+)
+from methods.backbone_weights import load_weights
+from methods.operations import Config, Operation, register_operation
+from methods.streams import seeded
+
+__all__ = ["Backbone", "BackboneConfig", "Block", "Shape", "create_backbone", "pool_norm_module", "supported_backbones"]
+
+Part = Literal["stem", "block", "skip", "execute", "tail", "pool_norm"]
+_PROBE_SIZE = (256, 256)  # any multiple of the largest reduction; features are measured on it, on the meta device
+
+
+class Block(nn.Module):
+    """One block of a backbone. module: the timm block; in_shape, out_shape: channels and reduction of its input and output."""
+
+    def __init__(
+        self, module: nn.Module, form: Form, in_shape: Shape, out_shape: Shape, layout: Layout, prefix_tokens: int
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.form = form
+        self.in_shape = in_shape
+        self.out_shape = out_shape
+        self.layout = layout
+        self.prefix_tokens = prefix_tokens
+        self.identity = nn.Identity()
+
+    @property
+    def skip(self) -> nn.Module | None:
+        """What remains when the block is skipped: its projection or an nn.Identity; None where it cannot be skipped."""
+        if not self.form.skips(self.module):
+            return None
+        projection = self.form.projection(self.module)
+        return self.identity if projection is None else projection
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The timm block's own forward; equal to execute(x, skip(x)), bit for bit, where the block has a skip."""
+        return cast(Tensor, self.module(x))
+
+    def execute(self, x: Tensor, s: Tensor) -> Tensor:
+        """The block's output given s = skip(x). Changes neither input. Raises ValueError where the block has no skip."""
+        if not self.form.skips(self.module):
+            raise ValueError("This block has no skip; call it with its input alone.")
+        return self.form.execute(self.module, x, s)
+
+    def branch(self) -> nn.Module:
+        """`execute` as a module of two inputs, which holds the block's parts (shared) without the skip path."""
+        return self.form.branch(self.module)
+
+    def clone(self) -> Block:
+        """An independent copy with equal bits."""
+        return copy.deepcopy(self)
+
+
+class BackboneModule(nn.Module):
+    """A backbone's stem, blocks and tail as one module, sharing their parameters."""
+
+    def __init__(self, stem: nn.Module, blocks: Sequence[Block], tail: nn.Module) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+        self.tail = tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float [B, C, H, W]; the features of the backbone's layout."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return cast(Tensor, self.tail(x))
+
+
+@dataclasses.dataclass(eq=False)
+class Backbone:
+    """A timm model in parts.
+
+    stages: blocks grouped by reduction at native stride (<= 4, 8, 16, 32); four equal groups, the remainder in the last, where
+        all have one reduction (branched 2.2). layout: of features between the parts. prefix_tokens: leading tokens without a place.
+    num_features: channels after the tail. input_size: image size asked for, else the pretrained model's, (height, width).
+    mean, std: normalisation of the pretrained model. grids: (height, width) in tokens of each size asked for, training first;
+    empty where features are maps. pool, pool_norm: how the model's own head pools, and the norm it applies then; a pooled
+    head starts from that norm's weights, which are no part of the backbone (measurement 2).
+    """
+
+    config: BackboneConfig
+    stem: nn.Module
+    blocks: list[Block]
+    tail: nn.Module
+    stages: list[range]
+    layout: Layout
+    prefix_tokens: int
+    num_features: int
+    input_size: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grids: tuple[Size, ...]
+    pool: Pool
+    pool_norm: nn.Module | None
+
+    @property
+    def grid(self) -> Size | None:
+        """(height, width) in tokens at the training size; None where features are maps."""
+        return self.grids[0] if self.grids else None
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features float [B, ...] in `layout` of images float [B, C, H, W]; timm's forward_features, bit for bit."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return cast(Tensor, self.tail(x))
+
+    def clone(self) -> Backbone:
+        """An independent copy with equal bits."""
+        return copy.deepcopy(self)
+
+    def module(self) -> BackboneModule:
+        """One module that shares stem, blocks and tail, for state, mode and device."""
+        return BackboneModule(self.stem, self.blocks, self.tail)
+
+    def n_parameters(self) -> int:
+        """P_ref: parameters of stem, blocks and tail (measurement 2)."""
+        return sum(parameter.numel() for parameter in self.module().parameters())
+
+    def stem_operation(self) -> Operation:
+        """The stem: images -> features."""
+        return self._operation("stem", 0, self.stem)
+
+    def block_operation(self, index: int) -> Operation:
+        """A whole block, x -> block(x)."""
+        return self._operation("block", index, self.blocks[index].module)
+
+    def skip_operation(self, index: int) -> Operation | None:
+        """The skip path of a block, x -> s; an identity operation where it is one, None where the block cannot be skipped."""
+        skip = self.blocks[index].skip
+        return None if skip is None else self._operation("skip", index, skip)
+
+    def execute_operation(self, index: int) -> Operation:
+        """(x, s) -> execute(x, s). Holds the parameters of the branch only. Raises UsageError where the block has no skip."""
+        if self.blocks[index].skip is None:
+            raise UsageError(f"Block {index} of {self.config.name!r} cannot be skipped; use the whole block.")
+        return self._operation("execute", index, self.blocks[index].branch())
+
+    def tail_operation(self) -> Operation:
+        """What follows the last block; an identity operation where nothing does."""
+        return self._operation("tail", 0, self.tail)
+
+    def _operation(self, part: Part, index: int, module: nn.Module) -> Operation:
+        if type(module) is nn.Identity:
+            return Operation("identity", {}, module, "backbone")
+        config: dict[str, object] = {"backbone": self.config.to_json(), "part": part}
+        if part not in ("stem", "tail"):
+            config["index"] = index
+        return Operation("backbone", config, module, "backbone")
+
+
+def supported_backbones() -> list[str]:
+    """Names that `create_backbone` takes (each also with one of timm's pretrained tags), in alphabetical order; builds nothing."""
+    return supported_names()
+
+
+def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", seed: int) -> Backbone:
+    """The backbone of a configuration.
+
+    weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits; `pretrained` takes
+    timm's (tag in the name, else its default); else the path of a file with a timm model's state (.safetensors, or torch).
+    Raises UsageError for an unknown or unsupported name, an option that the family does not have, a size that is no multiple of the
+    patch, weights that cannot be had or do not fit.
+    """
+    geometry = _measure(config)
+    with seeded(seed, "backbone-init"):
+        model = _pretrained(config) if weights == "pretrained" else _build(config)
+    member = find_family(config.name)
+    if weights not in ("none", "pretrained"):
+        load_weights(model, Path(weights), member.head_keys)
+    defaults = cast("dict[str, tuple[float, ...]]", model.pretrained_cfg)
+    cut = member.cut(model)
+    blocks = [
+        Block(module, form, before, after, member.layout, cut.prefix_tokens)
+        for (module, form), before, after in zip(cut.blocks, geometry.shapes, geometry.shapes[1:], strict=False)
+    ]
+    return Backbone(
+        config=config,
+        stem=cut.stem,
+        blocks=blocks,
+        tail=cut.tail,
+        stages=geometry.stages,
+        layout=member.layout,
+        prefix_tokens=cut.prefix_tokens,
+        num_features=geometry.num_features,
+        input_size=config.image_size or cast(Size, tuple(defaults["input_size"][1:])),
+        mean=tuple(defaults["mean"]),
+        std=tuple(defaults["std"]),
+        grids=geometry.grids,
+        pool=cut.pool,
+        pool_norm=cut.pool_norm,
+    )
+
+
+def _build(config: BackboneConfig, *, device: str | None = None, pretrained: bool = False) -> nn.Module:
+    member = find_family(config.name)
+    member.check(config)
+    return timm.create_model(config.name, pretrained=pretrained, device=device, **member.arguments(config))
+
+
+def _pretrained(config: BackboneConfig) -> nn.Module:
+    if not timm.is_model_pretrained(config.name):
+        raise UsageError(f"timm has no pretrained weights of {config.name!r}; use weights 'none' or the path of a file.")
+    try:
+        return _build(config, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0][:160]
+        raise UsageError(
+            f"Pretrained weights of {config.name!r} cannot be had: {reason} Without network, give the path of a file."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Geometry:
+    """shapes: after the stem and after each block."""
+
+    shapes: list[Shape]
+    stages: list[range]
+    num_features: int
+    grids: tuple[Size, ...]
+
+
+def _measure(config: BackboneConfig) -> _Geometry:
+    """Shapes, stages and grids, from a forward pass without data. Raises UsageError where a size is no multiple of the patch."""
+    cut = _skeleton(config)
+    grids = tuple(_grid(config.name, size, cut.patch) for size in config.sizes) if cut.patch else ()
+    shapes, num_features = _shapes(config, cut)
+    native = shapes
+    if config.output_stride != NATIVE_STRIDE:
+        native_config = dataclasses.replace(config, output_stride=NATIVE_STRIDE)
+        native, _ = _shapes(native_config, _skeleton(native_config))
+    return _Geometry(shapes, group_stages([shape.reduction for shape in native[1:]]), num_features, grids)
+
+
+def _skeleton(config: BackboneConfig) -> Cut:
+    return find_family(config.name).cut(_build(config, device="meta"))
+
+
+def _grid(name: str, size: Size, patch: Size) -> Size:
+    if any(side % step for side, step in zip(size, patch, strict=True)):
+        lower = tuple(max(side // step, 1) * step for side, step in zip(size, patch, strict=True))
+        upper = tuple(-(-side // step) * step for side, step in zip(size, patch, strict=True))
+        raise UsageError(
+            f"Image size {size[0]}x{size[1]} is no multiple of the {patch[0]}x{patch[1]} patches of {name!r}; "
+            f"nearest: {lower[0]}x{lower[1]} and {upper[0]}x{upper[1]}."
+        )
+    return size[0] // patch[0], size[1] // patch[1]
+
+
+@torch.no_grad()
+def _shapes(config: BackboneConfig, cut: Cut) -> tuple[list[Shape], int]:
+    """Shapes after the stem and after each block, and the channels after the tail."""
+    layout = find_family(config.name).layout
+    size = config.image_size or _PROBE_SIZE if cut.patch else _PROBE_SIZE
+
+    def shape_of(feature: Tensor) -> Shape:
+        if cut.patch:
+            return Shape(feature.shape[2], cut.patch[0])
+        channels, height = (feature.shape[1], feature.shape[2]) if layout == "nchw" else (feature.shape[3], feature.shape[1])
+        return Shape(channels, size[0] // height)
+
+    x = cut.stem.eval()(torch.empty(1, config.in_chans, *size, device="meta"))
+    shapes = [shape_of(x)]
+    for module, _ in cut.blocks:
+        x = module.eval()(x)
+        shapes.append(shape_of(x))
+    return shapes, shape_of(cut.tail.eval()(x)).channels
+
+
+def group_stages(reductions: Sequence[int]) -> list[range]:
+    """Blocks grouped by the reduction of their output: up to 4, 8, 16, from 32; groups without a block are left out.
+
+    One reduction throughout: four equal groups, the remainder in the last (each block its own where there are fewer than four).
+    Source: branched 2.2, soft_sharing 0.
+    """
+    n = len(reductions)
+    if len(set(reductions)) == 1:
+        n_groups = min(4, n)
+        size = n // n_groups
+        return [range(i * size, n if i == n_groups - 1 else (i + 1) * size) for i in range(n_groups)]
+    levels = [min(max(reduction, 4), 32) for reduction in reductions]
+    starts = [i for i in range(n) if i == 0 or levels[i] != levels[i - 1]]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def _select(cut: Cut, part: Part, index: int) -> nn.Module:
+    """One part of a cut model."""
+    if part in ("stem", "tail"):
+        return cut.stem if part == "stem" else cut.tail
+    if part == "pool_norm":
+        return cut.pool_norm or nn.Identity()
+    module, form = cut.blocks[index]
+    if part == "block":
+        return module
+    if part == "skip":
+        return form.projection(module) or nn.Identity()
+    return form.branch(module)
+
+
+def _fresh_part(config: BackboneConfig, part: Part, index: int = 0) -> nn.Module:
+    """A part with weights of its own, which are to be loaded: not a number until then, with fresh norm statistics.
+
+    Built on the meta device, so that a graph of many blocks does not initialise as many whole models. Parts with tensors that no
+    state dict holds (blur kernels) cannot be made so and come from a real model.
+    """
+    module = _select(_skeleton(config), part, index)
+    stored = module.state_dict()
+    if any(name not in stored for name, _ in module.named_buffers()):
+        with seeded(0, "backbone-rebuild"):
+            module = _select(find_family(config.name).cut(_build(config)), part, index)
+    else:
+        module.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(torch.nan)
+    for norm in module.modules():
+        if isinstance(norm, _NormBase):
+            norm.reset_running_stats()
+    return module
+
+
+def pool_norm_module(config: BackboneConfig) -> nn.Module:
+    """A module like `Backbone.pool_norm`, weights to be loaded; an nn.Identity where the model's head has no norm."""
+    return _fresh_part(config, "pool_norm")
+
+
+def backbone_config(config: Config) -> BackboneConfig:
+    """The backbone's configuration inside an operation's."""
+    return BackboneConfig.from_json(cast("dict[str, object]", config["backbone"]))
+
+
+@register_operation("backbone")
+def _backbone(config: Config) -> nn.Module:
+    return _fresh_part(backbone_config(config), cast(Part, config["part"]), cast(int, config.get("index", 0)))
+
+
+@register_operation("identity")
+def _identity(config: Config) -> nn.Module:
+    return nn.Identity()

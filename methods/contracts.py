@@ -1,0 +1,248 @@
+"""What a sharing method and the harness promise each other.
+
+A method owns its forward pass and its losses. The trainer owns weighting, backward, clipping, stepping, precision, the
+order of the data, checkpoints and clocks. `Method.run` reads like the paper: stage after stage, with reductions,
+affinities or draws in between, and returns the network it would deploy as a `TaskGraph`.
+
+*Resume by replay.* After a crash `run` is executed again: `fit` of a finished stage restores its end state, a
+half-finished one goes on from its last checkpoint. So code between stages must be a function of the state of the
+stages' networks and of named streams, and of nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from datasets.contracts import Batch, DatasetSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from methods.backbone import Backbone
+    from methods.task_graph import Operation, TaskGraph
+
+
+class Role(str, Enum):
+    """Disjoint sets of samples. fit: weights; arch: architecture parameters; select: any choice; report: final numbers."""
+
+    FIT = "fit"
+    ARCH = "arch"
+    FIT_ARCH = "fit+arch"
+    SELECT = "select"
+    REPORT = "report"
+
+
+Tag = Literal["paper", "official code", "third party", "recalled", "derived", "default"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """One statement about what is implemented, with where it comes from."""
+
+    tag: Tag
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """How close a method stands to its source. Shown by `list` and under tables; a tag is raised only by whoever read
+    it.
+    """
+
+    citation: str
+    link: str
+    statements: tuple[Statement, ...]
+
+
+class MethodParams(BaseModel):
+    """Base of every method's parameters: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer that a method's paper prescribes for a group of parameters, in place of the recipe's; constant rate.
+
+    `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it.
+    """
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that a stage trains. `added` and `heads` use the heads' learning rate of the recipe (measurement 4g).
+
+    optimizer: None takes the recipe's optimizer and schedule; else its own, at a constant rate.
+    """
+
+    name: Literal["backbone", "added", "heads", "arch"]
+    parameters: Sequence[nn.Parameter]
+    optimizer: OptimizerSpec | None = None
+
+
+Purpose = Literal["search", "final"]
+LossFunction = Callable[[Batch, Sequence[str]], Mapping[str, Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    network: everything the stage may change, parameters and buffers; what a checkpoint holds. What is not in `train`
+        is frozen; norms stay in train mode. In a final stage it is a network in the sense of `Trainer.evaluate`, so
+        that a checkpoint can be chosen on select.
+    steps: batches drawn; time inside a stage counts in `budget.cycles` equal parts.
+    role: fit, arch or fit+arch.
+    losses: (batch, tasks) -> {task: scalar} for the tasks asked for; a task without a valid label may be left out.
+        The trainer asks for all of them at once (`joint`) or one after another with an optimizer step each
+        (`per_task`).
+    penalty: a term that is no task's, added after weighting and balancing, once per backward pass.
+    tasks: the tasks of this stage, None for all.
+    purpose: `search` is charged to search_cost, `final` to retrain_cost.
+    before_cycle: called with the number of the cycle before its first step; also after a resume, before the state is
+        restored. Sets temperatures, curricula, resets; must depend on its argument and the network only.
+    after_step: called after each optimizer step (masks).
+    fresh_optimizer: `stage` makes new optimizers at the start of the stage, `cycle` clears their state every cycle.
+    first_cycle: in an alternation, the first cycle in which this stage takes part.
+    passes: network passes that one call of `losses` with all its tasks makes, for the cost record; None counts one per
+        input of the data that the tasks read (one on single-domain sets, one per task on multi-domain sets).
+    """
+
+    name: str
+    network: nn.Module
+    steps: int
+    role: Role
+    train: Sequence[ParameterGroup]
+    losses: LossFunction
+    purpose: Purpose
+    step: Literal["joint", "per_task"] = "joint"
+    tasks: Sequence[str] | None = None
+    penalty: Callable[[], Tensor] | None = None
+    before_cycle: Callable[[int], None] | None = None
+    after_step: Callable[[], None] | None = None
+    fresh_optimizer: Literal["stage", "cycle"] = "stage"
+    first_cycle: int = 0
+    passes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """steps: the final training, equal for every method of a table. cycles: equal parts that time in a stage counts in."""
+
+    steps: int
+    cycles: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One measured value. value: None where no unit was valid; n_units: what it was averaged over."""
+
+    value: float | None
+    unit: str
+    higher_is_better: bool
+    n_units: int
+    n_nonfinite: int = 0
+    detail: Mapping[str, float | int | Sequence[int]] = dataclasses.field(default_factory=dict)
+
+
+Metrics = Mapping[str, Mapping[str, Score]]  # {task: {metric: score}}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """loss: {task: mean training loss per cycle}, NaN where a cycle had no labelled sample; steps: batches drawn."""
+
+    loss: Mapping[str, Sequence[float]]
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleTask:
+    """A trained single-task network and its mean training loss per cycle. Yours to change: each call returns a copy."""
+
+    graph: TaskGraph
+    loss: Sequence[float]
+
+
+class Trainer(Protocol):
+    """The only training loop, as a method sees it. Implemented by `benchmark.trainer`."""
+
+    @property
+    def data(self) -> DatasetSpec:
+        """The data set with the tasks of this cell."""
+
+    @property
+    def budget(self) -> Budget:
+        """Steps of the final training, and cycles per stage."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks and batches live."""
+
+    def backbone(self) -> Backbone:
+        """A fresh copy of the backbone with the cell's initial weights: equal bits for every method and every call."""
+
+    def head(self, task: str) -> Operation:
+        """A fresh head for a task, initialised from the stream `head-init/<task>`: equal bits for every method."""
+
+    def rng(self, name: str) -> torch.Generator:
+        """The named stream `method/<name>` of this cell; part of checkpoints."""
+
+    def fit(self, stage: Stage) -> StageResult:
+        """Train one stage."""
+
+    def alternate(self, stages: Sequence[Stage], cycles: int | None = None) -> list[StageResult]:
+        """Train stages in turn, each for its share of a cycle, keeping each one's optimizers and schedule throughout."""
+
+    def evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str] | None = None) -> Metrics:
+        """Metrics on select, fit or arch; report is the harness's own. The network is put into eval mode and back.
+
+        network: called as `network(images, tasks)` with {input: [B, C, H, W]} for the inputs that `tasks` read, gives
+        {task: prediction}. `TaskGraph.network()` is one; a supernet is another.
+        """
+
+    def batches(self, role: Role, n_samples: int | None = None, tasks: Sequence[str] | None = None) -> Iterator[Batch]:
+        """Batches in fixed order without augmentation: the first `n_samples` of each input, None for all of them.
+
+        On multi-domain sets each batch holds the images of one input, all of the first one's first.
+        """
+
+    def single_task(self, task: str, purpose: Purpose = "search") -> SingleTask:
+        """The plain network for one task, trained once per (data, backbone, recipe, budget, seed) and charged to each
+        user.
+
+        purpose: `final` only for a method that deploys these very networks.
+        """
+
+    def log(self, name: str, value: float) -> None:
+        """Append a value to a named curve that is stored with the record."""
+
+    def artifact(self, name: str, array: np.ndarray | Tensor) -> None:
+        """Store an array with the record (affinities, policies, gate paths)."""
+
+
+class Method(Protocol):
+    """A sharing method. Registered with `@register_method(name)`; constructed with validated parameters."""
+
+    Params: ClassVar[type[MethodParams]]
+    fidelity: ClassVar[Fidelity]
+    needs_all_labels: ClassVar[bool]  # True: every image must be labelled for every task (no multi-domain sets)
+    is_single_task_reference: ClassVar[bool]  # True: its rows are the baseline of Delta_m
+
+    def __init__(self, params: MethodParams) -> None: ...
+
+    def run(self, trainer: Trainer) -> TaskGraph:
+        """Train, and return the network that would be deployed."""

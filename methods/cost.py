@@ -1,0 +1,241 @@
+"""Size and compute of a task graph: parameters by origin and by use, multiply-accumulates per task and jointly.
+
+Spec: measurement 2. Counted in eval mode on `meta` tensors at batch size 1; each (operation, input shapes) is counted
+once and kept, so the cost of a graph is a sum over its nodes. Normalisation, activation, pooling, resizing, elementwise
+work and softmax are not counted; they are listed by name in `uncounted_ops`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from datasets.errors import UsageError
+from methods.operations import canonical_config
+from methods.task_graph import Node, TaskGraph
+
+# Contractions for which PyTorch registers no formula. Meeting one is an error: it would be counted as free.
+_CONTRACTIONS = {
+    "aten.mv", "aten.addmv", "aten.dot", "aten.vdot", "aten.cdist", "aten._cdist_forward", "aten._trilinear", "aten.addr",
+    "aten._native_multi_head_attention", "aten._transformer_encoder_layer_fwd", "aten.lstm", "aten.gru", "aten.rnn_tanh",
+    "aten.rnn_relu", "aten._thnn_fused_lstm_cell", "aten._thnn_fused_gru_cell", "aten.mkldnn_rnn_layer",
+}  # fmt: skip
+
+
+def _fused_cpu_attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _fused_cpu_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
+) -> int:
+    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+
+
+# PyTorch counts these as 0; measurement 2 names the trap (ViT-Tiny would lose 14 % of its MACs).
+_EXTRA_FORMULAS = {
+    "aten._scaled_dot_product_flash_attention_for_cpu": _fused_cpu_attention,
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": _fused_cpu_attention_backward,
+}
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts multiply-accumulates of everything that runs inside it, forward and backward.
+
+    macs: the sum; uncounted: {operator: (calls, output elements)}. Raises UsageError at a contraction without a
+    formula.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.calls: Counter[str] = Counter()
+        self.elements: Counter[str] = Counter()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates so far: half of the floating point operations."""
+        return self.flops // 2
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        name = str(packet)
+        if packet not in flop_registry and name not in _EXTRA_FORMULAS and func is not torch.ops.prim.device.default:
+            with self:  # composite operators (linear, matmul) fall apart into those that have formulas
+                decomposed = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
+        result = func(*args, **kwargs)
+        if name in _EXTRA_FORMULAS:
+            self.flops += _EXTRA_FORMULAS[name](*args, **kwargs)
+        elif packet in flop_registry:
+            self.flops += int(flop_registry[packet](*args, **kwargs, out_val=result))
+        elif name in _CONTRACTIONS:
+            raise UsageError(
+                f"Operator {name} has no formula for its multiply-accumulates; register one in methods/cost.py."
+            )
+        else:
+            self.calls[name] += 1
+            outputs = result if isinstance(result, (tuple, list)) else (result,)
+            self.elements[name] += sum(value.numel() for value in outputs if isinstance(value, Tensor))
+        return result
+
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeCost:
+    """Cost of one evaluation at batch size 1. uncounted: {operator: (calls, output elements)}."""
+
+    macs: int
+    output: Shape
+    uncounted: Mapping[str, tuple[int, int]]
+
+
+class CostTable:
+    """{(operation, input shapes): cost}, filled on demand: a thousand drawn architectures cost a thousand sums."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[object, ...], NodeCost] = {}
+
+    def node(self, node: Node, shapes: Sequence[Shape]) -> NodeCost:
+        """Cost of a node on inputs of these shapes."""
+        key = (node.operation.kind, canonical_config(node.operation.config), tuple(shapes))
+        if key not in self._entries:
+            self._entries[key] = count(node.module, shapes)
+        return self._entries[key]
+
+    def graph(self, graph: TaskGraph, inputs: Mapping[str, Shape]) -> dict[str, NodeCost]:
+        """{node: cost} for the live nodes. inputs: {input: shape with batch size 1}."""
+        shapes: dict[str, Shape] = dict(inputs)
+        costs: dict[str, NodeCost] = {}
+        for node in graph.reachable():
+            costs[node.name] = self.node(node, [shapes[value.name] for value in node.inputs])
+            shapes[node.name] = costs[node.name].output
+        return costs
+
+
+@torch.no_grad()
+def count(module: nn.Module, shapes: Sequence[Shape]) -> NodeCost:
+    """Cost of a module on float inputs of these shapes, by running a copy of it on `meta` tensors in eval mode."""
+    skeleton = copy.deepcopy(module).to("meta").eval()
+    inputs = [torch.empty(shape, device="meta") for shape in shapes]
+    with MacCounter() as counter:
+        result = skeleton(*inputs)
+    uncounted = {name: (calls, counter.elements[name]) for name, calls in sorted(counter.calls.items())}
+    return NodeCost(counter.macs, tuple(result.shape), uncounted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Parameters, each stored tensor once (tied tensors once).
+
+    by origin: backbone + added + heads = total; by use: shared (read by >= 2 tasks) + task_specific + dead = total.
+    active: {task or "all": parameters read when only that task is asked for}. x_backbone: (backbone + added) / P_ref.
+    dense: elements; nonzero: elements that are not 0 (unstructured zeros save no time). buffers: elements of buffers.
+    """
+
+    total: int
+    backbone: int
+    added: int
+    heads: int
+    shared: int
+    task_specific: int
+    dead: int
+    active: Mapping[str, int]
+    x_backbone: float
+    trainable: int
+    buffers: int
+    dense: int
+    nonzero: int
+    weight_sharing: float
+
+
+def size(graph: TaskGraph, reference_parameters: int) -> Size:
+    """Parameter counts of a graph as it is. reference_parameters: P_ref = stem + blocks + tail of the plain backbone."""
+    elements: dict[int, nn.Parameter] = {}
+    origin: dict[int, str] = {}
+    readers: dict[int, set[str]] = {}
+    buffers: dict[int, int] = {}
+    users = graph.users()
+    for node in graph.nodes.values():
+        for parameter in node.module.parameters():
+            elements[id(parameter)] = parameter
+            origin.setdefault(id(parameter), node.operation.origin)
+            readers.setdefault(id(parameter), set()).update(users[node.name])
+        buffers.update({id(buffer): buffer.numel() for buffer in node.module.buffers()})
+    counts = {key: parameter.numel() for key, parameter in elements.items()}
+    by_origin = {
+        name: sum(n for key, n in counts.items() if origin[key] == name) for name in ("backbone", "added", "heads")
+    }
+    active = {task: sum(n for key, n in counts.items() if task in readers[key]) for task in graph.tasks}
+    total = sum(counts.values())
+    return Size(
+        total=total,
+        backbone=by_origin["backbone"],
+        added=by_origin["added"],
+        heads=by_origin["heads"],
+        shared=sum(n for key, n in counts.items() if len(readers[key]) >= 2),
+        task_specific=sum(n for key, n in counts.items() if len(readers[key]) == 1),
+        dead=sum(n for key, n in counts.items() if not readers[key]),
+        active={**active, "all": total},
+        x_backbone=(by_origin["backbone"] + by_origin["added"]) / reference_parameters,
+        trainable=sum(n for key, n in counts.items() if elements[key].requires_grad),
+        buffers=sum(buffers.values()),
+        dense=total,
+        nonzero=sum(int(torch.count_nonzero(parameter)) for parameter in elements.values()),
+        weight_sharing=1 - total / sum(active.values()),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Multiply-accumulates for one input. macs_joint: all tasks for one image, None on multi-domain data.
+
+    backbone and heads partition macs_joint (macs_sum on multi-domain data); added operations count as backbone there.
+    """
+
+    macs_task: Mapping[str, int]
+    macs_joint: int | None
+    macs_sum: int
+    macs_backbone: int
+    macs_heads: int
+    activation_sharing: float | None
+    uncounted_ops: Mapping[str, tuple[int, int]]
+
+
+def compute(graph: TaskGraph, inputs: Mapping[str, Shape], table: CostTable | None = None) -> Compute:
+    """Compute of a graph at batch size 1. inputs: {input: shape}, e.g. {"image": (1, 3, 36, 36)}."""
+    costs = (table or CostTable()).graph(graph, inputs)
+    macs_task = {task: sum(costs[node.name].macs for node in graph.reachable([task])) for task in graph.tasks}
+    joint = sum(cost.macs for cost in costs.values())
+    heads = sum(costs[node.name].macs for node in graph.reachable() if node.operation.origin == "heads")
+    calls: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
+    for cost in costs.values():
+        for name, (n_calls, n_elements) in cost.uncounted.items():
+            calls[name] += n_calls
+            elements[name] += n_elements
+    single = len(graph.inputs) == 1
+    macs_sum = sum(macs_task.values())
+    return Compute(
+        macs_task=macs_task,
+        macs_joint=joint if single else None,
+        macs_sum=macs_sum,
+        macs_backbone=joint - heads,
+        macs_heads=heads,
+        activation_sharing=1 - joint / macs_sum if single and macs_sum else None,
+        uncounted_ops={name: (calls[name], elements[name]) for name in sorted(calls)},
+    )

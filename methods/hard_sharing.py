@@ -1,0 +1,52 @@
+"""Hard parameter sharing: one backbone, one head per task. The row against which every other one is read.
+
+Caruana, "Multitask Learning", Machine Learning 28, 1997. `steps_factor` trains it longer, so that a row with the
+largest total budget of a table can stand beside it (measurement 4d).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from methods.contracts import Fidelity, MethodParams, Statement, Trainer
+from methods.plain import fit_plain
+from methods.registry import register_method
+from methods.task_graph import TaskGraph
+
+
+@register_method("hard_sharing")
+class HardSharing:
+    """One backbone for all tasks."""
+
+    class Params(MethodParams):
+        """steps_factor: training steps as a multiple of the budget's."""
+
+        steps_factor: Annotated[float, Field(gt=0)] = 1.0
+
+    fidelity: ClassVar[Fidelity] = Fidelity(
+        citation="R. Caruana, Multitask Learning, Machine Learning 28:41-75, 1997",
+        link="https://doi.org/10.1023/A:1007379606734",
+        statements=(
+            Statement("paper", "One network with layers shared by all tasks and an output layer per task."),
+            Statement(
+                "default", "The shared part is a timm backbone with its tail; recipe and losses are the suite's."
+            ),
+            Statement(
+                "default", "On multi-domain data weights are shared, norm statistics belong to each task's path."
+            ),
+            Statement("default", "steps_factor: a longer training, for comparison with methods that search first."),
+        ),
+    )
+    needs_all_labels: ClassVar[bool] = False
+    is_single_task_reference: ClassVar[bool] = False
+
+    def __init__(self, params: HardSharing.Params) -> None:
+        self.params = params
+
+    def run(self, trainer: Trainer) -> TaskGraph:
+        """Train all tasks jointly."""
+        steps = max(1, round(trainer.budget.steps * self.params.steps_factor))
+        graph, _ = fit_plain(trainer, "joint", steps)
+        return graph

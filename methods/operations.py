@@ -1,0 +1,146 @@
+"""Operations: the modules that nodes of a task graph run, with what is needed to compare them and to build them again.
+
+Two operations are equal when kind, configuration and weights are the same: parameterless ones by value, others by the
+identity of their tensors. A kind is a registered factory from a JSON configuration to a fresh module, so that a graph
+can come back from its JSON form and a safetensors file.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from datasets.errors import UsageError, unknown
+
+Origin = Literal["backbone", "added", "heads"]
+Config = Mapping[str, object]
+Factory = Callable[[Config], nn.Module]
+
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register_operation(kind: str) -> Callable[[Factory], Factory]:
+    """Decorator that registers the factory of a kind. Raises UsageError where the kind is taken by another module."""
+
+    def register(factory: Factory) -> Factory:
+        taken = _FACTORIES.get(kind)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (factory.__module__, factory.__qualname__):
+            raise UsageError(f"Operation kind {kind!r} is registered twice: {taken.__module__}, {factory.__module__}.")
+        _FACTORIES[kind] = factory
+        return factory
+
+    return register
+
+
+def build_module(kind: str, config: Config) -> nn.Module:
+    """A fresh module of that kind. Raises UnknownNameError for a kind that no imported module registers."""
+    if kind not in _FACTORIES:
+        raise unknown("operation kind", kind, _FACTORIES)
+    return _FACTORIES[kind](config)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operation:
+    """A module with its kind, its JSON configuration and the origin of its parameters (measurement 2)."""
+
+    kind: str
+    config: Config
+    module: nn.Module
+    origin: Origin
+
+    def identity(self) -> tuple[object, ...]:
+        """Equal for operations that compute the same function with the same weights.
+
+        Buffers that are no statistics (index tables, masks) follow from kind and configuration and are not compared.
+        """
+        weights = tuple(
+            (name, id(parameter)) for name, parameter in self.module.named_parameters(remove_duplicate=False)
+        )
+        return (self.kind, canonical_config(self.config), weights)
+
+
+def canonical_config(config: Config) -> str:
+    """The configuration as JSON with sorted keys. Raises TypeError for a value that JSON cannot hold."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def statistics_names(module: nn.Module) -> set[str]:
+    """Names of the buffers that are statistics of what a norm has seen: they belong to nodes, not to operations."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if isinstance(part, _NormBase)
+        for name, _ in part.named_buffers(recurse=False)
+    }
+
+
+def view_with_own_statistics(module: nn.Module) -> nn.Module:
+    """A copy that shares every parameter with `module` and owns its buffers, norm statistics among them."""
+    memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
+class Add(nn.Module):
+    """Sum of its inputs, all of one shape."""
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Inputs float [...]; the sum, in the order given."""
+        for other in others:
+            first = first + other
+        return first
+
+
+class WeightedSum(nn.Module):
+    """Sum of its inputs with constant weights."""
+
+    def __init__(self, weights: tuple[float, ...]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """As many inputs as weights, all of one shape."""
+        if len(inputs) != len(self.weights):
+            raise ValueError(f"WeightedSum has {len(self.weights)} weights and got {len(inputs)} inputs.")
+        total = inputs[0] * self.weights[0]
+        for value, weight in zip(inputs[1:], self.weights[1:], strict=True):
+            total = total + value * weight
+        return total
+
+
+class Concatenate(nn.Module):
+    """Inputs joined along one axis."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Inputs equal in shape except along the axis."""
+        return torch.cat(inputs, dim=self.axis)
+
+
+@register_operation("add")
+def _add(config: Config) -> nn.Module:
+    return Add()
+
+
+@register_operation("weighted_sum")
+def _weighted_sum(config: Config) -> nn.Module:
+    return WeightedSum(tuple(cast("list[float]", config["weights"])))
+
+
+@register_operation("concatenate")
+def _concatenate(config: Config) -> nn.Module:
+    return Concatenate(cast(int, config["axis"]))
+
+
+def parameterless(kind: str, **config: object) -> Operation:
+    """An operation without weights, built from its registered kind."""
+    return Operation(kind, config, build_module(kind, config), "added")

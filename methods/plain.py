@@ -1,0 +1,69 @@
+"""The plain multi-task network and its losses: what the baselines train and every other method ends beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from datasets.contracts import Batch, DatasetSpec
+from datasets.kinds import get_kind
+from methods.contracts import LossFunction, ParameterGroup, Role, Stage, StageResult, Trainer
+from methods.task_graph import TaskGraph
+
+if TYPE_CHECKING:
+    from methods.backbone import Backbone
+    from methods.operations import Operation
+
+
+def plain_graph(
+    data: DatasetSpec, tasks: Sequence[str], backbone: Backbone, head: Callable[[str], Operation]
+) -> TaskGraph:
+    """One backbone for all the tasks, a head for each.
+
+    On one image the tasks share every activation; on multi-domain data each reads its own images, so they share weights
+    while norm statistics belong to each task's nodes.
+    """
+    graph = TaskGraph([name for name in data.inputs if name in {data.input_of(task) for task in tasks}])
+    for task in tasks:
+        value = graph.add(backbone.stem_operation(), graph.input(data.input_of(task)))
+        for index in range(len(backbone.blocks)):
+            value = graph.add(backbone.block_operation(index), value)
+        value = graph.add(backbone.tail_operation(), value)
+        graph.output(task, graph.add(head(task), value))
+    return graph
+
+
+def task_losses(data: DatasetSpec, network: nn.Module) -> LossFunction:
+    """The losses that the kinds of the tasks define, of the network's predictions."""
+
+    def losses(batch: Batch, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        predictions = network(batch.images, tasks)
+        return {
+            task: get_kind(data.task(task).kind).loss(predictions[task], batch.targets[task], data.task(task))
+            for task in tasks
+        }
+
+    return losses
+
+
+def parameter_groups(graph: TaskGraph) -> list[ParameterGroup]:
+    """The graph's parameters by origin, in the order backbone, added, heads."""
+    return [ParameterGroup(origin, graph.parameters(origin)) for origin in ("backbone", "added", "heads")]
+
+
+def fit_plain(trainer: Trainer, name: str, steps: int) -> tuple[TaskGraph, StageResult]:
+    """A plain network for all tasks of the trainer's data, trained on fit and arch together."""
+    graph = plain_graph(trainer.data, trainer.data.task_names, trainer.backbone(), trainer.head)
+    network = graph.network()
+    stage = Stage(
+        name=name,
+        network=network,
+        steps=steps,
+        role=Role.FIT_ARCH,
+        train=parameter_groups(graph),
+        losses=task_losses(trainer.data, network),
+        purpose="final",
+    )
+    return graph, trainer.fit(stage)

@@ -1,0 +1,41 @@
+"""Single-task learning: one plain network for each task, sharing nothing. The baseline of Delta_m."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from methods.contracts import Fidelity, MethodParams, Statement, Trainer
+from methods.registry import register_method
+from methods.task_graph import TaskGraph, merged
+
+
+@register_method("single_task")
+class SingleTaskNetworks:
+    """One backbone and one head for every task; each network gets the steps of a multi-task network, not a T-th of
+    them.
+    """
+
+    class Params(MethodParams):
+        """No parameters."""
+
+    fidelity: ClassVar[Fidelity] = Fidelity(
+        citation="the single-task baseline of every multi-task comparison, e.g. Vandenhende et al., TPAMI 2021",
+        link="https://arxiv.org/abs/2004.13379",
+        statements=(
+            Statement(
+                "default", "Same backbone, initial weights, recipe, steps, data order and seed as every other row."
+            ),
+            Statement(
+                "default", "Trained once and reused by every method that needs single-task networks, charged to each."
+            ),
+        ),
+    )
+    needs_all_labels: ClassVar[bool] = False
+    is_single_task_reference: ClassVar[bool] = True
+
+    def __init__(self, params: SingleTaskNetworks.Params) -> None:
+        self.params = params
+
+    def run(self, trainer: Trainer) -> TaskGraph:
+        """Train the networks one after another and put them side by side."""
+        return merged([trainer.single_task(task, purpose="final").graph for task in trainer.data.task_names])
