@@ -18,7 +18,7 @@ import torch
 from benchmark.evaluate import evaluate
 from benchmark.ledger import Spending
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
-from benchmark.planning import PlannedCell, method_params, task_subset
+from benchmark.planning import PlannedCell, cell_spec, method_params
 from benchmark.provenance import environment, module_hash, package_hash, versions
 from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
@@ -27,9 +27,9 @@ from benchmark.trainer import CellTrainer
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
 from datasets.protocols import get_protocol
-from datasets.registry import dataset_spec, load
+from datasets.registry import load
 from datasets.roles import role_hash, role_indices
-from datasets.transforms import augmentation
+from datasets.transforms import Normalise, augmentation
 from methods.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Fidelity, Role
 from methods.cost import compute, size
@@ -118,35 +118,37 @@ class LoadedData:
 
 
 def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
-    """The three splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
+    """The splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
     data, selection = planned.settings.data, planned.settings.selection
-    splits = {
+    splits: dict[str, MultiTaskDataset] = {
         split: load(
-            data.dataset, root, split, protocol=data.protocol, layout=data.layout, options=data.options
+            data.dataset,
+            root,
+            split,
+            protocol=data.protocol,
+            layout=data.layout,
+            tasks=spec.task_names,
+            options=data.options,
         )
-        for split in ("train", "val", "test")
-        if split in spec.splits
+        for split in spec.splits
     }
+    indices = role_indices(
+        splits["train"],
+        splits.get("val"),
+        splits["test"],
+        arch_fraction=selection.arch_fraction,
+        hold_out_fraction=selection.holdout_fraction,
+    )
     samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
-    for name in spec.inputs:
-        inputs = {split: dataset.inputs[name] for split, dataset in splits.items()}
-        indices = role_indices(
-            spec.name,
-            inputs["train"],
-            inputs.get("val"),
-            inputs["test"],
-            arch_fraction=selection.arch_fraction,
-            holdout_fraction=selection.holdout_fraction,
-        )
-        train, select = inputs["train"], inputs.get("val", inputs["train"])
-        samples[Role.FIT][name] = RoleSamples(train, indices["fit"])
-        samples[Role.ARCH][name] = RoleSamples(train, indices["arch"])
-        samples[Role.FIT_ARCH][name] = RoleSamples(train, np.sort(np.concatenate([indices["fit"], indices["arch"]])))
-        samples[Role.SELECT][name] = RoleSamples(select, indices["select"])
-        samples[Role.REPORT][name] = RoleSamples(inputs["test"], indices["report"])
+    for name, parts in indices.items():
+        for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT):
+            part = parts[role.value]
+            samples[role][name] = RoleSamples(splits[part.split].inputs[name], part.indices)
+        both = np.union1d(parts["fit"].indices, parts["arch"].indices)
+        samples[Role.FIT_ARCH][name] = RoleSamples(splits["train"].inputs[name], both)
     content = {f"{split}/{name}": splits[split].inputs[name].content_hash() for split in splits for name in spec.inputs}
     roles = {
-        role.value: role_hash([identifier for part in samples[role].values() for identifier in part.ids])
+        role.value: role_hash([f"{name}/{identifier}" for name, part in samples[role].items() for identifier in part.ids])
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
     }
     return LoadedData(splits, samples, cell_key(content), roles)
@@ -166,8 +168,7 @@ class _CellRun:
         cell = planned.settings
         self.cell = cell
         self.method = get_method(cell.method.name)
-        spec = dataset_spec(cell.data.dataset, cell.data.protocol, cell.data.layout, cell.data.options)
-        self.spec = task_subset(spec, cell)
+        self.spec = cell_spec(cell)
         self.data = load_data(self.spec, planned, settings.data_root)
         self.device = torch.device(settings.device)
         self.prototype = self._prototype()
@@ -204,11 +205,11 @@ class _CellRun:
 
     def _loaders(self) -> dict[Role, RoleLoader]:
         recipe, backbone = self.cell.recipe, self.prototype
+        flags = get_protocol(self.spec.protocol, self.spec.name)
         own = self.planned.weights == "none"
         mean, std = (self.spec.mean, self.spec.std) if own else (backbone.mean, backbone.std)
-        channels = self.cell.backbone.in_chans
-        form = InputFormat(channels, tuple(mean[:channels]), tuple(std[:channels]), self.device, recipe.channels_last)
-        flags = get_protocol(self.spec.protocol)
+        self.normalise = Normalise.for_protocol(flags, mean, std)
+        form = InputFormat(self.cell.backbone.in_chans, self.normalise, self.device, recipe.channels_last)
         augment = augmentation(recipe.augmentation, self.spec.native_size, flags) if recipe.augmentation else None
         loaders = {}
         for role, samples in self.data.samples.items():
@@ -281,12 +282,11 @@ class _CellRun:
     def _audit(self) -> dict[str, Any]:
         """What a fair comparison must hold equal or say (measurement 6); read by tables, never by training."""
         fidelity: Fidelity = self.method.fidelity
-        mean, std = self.context.loaders[Role.REPORT].inputs[self.spec.inputs[0]].normalisation
         return {
             "reference": "single_task" if self.method.is_single_task_reference else None,
             "tier": self.spec.tier,
             "fidelity": sorted({statement.tag for statement in fidelity.statements}),
-            "normalisation": {"mean": list(mean), "std": list(std)},
+            "normalisation": dataclasses.asdict(self.normalise),
             "units": {task.name: task.unit for task in self.spec.tasks},
             "batch_norm": "per_sub_expression",
             "input_size": list(self.spec.native_size),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from datasets.metrics import get_metric
+from datasets.metrics import Evaluator, get_metric
 from datasets.protocols import get_protocol
 from torch import nn
 
@@ -55,7 +54,7 @@ def evaluate(
     network: see `methods.contracts.Trainer.evaluate`. Raises CoverageError.
     """
     spec = loader.spec
-    flags = get_protocol(spec.protocol)
+    flags = get_protocol(spec.protocol, spec.name)
     evaluators = {task: get_kind(spec.task(task).kind).evaluator(spec.task(task), flags) for task in tasks}
     seen: dict[str, list[np.ndarray]] = {name: [] for name in loader.inputs_of(tasks)}
     mode = network.training
@@ -74,32 +73,16 @@ def evaluate(
     for name, indices in seen.items():
         check_coverage(indices, loader.n_samples(name), f"{loader.role.value} of {spec.name}, input {name!r}")
     n_evaluated = {task: loader.n_samples(spec.input_of(task)) for task in tasks}
-    return {task: _scores(evaluators[task], spec.task(task).metrics) for task in tasks}, n_evaluated
+    return {task: _scores(evaluators[task]) for task in tasks}, n_evaluated
 
 
-def _scores(evaluator: object, names: Sequence[str]) -> dict[str, Score]:
-    """The metrics that the task asks for, with unit and direction from the registry."""
-    results = evaluator.result()  # type: ignore[attr-defined]
+def _scores(evaluator: Evaluator) -> dict[str, Score]:
+    """The metrics that the task lists, with unit and direction from the registry."""
     scores = {}
-    for name in names:
-        row, result = get_metric(name), results[name]
+    for name, result in evaluator.result().items():
+        row = get_metric(name)
+        unit = (evaluator.task.unit or "label units") if row.unit == "label_units" else row.unit
         scores[name] = Score(
-            result.value, row.unit, row.higher_is_better, result.n_units, result.n_nonfinite, dict(result.detail)
+            result.value, unit, row.higher_is_better, result.n_units, result.n_nonfinite, dict(result.detail)
         )
     return scores
-
-
-class Clock:
-    """Seconds by purpose (train, evaluation, io, compile), kept apart and restored after a resume."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {"train": 0.0, "evaluation": 0.0, "io": 0.0, "compile": 0.0}
-
-    @contextmanager
-    def measure(self, purpose: str) -> Iterator[None]:
-        """Add the time spent in the block to a purpose."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[purpose] += time.perf_counter() - start

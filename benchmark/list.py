@@ -48,7 +48,7 @@ def _overview() -> Iterator[str]:
         yield f"  {name:<20} {_first_line(get_method(name).__doc__)}"
     yield "Data sets"
     for name in dataset_names():
-        spec = dataset_spec(name, "standard", None, {})
+        spec = dataset_spec(name)
         yield f"  {name:<20} {', '.join(spec.task_names)} ({spec.tier})"
     yield "Suites"
     for name in suite_names():
@@ -80,7 +80,7 @@ def _method(name: str) -> Iterator[str]:
 def _dataset(name: str) -> Iterator[str]:
     from datasets.registry import dataset_spec
 
-    spec = dataset_spec(name, "standard", None, {})
+    spec = dataset_spec(name)
     yield f"Data set {name}, layout {spec.layout}, version {spec.version}: {spec.tier}"
     yield f"  {spec.home}; licence: {spec.licence}"
     yield f"  {spec.domains}-domain, {spec.native_size[0]}x{spec.native_size[1]}, " + ", ".join(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from datasets.transforms import collate
+from datasets.transforms import Normalise, collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,11 +43,10 @@ class RoleSamples:
 
 @dataclasses.dataclass(frozen=True)
 class InputFormat:
-    """How images enter a network: channels, per-channel mean and std of images in [0, 1], device, memory format."""
+    """How images enter a network: channels, normalisation of images in [0, 1], device, memory format."""
 
     in_chans: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalise: Normalise
     device: torch.device
     channels_last: bool = False
 
@@ -91,9 +90,11 @@ class InputLoader:
     ) -> None:
         self.samples, self.tasks, self.form = samples, tuple(tasks), form
         self.augment, self.seed, self.workers = augment, seed, workers
-        shape = (1, -1, 1, 1)
-        self._mean = torch.tensor(form.mean, device=form.device).view(shape)
-        self._std = torch.tensor(form.std, device=form.device).view(shape)
+        # On the device once: `Normalise` would copy its constants there for every batch.
+        self._mean, self._std = (
+            torch.tensor(values[: form.in_chans], device=form.device).view(1, -1, 1, 1)
+            for values in (form.normalise.mean, form.normalise.std)
+        )
         cached = samples.data.cached()
         self._images: Tensor | None = None
         self._targets: dict[str, Tensor] = {}
@@ -155,6 +156,8 @@ class InputLoader:
         """float [B, C, H, W] in [0, 1] -> normalised [B, in_chans, H, W]; gray images fill all channels."""
         if images.shape[1] == 3 and self.form.in_chans == 1:
             raise UsageError("Colour images cannot enter a backbone with in_chans = 1; set in_chans: 3.")
+        if self.form.normalise.bgr:
+            images = images.flip(1)
         images = images.sub(self._mean).div_(self._std)
         return images.contiguous(memory_format=torch.channels_last) if self.form.channels_last else images
 

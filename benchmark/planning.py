@@ -15,7 +15,9 @@ from benchmark.record import cell_key
 from benchmark.suite import Cell, Suite
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
-from datasets.registry import dataset_spec
+from datasets.protocols import get_protocol
+from datasets.registry import dataset_spec, read_options
+from datasets.transforms import augmentation
 from methods.backbone import supported_backbones
 from methods.contracts import Method
 from methods.registry import get_method
@@ -74,14 +76,14 @@ def resolve(cell: Cell) -> PlannedCell:
     """A cell with every name looked up and every default filled in. Raises UsageError with the nearest valid name."""
     method = get_method(cell.method.name)
     params = method_params(method, cell.method.name, cell.method.params)
-    spec = dataset_spec(cell.data.dataset, cell.data.protocol, cell.data.layout, cell.data.options)
-    spec = task_subset(spec, cell)
+    spec = cell_spec(cell)
     if method.needs_all_labels and spec.domains == "multi":
         raise UsageError(
             f"Method {cell.method.name!r} needs every label on one image; {spec.name!r} gives each task its own images."
         )
     if cell.backbone.name.split(".")[0] not in supported_backbones():
         raise unknown("backbone", cell.backbone.name, supported_backbones())
+    augmentation(cell.recipe.augmentation, spec.native_size, get_protocol(spec.protocol, spec.name))
     if cell.recipe.balancing.name not in balancing_names():
         raise unknown("loss balancing", cell.recipe.balancing.name, balancing_names())
     weights = cell.backbone.weights
@@ -92,7 +94,7 @@ def resolve(cell: Cell) -> PlannedCell:
             "layout": spec.layout,
             "version": spec.version,
             "protocol": spec.protocol,
-            "options": dict(cell.data.options),
+            "options": read_options(spec.name, cell.data.options).model_dump(mode="json"),
             "tasks": list(spec.task_names),
             "task_weights": {task.name: float(task.weight) for task in spec.tasks},
         },
@@ -108,11 +110,13 @@ def resolve(cell: Cell) -> PlannedCell:
     return PlannedCell(cell, document, weights, method.is_single_task_reference)
 
 
-def task_subset(spec: DatasetSpec, cell: Cell) -> DatasetSpec:
+def cell_spec(cell: Cell) -> DatasetSpec:
     """The data set's spec with the tasks and weights that the cell asks for."""
-    if cell.data.tasks is not None:
-        spec = spec.with_tasks(cell.data.tasks)
-    return spec.with_weights(cell.data.task_weights)
+    data = cell.data
+    spec = dataset_spec(
+        data.dataset, protocol=data.protocol, layout=data.layout, tasks=data.tasks, options=data.options
+    )
+    return spec.with_weights(data.task_weights)
 
 
 def method_params(method: type[Method], name: str, given: dict[str, Any]) -> Any:

@@ -51,7 +51,7 @@ COST_COLUMNS = (
     Column("", "search cost", "s", False, "cost", "seconds"),
     Column("", "final cost", "optimizer steps", False, "cost", "steps"),
     Column("", "final cost", "s", False, "cost", "seconds"),
-    Column("", "weight_steps", "steps", None, "cost", "steps"),
+    Column("", "weight_steps", "", None, "cost", "steps"),
 )
 
 

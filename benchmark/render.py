@@ -1,7 +1,7 @@
 """Tables -> text: terminal, Markdown, CSV and LaTeX. Rounding happens here and nowhere else. Spec: measurement 5.
 
-n >= 3: mean ± s.d. (divisor n - 1); n = 2: mean and both values; n = 1: the value, "n=1" and a banner. A size or cost that
-is the same at every seed is printed once. Null is an en dash. CSV holds full precision.
+n >= 3: mean ± s.d. (divisor n - 1); n = 2: mean and both values; n = 1: the value, "n=1" and a banner. A size or cost
+that is the same at every seed is printed once. Null is an en dash. CSV holds full precision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost")
 _UNITS = {"percent": "%", "degree": "°"}
 _DECIMALS = {"%": 2, "°": 2}
 _LEGENDS = {
-    "accuracy": "± is the s.d. over seeds (divisor n - 1)",
+    "accuracy": "n >= 3: mean ± s.d. over seeds (divisor n - 1)",
     "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; macs: "
     "multiply-accumulates for one image, joint: all tasks at once, sum: task after task; "
     "weight sharing: 1 - total / sum of what each task reads; activation sharing: 1 - joint / sum",
@@ -36,11 +36,10 @@ _LATEX = {
     ">": r"$>$",
     "|": r"$|$",
     "±": r"$\pm$",
-    "×": r"$\times$",
     "°": r"$^\circ$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
-    "–": "--",
+    DASH: "--",
 }
 
 
@@ -111,11 +110,15 @@ def _decimals(form: Form, mean: float, unit: str) -> int:
 
 
 def seeds_text(row: Row) -> str:
-    """The n of a row: `n=3`, or `1/2 seeds (oom)` where some are not done."""
-    if row.is_complete:
-        return f"n={row.n}"
-    others = ", ".join(dict.fromkeys(status for status in row.statuses.values() if status != "done"))
-    return f"{row.n}/{len(row.statuses)} seeds ({others})"
+    """The n of a row: `n=3`, or `1/2 seeds` where some are not done; their statuses stand beneath the table."""
+    return f"n={row.n}" if row.is_complete else f"{row.n}/{len(row.statuses)} seeds"
+
+
+def _legend(table: Table, part: Part) -> str:
+    """What the numbers of a part are; without a word on ± where no row has the seeds for one."""
+    if part == "accuracy" and all(row.n < 3 for row in table.rows):
+        return "n = 2: mean and both values" if any(row.n == 2 for row in table.rows) else "values of single runs"
+    return _LEGENDS[part]
 
 
 def _lines_beneath(table: Table) -> list[str]:
@@ -140,8 +143,9 @@ def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width:
             console.print(Text(f"! {banner}", style="bold"))
         for part in PARTS:
             for positions in _fitting(table, _columns_of(table, part), width):
+                console.print()
                 console.print(_rich_table(table, positions))
-            console.print(Text(_LEGENDS[part], style="dim"))
+            console.print(Text(_legend(table, part), style="dim"))
         for line in _lines_beneath(table):
             console.print(Text(line))
         console.print()
@@ -156,11 +160,11 @@ def _rich_table(table: Table, positions: Sequence[int]) -> object:
     from rich.text import Text
 
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    drawn.add_column(Text("\nmethod"), overflow="fold")
-    drawn.add_column(Text("\nn"), no_wrap=False)
+    drawn.add_column(Text("method"), overflow="fold", vertical="bottom")
+    drawn.add_column(Text("n"), overflow="fold", vertical="bottom")
     for position in positions:
-        column = table.columns[position]
-        drawn.add_column(Text(f"{column.group}\n{column_title(column)}"), justify="right", overflow="fold")
+        title = Text("\n".join(_stacked_title(table.columns[position])))
+        drawn.add_column(title, justify="right", overflow="fold", vertical="bottom")
     for number, row in enumerate(table.rows):
         cells = [
             Text(cell_text(row.cells[position], table.columns[position], row.n), _style(table, number, position))
@@ -168,6 +172,12 @@ def _rich_table(table: Table, positions: Sequence[int]) -> object:
         ]
         drawn.add_row(Text(row.label), Text(seeds_text(row)), *cells)
     return drawn
+
+
+def _stacked_title(column: Column) -> list[str]:
+    """The title in short lines: task, name, unit and arrow."""
+    words = [column.group, column.name] if column.group else column.name.split(" ")
+    return [*words, *filter(None, [column_title(column).removeprefix(column.name).strip()])]
 
 
 def _style(table: Table, row: int, column: int) -> str:
@@ -184,7 +194,7 @@ def _fitting(table: Table, positions: Sequence[int], width: int) -> Iterator[lis
     for position in positions:
         column = table.columns[position]
         texts = [cell_text(row.cells[position], column, row.n) for row in table.rows]
-        needed = max(map(len, [column.group, column_title(column), *texts])) + gap
+        needed = max(map(len, [*_stacked_title(column), *texts])) + gap
         if group and used + needed > width:
             yield group
             group, used = [], left
@@ -201,7 +211,7 @@ def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str
         lines += [f"**{_markdown(head_line(table))}**", ""]
         lines += [line for banner in table.banners for line in (f"> **{_markdown(banner)}**", "")]
         for part in PARTS:
-            lines += [*_markdown_part(table, _columns_of(table, part)), "", f"*{_markdown(_LEGENDS[part])}*", ""]
+            lines += [*_markdown_part(table, _columns_of(table, part)), "", f"*{_markdown(_legend(table, part))}*", ""]
         notes = [f"- {_markdown(line)}" for line in _lines_beneath(table)]
         lines += [*notes, ""] if notes else []
     lines += [f"- {_markdown(line)}" for line in _invalid(invalid)]
@@ -287,7 +297,7 @@ def _latex_part(table: Table, part: Part) -> list[str]:
             text = _latex(cell_text(row.cells[position], table.columns[position], row.n))
             cells.append(rf"\textbf{{{text}}}" if (number, position) in table.best else text)
         lines.append(_latex_row([_latex(row.label), _latex(seeds_text(row)), *cells]))
-    lines += [r"\bottomrule", r"\end{tabular}", "", rf"\footnotesize {_latex(_LEGENDS[part])}"]
+    lines += [r"\bottomrule", r"\end{tabular}", "", rf"\footnotesize {_latex(_legend(table, part))}"]
     beneath = _lines_beneath(table) if part == "accuracy" else []
     return [*lines, *(rf"\par {_latex(line)}" for line in beneath), r"\end{table}"]
 
@@ -311,7 +321,8 @@ def _latex_groups(columns: Sequence[Column]) -> list[str]:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    guard = "{}" if cells[0][:1] in ("[", "*") else ""  # else an argument of the line break before it
+    return guard + " & ".join(cells) + r" \\"
 
 
 def _latex(text: str) -> str:

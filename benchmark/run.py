@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from benchmark.planning import PlannedCell
+    from benchmark.report import Format
     from benchmark.store import Store
 
 EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-TABLES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
+TABLES: dict[Format, str] = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -166,8 +167,8 @@ def _write_tables(out: Path, console: Console) -> None:
     from benchmark.store import write_atomic
 
     for form, file in TABLES.items():
-        write_atomic(out / file, report(out, form).encode())
-    print(report(out, "terminal", width=console.width))
+        write_atomic(out / file, report(out, format=form).encode())
+    print(report(out, width=max(console.width, 120), color=console.is_terminal))
     console.print(f"Tables: {', '.join(str(out / file) for file in TABLES.values())}", highlight=False, soft_wrap=True)
 
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from datasets.errors import UsageError, nearest, unknown
 
 SUITES = Path(__file__).parent / "suites"
-MAX_SUITE_BYTES = 1_000_000  # a suite is a page of text; a larger file is a mistake or an attack
+MAX_SUITE_BYTES = 100_000  # a suite is a page of text; a larger file is a mistake or an attack
+MAX_BRACKETS = 1_000  # PyYAML takes quadratic time over nested brackets: minutes for a file of 100 kB
 MAX_ALIASES = 100  # YAML aliases can expand exponentially
 
 
@@ -249,6 +250,8 @@ Location = tuple[str | int, ...]
 
 def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
     """The document and the line of every key; safe tags only, a bounded number of aliases, no key twice."""
+    if text.count("[") + text.count("{") > MAX_BRACKETS:
+        raise UsageError(f"{path}: more than {MAX_BRACKETS} brackets.")
     try:
         if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)) > MAX_ALIASES:
             raise UsageError(f"{path}: more than {MAX_ALIASES} YAML aliases.")
@@ -262,7 +265,7 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
         where = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
     except RecursionError as error:
-        raise UsageError(f"{path}: YAML is nested too deeply.") from error
+        raise UsageError(f"{path}: YAML is nested too deeply, or a node contains itself.") from error
     if not isinstance(document, dict):
         raise UsageError(f"{path}: a suite is a mapping of keys, not {type(document).__name__}.")
     return document, lines

@@ -28,7 +28,7 @@ from benchmark.quantities import (
 from benchmark.record import INVALID, Record, canonical_json, table_key, value_at
 from datasets.errors import UsageError
 
-DASH = "–"
+DASH = "\N{EN DASH}"
 NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
 NOT_RUN = "not run"  # a seed that other rows of the table have
 NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ from the method's defaults
@@ -288,7 +288,7 @@ def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> 
 def _head(records: Sequence[Record]) -> dict[str, str]:
     """What all rows share, by field."""
     cell = records[0].cell
-    tiers = sorted({str(record.audit.get("tier") or "not recorded") for record in records})
+    tiers = sorted({str(record.audit["tier"]) for record in records if record.audit.get("tier")})
     head = {
         "data": _described(value_at(cell, "data"), "dataset", ("layout", "version", "options")),
         "protocol": str(value_at(cell, "data", "protocol")),
@@ -298,7 +298,7 @@ def _head(records: Sequence[Record]) -> dict[str, str]:
         "recipe": str(value_at(cell, "recipe", "name")),
         "budget": f"{value_at(cell, 'budget', 'steps')} steps",
         "selection": str(value_at(cell, "selection", "rule")),
-        "data tier": ", ".join(tiers),
+        "data tier": ", ".join(tiers) or "not recorded",
     }
     return {field: text for field, text in head.items() if text}
 

@@ -1,17 +1,17 @@
 """Any supported timm model as a backbone: a stem, ordered blocks that know how to be skipped, and a tail.
 
-tail(blocks(stem(x))) equals timm's forward_features, bit for bit in eval mode. The parts enter task graphs as operations that
-share the backbone's own parameters and can be built again from their JSON configuration. Families are in
-`methods.backbone_families`; this module names none. Source: DESIGN.md section 3, adashare.md 2.2, branched.md 2.2.
+tail(blocks(stem(x))) equals timm's forward_features, bit for bit in eval mode. The parts enter task graphs as
+operations that share the backbone's own parameters and can be built again from their JSON configuration. Families are
+in `methods.backbone_families`; this module names none. Source: DESIGN.md section 3, adashare.md 2.2, branched.md 2.2.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -24,7 +24,6 @@ from methods.backbone_family import (
     NATIVE_STRIDE,
     BackboneConfig,
     Cut,
-    Form,
     Layout,
     Pool,
     Shape,
@@ -32,18 +31,20 @@ from methods.backbone_family import (
     find_family,
     supported_names,
 )
+from methods.backbone_forms import Form
 from methods.backbone_weights import load_weights
 from methods.operations import Config, Operation, register_operation
 from methods.streams import seeded
-
-__all__ = ["Backbone", "BackboneConfig", "Block", "Shape", "create_backbone", "pool_norm_module", "supported_backbones"]
 
 Part = Literal["stem", "block", "skip", "execute", "tail", "pool_norm"]
 _PROBE_SIZE = (256, 256)  # any multiple of the largest reduction; features are measured on it, on the meta device
 
 
 class Block(nn.Module):
-    """One block of a backbone. module: the timm block; in_shape, out_shape: channels and reduction of its input and output."""
+    """One block of a backbone.
+
+    module: the timm block. in_shape, out_shape: channels and reduction of what goes in and comes out.
+    """
 
     def __init__(
         self, module: nn.Module, form: Form, in_shape: Shape, out_shape: Shape, layout: Layout, prefix_tokens: int
@@ -70,7 +71,10 @@ class Block(nn.Module):
         return cast(Tensor, self.module(x))
 
     def execute(self, x: Tensor, s: Tensor) -> Tensor:
-        """The block's output given s = skip(x). Changes neither input. Raises ValueError where the block has no skip."""
+        """The block's output given s = skip(x). Changes neither input.
+
+        Raises ValueError where the block has no skip.
+        """
         if not self.form.skips(self.module):
             raise ValueError("This block has no skip; call it with its input alone.")
         return self.form.execute(self.module, x, s)
@@ -94,23 +98,28 @@ class BackboneModule(nn.Module):
         self.tail = tail
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: float [B, C, H, W]; the features of the backbone's layout."""
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return cast(Tensor, self.tail(x))
+        """Features float [B, ...] of images float [B, C, H, W]."""
+        return _run(self.stem, self.blocks, self.tail, x)
+
+
+def _run(stem: nn.Module, blocks: Iterable[nn.Module], tail: nn.Module, x: Tensor) -> Tensor:
+    x = stem(x)
+    for block in blocks:
+        x = block(x)
+    return cast(Tensor, tail(x))
 
 
 @dataclasses.dataclass(eq=False)
 class Backbone:
     """A timm model in parts.
 
-    stages: blocks grouped by reduction at native stride (<= 4, 8, 16, 32); four equal groups, the remainder in the last, where
-        all have one reduction (branched 2.2). layout: of features between the parts. prefix_tokens: leading tokens without a place.
-    num_features: channels after the tail. input_size: image size asked for, else the pretrained model's, (height, width).
-    mean, std: normalisation of the pretrained model. grids: (height, width) in tokens of each size asked for, training first;
-    empty where features are maps. pool, pool_norm: how the model's own head pools, and the norm it applies then; a pooled
-    head starts from that norm's weights, which are no part of the backbone (measurement 2).
+    stages: blocks grouped by reduction at native stride, or in four equal groups where all have one reduction.
+    layout: of the features between the parts. prefix_tokens: leading tokens that have no place in the image.
+    num_features: channels after the tail. input_size: (height, width) asked for, else the pretrained model's.
+    mean, std: per channel, normalisation of the pretrained model, for images in [0, 1].
+    grids: (height, width) in tokens of each size asked for, training first; empty where features are maps.
+    pool, pool_norm: how the model's own head pools, and the norm it applies to the result (nchw: [B, C, 1, 1]).
+        A pooled head starts from that norm's weights, which are no part of the backbone (measurement 2).
     """
 
     config: BackboneConfig
@@ -135,10 +144,7 @@ class Backbone:
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features float [B, ...] in `layout` of images float [B, C, H, W]; timm's forward_features, bit for bit."""
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return cast(Tensor, self.tail(x))
+        return _run(self.stem, self.blocks, self.tail, x)
 
     def clone(self) -> Backbone:
         """An independent copy with equal bits."""
@@ -161,12 +167,15 @@ class Backbone:
         return self._operation("block", index, self.blocks[index].module)
 
     def skip_operation(self, index: int) -> Operation | None:
-        """The skip path of a block, x -> s; an identity operation where it is one, None where the block cannot be skipped."""
+        """The skip path of a block, x -> s; None where the block cannot be skipped."""
         skip = self.blocks[index].skip
         return None if skip is None else self._operation("skip", index, skip)
 
     def execute_operation(self, index: int) -> Operation:
-        """(x, s) -> execute(x, s). Holds the parameters of the branch only. Raises UsageError where the block has no skip."""
+        """(x, s) -> execute(x, s). Holds the parameters of the branch only.
+
+        Raises UsageError where the block has no skip.
+        """
         if self.blocks[index].skip is None:
             raise UsageError(f"Block {index} of {self.config.name!r} cannot be skipped; use the whole block.")
         return self._operation("execute", index, self.blocks[index].branch())
@@ -185,17 +194,17 @@ class Backbone:
 
 
 def supported_backbones() -> list[str]:
-    """Names that `create_backbone` takes (each also with one of timm's pretrained tags), in alphabetical order; builds nothing."""
+    """Names that `create_backbone` takes, each also with one of timm's pretrained tags, in alphabetical order."""
     return supported_names()
 
 
 def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", seed: int) -> Backbone:
     """The backbone of a configuration.
 
-    weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits; `pretrained` takes
-    timm's (tag in the name, else its default); else the path of a file with a timm model's state (.safetensors, or torch).
-    Raises UsageError for an unknown or unsupported name, an option that the family does not have, a size that is no multiple of the
-    patch, weights that cannot be had or do not fit.
+    weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits;
+    `pretrained` takes timm's (tag in the name, else its default); else the path of a file with a timm model's state
+    (.safetensors, or torch). Raises UsageError for an unknown or unsupported name, an option that the family does not
+    have, a size that is no multiple of the patch, weights that cannot be had or do not fit.
     """
     geometry = _measure(config)
     with seeded(seed, "backbone-init"):
@@ -203,7 +212,7 @@ def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", see
     member = find_family(config.name)
     if weights not in ("none", "pretrained"):
         load_weights(model, Path(weights), member.head_keys)
-    defaults = cast("dict[str, tuple[float, ...]]", model.pretrained_cfg)
+    defaults = cast("dict[str, Any]", model.pretrained_cfg)
     cut = member.cut(model)
     blocks = [
         Block(module, form, before, after, member.layout, cut.prefix_tokens)
@@ -218,7 +227,7 @@ def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", see
         layout=member.layout,
         prefix_tokens=cut.prefix_tokens,
         num_features=geometry.num_features,
-        input_size=config.image_size or cast(Size, tuple(defaults["input_size"][1:])),
+        input_size=config.image_size or tuple(defaults["input_size"][1:]),
         mean=tuple(defaults["mean"]),
         std=tuple(defaults["std"]),
         grids=geometry.grids,
@@ -230,12 +239,13 @@ def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", see
 def _build(config: BackboneConfig, *, device: str | None = None, pretrained: bool = False) -> nn.Module:
     member = find_family(config.name)
     member.check(config)
-    return timm.create_model(config.name, pretrained=pretrained, device=device, **member.arguments(config))
+    arguments = cast("dict[str, Any]", member.arguments(config))
+    return timm.create_model(config.name, pretrained=pretrained, device=device, **arguments)
 
 
 def _pretrained(config: BackboneConfig) -> nn.Module:
     if not timm.is_model_pretrained(config.name):
-        raise UsageError(f"timm has no pretrained weights of {config.name!r}; use weights 'none' or the path of a file.")
+        raise UsageError(f"timm has no pretrained weights of {config.name!r}; use 'none' or the path of a file.")
     try:
         return _build(config, pretrained=True)
     except (OSError, RuntimeError) as error:
@@ -256,9 +266,13 @@ class _Geometry:
 
 
 def _measure(config: BackboneConfig) -> _Geometry:
-    """Shapes, stages and grids, from a forward pass without data. Raises UsageError where a size is no multiple of the patch."""
+    """Shapes, stages and grids, from a forward pass without data.
+
+    Raises UsageError where a size is no multiple of the patch.
+    """
     cut = _skeleton(config)
     grids = tuple(_grid(config.name, size, cut.patch) for size in config.sizes) if cut.patch else ()
+    grids = grids if find_family(config.name).layout == "tokens" else ()
     shapes, num_features = _shapes(config, cut)
     native = shapes
     if config.output_stride != NATIVE_STRIDE:
@@ -268,7 +282,9 @@ def _measure(config: BackboneConfig) -> _Geometry:
 
 
 def _skeleton(config: BackboneConfig) -> Cut:
-    return find_family(config.name).cut(_build(config, device="meta"))
+    """The cut model on the meta device."""
+    with seeded(0, "backbone-skeleton"):  # timm tries some layers on the CPU, which would move the global stream
+        return find_family(config.name).cut(_build(config, device="meta"))
 
 
 def _grid(name: str, size: Size, patch: Size) -> Size:
@@ -285,14 +301,14 @@ def _grid(name: str, size: Size, patch: Size) -> Size:
 @torch.no_grad()
 def _shapes(config: BackboneConfig, cut: Cut) -> tuple[list[Shape], int]:
     """Shapes after the stem and after each block, and the channels after the tail."""
-    layout = find_family(config.name).layout
-    size = config.image_size or _PROBE_SIZE if cut.patch else _PROBE_SIZE
+    member = find_family(config.name)
+    size = cast(Size, config.image_size) if member.fixed_size else _PROBE_SIZE
 
     def shape_of(feature: Tensor) -> Shape:
-        if cut.patch:
-            return Shape(feature.shape[2], cut.patch[0])
-        channels, height = (feature.shape[1], feature.shape[2]) if layout == "nchw" else (feature.shape[3], feature.shape[1])
-        return Shape(channels, size[0] // height)
+        if member.layout == "tokens":
+            return Shape(feature.shape[2], cast(Size, cut.patch)[0])
+        channel_axis, height_axis = (1, 2) if member.layout == "nchw" else (3, 1)
+        return Shape(feature.shape[channel_axis], round(size[0] / feature.shape[height_axis]))
 
     x = cut.stem.eval()(torch.empty(1, config.in_chans, *size, device="meta"))
     shapes = [shape_of(x)]
@@ -305,7 +321,7 @@ def _shapes(config: BackboneConfig, cut: Cut) -> tuple[list[Shape], int]:
 def group_stages(reductions: Sequence[int]) -> list[range]:
     """Blocks grouped by the reduction of their output: up to 4, 8, 16, from 32; groups without a block are left out.
 
-    One reduction throughout: four equal groups, the remainder in the last (each block its own where there are fewer than four).
+    One reduction throughout: four equal groups, the remainder in the last; each block its own where there are fewer.
     Source: branched 2.2, soft_sharing 0.
     """
     n = len(reductions)
@@ -323,31 +339,31 @@ def _select(cut: Cut, part: Part, index: int) -> nn.Module:
     if part in ("stem", "tail"):
         return cut.stem if part == "stem" else cut.tail
     if part == "pool_norm":
-        return cut.pool_norm or nn.Identity()
+        return nn.Identity() if cut.pool_norm is None else cut.pool_norm
     module, form = cut.blocks[index]
     if part == "block":
         return module
-    if part == "skip":
-        return form.projection(module) or nn.Identity()
-    return form.branch(module)
+    if part == "execute":
+        return form.branch(module)
+    projection = form.projection(module)
+    return nn.Identity() if projection is None else projection
 
 
 def _fresh_part(config: BackboneConfig, part: Part, index: int = 0) -> nn.Module:
     """A part with weights of its own, which are to be loaded: not a number until then, with fresh norm statistics.
 
-    Built on the meta device, so that a graph of many blocks does not initialise as many whole models. Parts with tensors that no
-    state dict holds (blur kernels) cannot be made so and come from a real model.
+    Built on the meta device, so that a graph of many blocks does not initialise as many whole models. Parts with
+    tensors that no state dict holds (blur kernels) cannot be made so and come from a real model.
     """
     module = _select(_skeleton(config), part, index)
-    stored = module.state_dict()
-    if any(name not in stored for name, _ in module.named_buffers()):
+    if any(name not in module.state_dict() for name, _ in module.named_buffers()):
         with seeded(0, "backbone-rebuild"):
             module = _select(find_family(config.name).cut(_build(config)), part, index)
     else:
         module.to_empty(device="cpu")
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.fill_(torch.nan)
+        for tensor in module.state_dict().values():
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
     for norm in module.modules():
         if isinstance(norm, _NormBase):
             norm.reset_running_stats()

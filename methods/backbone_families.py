@@ -1,7 +1,7 @@
-"""The families of timm models that the suite can cut: ResNets, EfficientNets with MobileNetV2, MobileNetV3, vision transformers.
+"""The families of timm models that the suite can cut. A further family is a further class here.
 
-What belongs to forward_head is no part of a backbone: classifiers, the conv_head that MobileNetV3 runs after pooling, and the
-attention pooling of SigLIP-like transformers are dropped (measurement 2). Source of the cuts: timm 1.0, read.
+What belongs to forward_head is no part of a backbone: classifiers, the conv_head that MobileNetV3 runs after pooling,
+and the attention pooling of SigLIP-like transformers are dropped (measurement 2). Source of the cuts: timm 1.0, read.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from timm.models import _efficientnet_blocks as mobile
-from timm.models import resnet, vision_transformer
+from timm.models import convnext, regnet, resnet, swin_transformer, vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
-from methods.backbone_family import BackboneConfig, Cut, Family, Form, Pool, Residual, Stream, family, forms_of
+from datasets.errors import UsageError
+from methods.backbone_family import BackboneConfig, Cut, Family, Layout, Pool, family
+from methods.backbone_forms import Form, Residual, forms_of, streams_of
 
 
 def part(module: nn.Module, name: str) -> nn.Module:
@@ -52,7 +54,10 @@ class ResNets(Family):
             inplace=True,
         ),
         resnet.Bottleneck: Residual(
-            parts=("conv1", "bn1", "act1", "conv2", "bn2", "drop_block", "act2", "aa", "conv3", "bn3", "se", "drop_path"),
+            parts=(
+                *("conv1", "bn1", "act1", "conv2", "bn2", "drop_block", "act2", "aa"),
+                *("conv3", "bn3", "se", "drop_path"),
+            ),
             activation="act3",
             shortcut="downsample",
             inplace=True,
@@ -110,7 +115,10 @@ class EfficientNets(Family):
 
 @family
 class MobileNetV3s(Family):
-    """MobileNetV3 and relatives (timm.models.mobilenetv3). Their conv_head runs after pooling and is dropped; no tail."""
+    """MobileNetV3 and relatives (timm.models.mobilenetv3).
+
+    Their conv_head runs after pooling and is dropped; no tail.
+    """
 
     modules: ClassVar[tuple[str, ...]] = ("mobilenetv3",)
     refused: ClassVar[Mapping[str, str]] = {"mobilenetv4_hybrid*": "its attention blocks change what they would skip"}
@@ -147,9 +155,12 @@ class VisionTransformers(Family):
 
     modules: ClassVar[tuple[str, ...]] = ("vision_transformer", "deit")
     patterns: ClassVar[tuple[str, ...]] = ("vit_*", "deit*", "test_vit*")
-    model_types: ClassVar[tuple[type[nn.Module], ...]] = (vision_transformer.VisionTransformer, VisionTransformerDistilled)
+    model_types: ClassVar[tuple[type[nn.Module], ...]] = (
+        vision_transformer.VisionTransformer,
+        VisionTransformerDistilled,
+    )
     head_keys: ClassVar[tuple[str, ...]] = ("head.", "head_dist.", "attn_pool.")
-    layout = "tokens"
+    layout: ClassVar[Layout] = "tokens"
     fixed_size: ClassVar[bool] = True
     block_types: ClassVar[Sequence[type[nn.Module]]] = (
         vision_transformer.Block,
@@ -165,13 +176,14 @@ class VisionTransformers(Family):
         return {**super().arguments(config), **own}
 
     def _cut(self, model: nn.Module) -> Cut:
-        blocks = forms_of(children(model, "blocks"), dict.fromkeys(self.block_types, Stream()))
+        blocks = streams_of([(None, children(model, "blocks"))], self.block_types)
         tail, pool_norm = part(model, "norm"), part(model, "fc_norm")
-        prefix_tokens, patch = cast(int, model.num_prefix_tokens), cast("tuple[int, int]", part(model, "patch_embed").patch_size)
+        prefix_tokens = cast(int, model.num_prefix_tokens)
+        patch = cast("tuple[int, int]", part(model, "patch_embed").patch_size)
         pool = self._pool(model)
         model.blocks = nn.Sequential()
         model.norm, model.fc_norm, model.head = nn.Identity(), nn.Identity(), nn.Identity()
-        model.attn_pool = None
+        setattr(model, "attn_pool", None)  # noqa: B010  (an assignment would read as one of the wrong type)
         if isinstance(model, VisionTransformerDistilled):
             model.head_dist = nn.Identity()
         norm = None if type(pool_norm) is nn.Identity else pool_norm
@@ -186,3 +198,87 @@ class VisionTransformers(Family):
         if own not in ("token", "map", "avg"):
             raise ValueError(f"A pooling of kind {own!r} is not known.")
         return "class_token" if own != "avg" and bool(model.has_class_token) else "mean"
+
+
+@family
+class RegNets(Family):
+    """RegNetX, RegNetY and RegNetZ (timm.models.regnet); the tail is final_conv, or the activation in its place."""
+
+    modules: ClassVar[tuple[str, ...]] = ("regnet",)
+    refused: ClassVar[Mapping[str, str]] = {"regnetv_*": "its blocks normalise what they would skip"}
+    model_types: ClassVar[tuple[type[nn.Module], ...]] = (regnet.RegNet,)
+    head_keys: ClassVar[tuple[str, ...]] = ("head.",)
+    output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    zero_init: ClassVar[bool] = True
+    forms: ClassVar[Mapping[type[nn.Module], Form]] = {
+        regnet.Bottleneck: Residual(
+            parts=("conv1", "conv2", "se", "conv3", "drop_path"),
+            activation="act3",
+            shortcut="downsample",
+            guard="downsample",
+        )
+    }
+
+    def check(self, config: BackboneConfig) -> None:
+        """RegNetZ never starts its last norms at zero: timm fixes the argument."""
+        super().check(config)
+        if config.zero_init_last and self._is_z(config):
+            raise UsageError(f"zero_init_last is set, but timm never sets it for {config.name!r}; leave it off.")
+
+    def arguments(self, config: BackboneConfig) -> dict[str, object]:
+        """Adds the output stride and the start of each block's last norm."""
+        arguments = {**super().arguments(config), "output_stride": config.output_stride}
+        return arguments if self._is_z(config) else {**arguments, "zero_init_last": config.zero_init_last}
+
+    @staticmethod
+    def _is_z(config: BackboneConfig) -> bool:
+        return config.name.startswith("regnetz_")
+
+    def _cut(self, model: nn.Module) -> Cut:
+        blocks = forms_of(children(model, "s1", "s2", "s3", "s4"), self.forms)
+        return Cut(part(model, "stem"), blocks, part(model, "final_conv"))
+
+
+@family
+class ConvNeXts(Family):
+    """ConvNeXt and ConvNeXt V2 (timm.models.convnext); norm_pre is the tail, a norm after pooling belongs to heads."""
+
+    modules: ClassVar[tuple[str, ...]] = ("convnext",)
+    model_types: ClassVar[tuple[type[nn.Module], ...]] = (convnext.ConvNeXt,)
+    head_keys: ClassVar[tuple[str, ...]] = ("head.fc.", "head.pre_logits.")
+    output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+
+    def arguments(self, config: BackboneConfig) -> dict[str, object]:
+        """Adds the output stride."""
+        return {**super().arguments(config), "output_stride": config.output_stride}
+
+    def _cut(self, model: nn.Module) -> Cut:
+        stages = [(part(stage, "downsample"), children(stage, "blocks")) for stage in children(model, "stages")]
+        blocks = streams_of(stages, (convnext.ConvNeXtBlock,))
+        norm = getattr(part(model, "head"), "norm", None)
+        return Cut(part(model, "stem"), blocks, part(model, "norm_pre"), pool_norm=norm)
+
+
+@family
+class SwinTransformers(Family):
+    """Swin and its searched variants (timm.models.swin_transformer), features NHWC; the final norm is the tail.
+
+    Windows follow the image size: small images shrink and unshift them.
+    """
+
+    modules: ClassVar[tuple[str, ...]] = ("swin_transformer",)
+    model_types: ClassVar[tuple[type[nn.Module], ...]] = (swin_transformer.SwinTransformer,)
+    head_keys: ClassVar[tuple[str, ...]] = ("head.",)
+    layout: ClassVar[Layout] = "nhwc"
+    fixed_size: ClassVar[bool] = True
+
+    def arguments(self, config: BackboneConfig) -> dict[str, object]:
+        """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
+        own = {"img_size": config.image_size, "strict_img_size": len(config.sizes) == 1}
+        return {**super().arguments(config), **own}
+
+    def _cut(self, model: nn.Module) -> Cut:
+        stages = [(part(stage, "downsample"), children(stage, "blocks")) for stage in children(model, "layers")]
+        blocks = streams_of(stages, (swin_transformer.SwinTransformerBlock,))
+        patch = cast("tuple[int, int]", part(model, "patch_embed").patch_size)
+        return Cut(part(model, "patch_embed"), blocks, part(model, "norm"), patch=patch)

@@ -1,7 +1,8 @@
 """What a family of timm models must tell so that its members can be cut into stem, blocks and tail.
 
-A family is one class decorated with `@family`: which timm names it covers, which arguments it builds them with, and how a
-model is cut. How a block is executed and skipped is a `Form`, so that nothing outside a family knows block classes.
+A family is one class decorated with `@family`: which timm names it covers, which arguments it builds them with, and how
+a model is cut. How a block is executed and skipped is a `Form` (`methods.backbone_forms`), so that nothing outside a
+family knows block classes.
 Source: DESIGN.md section 3 (Backbone, Block), adashare.md 2.2 (execute and skip), measurement.md 2 (tail, pooled head).
 """
 
@@ -11,12 +12,13 @@ import abc
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import timm
-from torch import Tensor, nn
+from torch import nn
 
 from datasets.errors import UsageError, nearest, unknown
+from methods.backbone_forms import Form
 
 Layout = Literal["nchw", "nhwc", "tokens"]
 Pool = Literal["mean", "class_token", "prefix_mean"]
@@ -33,8 +35,8 @@ class BackboneConfig:
     name: timm architecture, with or without a pretrained tag. in_chans: channels of the input image.
     image_size, evaluation_size: (height, width) in pixels in training and in evaluation. Families with a position
         embedding need the first; where the second differs, they are built to take both (measurement 2).
-    output_stride: 8, 16 or 32; smaller ones dilate (adashare 2.2). zero_init_last: start the last norm of every residual
-        branch at zero, from scratch (timm's default on ResNets; off here, adashare T4).
+    output_stride: 8, 16 or 32; smaller ones dilate (adashare 2.2). zero_init_last: start the last norm of every
+        residual branch at zero, from scratch (timm's default on ResNets; off here, adashare T4).
     drop_path: largest rate of stochastic depth. dropout: rate in front of a head's last layer.
     """
 
@@ -91,133 +93,13 @@ class Shape(NamedTuple):
     reduction: int
 
 
-class Form(abc.ABC):
-    """How blocks of one kind are skipped and executed: forward(x) == execute(x, skip(x)), bit for bit.
-
-    Stateless. `module` is the block, or for `execute` anything with the same children but the projection.
-    """
-
-    @abc.abstractmethod
-    def skips(self, module: nn.Module) -> bool:
-        """Whether the block can be skipped."""
-
-    @abc.abstractmethod
-    def projection(self, module: nn.Module) -> nn.Module | None:
-        """The part of the block that is its skip path, None where that is the identity."""
-
-    @abc.abstractmethod
-    def execute(self, module: nn.Module, x: Tensor, s: Tensor) -> Tensor:
-        """The block's output where s = skip(x) is given. Changes neither x nor s."""
-
-    @abc.abstractmethod
-    def branch(self, module: nn.Module) -> nn.Module:
-        """A module of two inputs (x, s) that runs `execute` and holds the block's parts without the skip path."""
-
-
-class Branch(nn.Module):
-    """What is run when a block is executed: its children without the skip path, shared with the block, by name."""
-
-    def __init__(self, form: Form, block: nn.Module) -> None:
-        super().__init__()
-        self.form = form
-        projection = form.projection(block)
-        for name, child in block.named_children():
-            if child is not projection:
-                self.add_module(name, child)
-
-    def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """x: input of the block, s: output of its skip path."""
-        return self.form.execute(self, x, s)
-
-
-@dataclasses.dataclass(frozen=True)
-class Residual(Form):
-    """activation(F(x) + s) with F the named children in forward order; absent ones (None) are left out.
-
-    guard: attribute that says whether the block has a skip, None where all have. inplace: add as the native forward does,
-    which decides the dtype of the sum under mixed precision.
-    """
-
-    parts: tuple[str, ...]
-    activation: str | None = None
-    shortcut: str | None = None
-    guard: str | None = None
-    inplace: bool = False
-
-    def skips(self, module: nn.Module) -> bool:
-        """Spec: adashare 2.2; inverted residuals only where timm says has_skip."""
-        return self.guard is None or bool(getattr(module, self.guard))
-
-    def projection(self, module: nn.Module) -> nn.Module | None:
-        """The downsample path of a ResNet block that changes shape."""
-        return None if self.shortcut is None else cast("nn.Module | None", getattr(module, self.shortcut))
-
-    def execute(self, module: nn.Module, x: Tensor, s: Tensor) -> Tensor:
-        """No activation on s (adashare T2)."""
-        for name in self.parts:
-            part = getattr(module, name, None)
-            if part is not None:
-                x = part(x)
-        if self.inplace:
-            x += s
-        else:
-            x = x + s
-        return x if self.activation is None else cast(Tensor, getattr(module, self.activation)(x))
-
-    def branch(self, module: nn.Module) -> nn.Module:
-        """F and the activation."""
-        return Branch(self, module)
-
-
-class Inner(nn.Module):
-    """Runs a block's inner part on the skip path's output."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """x is not read: the residual stream starts from s."""
-        return cast(Tensor, self.inner(s))
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream(Form):
-    """inner(s): blocks that only add to a residual stream, whatever number of branches they have (adashare 2.2).
-
-    inner, downsample: names of the children where a stage's entry downsampling belongs to the block; both None where the
-    whole block is the inner part and the skip path the identity.
-    """
-
-    inner: str | None = None
-    downsample: str | None = None
-
-    def skips(self, module: nn.Module) -> bool:
-        """Always."""
-        return True
-
-    def projection(self, module: nn.Module) -> nn.Module | None:
-        """The downsampling at a stage's entry, which stays when the block is skipped (adashare T30)."""
-        return None if self.downsample is None else cast(nn.Module, getattr(module, self.downsample))
-
-    def _inner(self, module: nn.Module) -> nn.Module:
-        return module if self.inner is None else cast(nn.Module, getattr(module, self.inner))
-
-    def execute(self, module: nn.Module, x: Tensor, s: Tensor) -> Tensor:
-        """inner(s)."""
-        return cast(Tensor, self._inner(module)(s))
-
-    def branch(self, module: nn.Module) -> nn.Module:
-        """The inner part."""
-        return Inner(self._inner(module))
-
-
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """A timm model in parts: tail(blocks(stem(x))) is its forward_features.
 
-    patch: size of a patch where features are tokens, else None. pool, pool_norm: how the model's own head pools what
-    follows the tail, and the norm it applies to the result.
+    patch: (height, width) that an image's sides must be multiples of, where the image size is fixed; else None.
+    pool, pool_norm: how the model's own head pools what follows the tail, and the norm it applies to the result, in the
+        layout of the features (nchw: [B, C, 1, 1]).
     """
 
     stem: nn.Module
@@ -232,8 +114,8 @@ class Cut:
 class Family(abc.ABC):
     """One family of timm models.
 
-    modules: timm modules that hold it; patterns: names in them (wildcards); refused: {pattern: why} of names that match but
-    cannot be cut. model_types: the classes whose forward_features the cut reproduces; subclasses are refused.
+    modules: timm modules that hold it; patterns: names in them (wildcards); refused: {pattern: why} of names that match
+    but cannot be cut. model_types: the classes whose forward_features the cut reproduces; subclasses are refused.
     head_keys: prefixes of state-dict keys that belong to forward_head and are dropped knowingly.
     """
 
@@ -264,7 +146,7 @@ class Family(abc.ABC):
                 f"{', '.join(map(str, self.output_strides))}."
             )
         if config.zero_init_last and not self.zero_init:
-            raise UsageError(f"zero_init_last is set, but {config.name!r} has no norm that can start at zero; leave it off.")
+            raise UsageError(f"zero_init_last is set, but no norm of {config.name!r} can start at zero; leave it off.")
         if self.fixed_size and config.image_size is None:
             raise UsageError(f"Backbone {config.name!r} has a position embedding and needs image_size (height, width).")
 
@@ -284,15 +166,6 @@ class Family(abc.ABC):
         """Cut a model whose class is one of `model_types`."""
 
 
-def forms_of(blocks: Sequence[nn.Module], table: Mapping[type[nn.Module], Form]) -> list[tuple[nn.Module, Form]]:
-    """Each block with its form, by exact class. Raises UsageError for a class that the table does not hold."""
-    for block in blocks:
-        if type(block) not in table:
-            known = ", ".join(cls.__name__ for cls in table)
-            raise UsageError(f"Blocks of class {type(block).__name__} cannot be executed and skipped; known: {known}.")
-    return [(block, table[type(block)]) for block in blocks]
-
-
 _FAMILIES: dict[str, Family] = {}
 _F = TypeVar("_F", bound=type[Family])
 
@@ -309,7 +182,10 @@ def supported_names() -> list[str]:
 
 
 def find_family(name: str) -> Family:
-    """The family of a timm name, with or without a pretrained tag. Raises UsageError with the nearest supported names."""
+    """The family of a timm name, with or without a pretrained tag.
+
+    Raises UsageError with the nearest supported names.
+    """
     architecture, _, tag = name.partition(".")
     for member in _FAMILIES.values():
         if architecture in member.names():
@@ -324,6 +200,9 @@ def _refusal(name: str, architecture: str) -> UsageError:
     names = supported_names()
     if not timm.is_model(architecture):
         return unknown("backbone", name, names)
+    current = timm.models.get_deprecated_models().get(architecture)
+    if current is not None:
+        return UsageError(f"Backbone {name!r} is a name that timm has given up; it is {current!r} now.")
     reasons = [
         reason
         for member in _FAMILIES.values()

@@ -145,6 +145,7 @@ class Size:
     by origin: backbone + added + heads = total; by use: shared (read by >= 2 tasks) + task_specific + dead = total.
     active: {task or "all": parameters read when only that task is asked for}. x_backbone: (backbone + added) / P_ref.
     dense: elements; nonzero: elements that are not 0 (unstructured zeros save no time). buffers: elements of buffers.
+    weight_sharing: 1 - total / sum of active[t].
     """
 
     total: int
@@ -196,7 +197,7 @@ def size(graph: TaskGraph, reference_parameters: int) -> Size:
         buffers=sum(buffers.values()),
         dense=total,
         nonzero=sum(int(torch.count_nonzero(parameter)) for parameter in elements.values()),
-        weight_sharing=1 - total / sum(active.values()),
+        weight_sharing=1 - total / sum(active.values()) if total else 0.0,
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datasets.contracts import Batch, DatasetSpec
 from datasets.kinds import get_kind
+from datasets.protocols import get_protocol
 from methods.contracts import LossFunction, ParameterGroup, Role, Stage, StageResult, Trainer
 from methods.task_graph import TaskGraph
 
@@ -37,13 +38,16 @@ def plain_graph(
 
 def task_losses(data: DatasetSpec, network: nn.Module) -> LossFunction:
     """The losses that the kinds of the tasks define, of the network's predictions."""
+    flags = get_protocol(data.protocol, data.name)
+    specs = {task.name: (get_kind(task.kind), task) for task in data.tasks}
 
     def losses(batch: Batch, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         predictions = network(batch.images, tasks)
-        return {
-            task: get_kind(data.task(task).kind).loss(predictions[task], batch.targets[task], data.task(task))
-            for task in tasks
-        }
+        found = {}
+        for name in tasks:
+            kind, task = specs[name]
+            found[name] = kind.loss(predictions[name], batch.targets[name], task, flags)
+        return found
 
     return losses
 

@@ -38,7 +38,7 @@ def make_cell(
     tasks: tuple[str, ...] = ("semseg", "depth"),
     **sections: Mapping[str, object],
 ) -> dict[str, Any]:
-    """A cell with all sections; `sections` adds to or replaces fields of a section, as in data={"protocol": "adashare"}."""
+    """A cell with all sections; `sections` adds or replaces fields of one, as in data={"protocol": "adashare"}."""
     cell: dict[str, Any] = {
         "method": {"name": method, "params": dict(params or {})},
         "data": {
@@ -74,7 +74,7 @@ def make_record(
     params: Mapping[str, object] | None = None,
     **sections: Mapping[str, object],
 ) -> Record:
-    """A done record with metrics, sizes and costs; SHARED or, for the reference, SINGLE_TASK where no values are given."""
+    """A done record; values default to SHARED, for the reference to SINGLE_TASK."""
     values = values if values is not None else (SINGLE_TASK if reference else SHARED)
     spending = {"forward_passes": 100, "images": 6400, "train_macs": 10**12}
     return Record(

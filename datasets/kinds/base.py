@@ -1,0 +1,119 @@
+"""What a kind promises: which labels are valid and legal, loss, metrics, head channels and tensor type.
+
+Dense kinds get predictions as float [B, C, h, w] at the resolution of the features; they are resized to the label's
+resolution in the loss and in metrics. Labels are never resized.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision import tv_tensors
+
+from datasets.contracts import TaskSpec
+from datasets.metrics import Evaluator, LabelError
+from datasets.protocols import STANDARD, ProtocolFlags
+
+
+class Kind(abc.ABC):
+    """One kind of task. Stateless.
+
+    name: as in `TaskSpec.kind`. dense: one label per pixel. ignore: which labels are ignored, in words.
+    fill: the ignore value itself, which padding puts into labels; None for labels without pixels.
+    """
+
+    name: ClassVar[str]
+    dense: ClassVar[bool]
+    ignore: ClassVar[str]
+    fill: ClassVar[float | int | None]
+
+    @abc.abstractmethod
+    def valid(self, target: Tensor) -> Tensor:
+        """bool, shape of the target: which labels count. Follows from the label alone, illegal ones included."""
+
+    @abc.abstractmethod
+    def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
+        """bool, shape of the target: which labels are ignored or inside the range of the task."""
+
+    @abc.abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
+        """Scalar float32, mean over valid labels; 0 with zero gradient where none is valid. No host synchronisation."""
+
+    @abc.abstractmethod
+    def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
+        """A fresh evaluator of the metrics that the task lists. Raises UnknownNameError for one of another kind."""
+
+    def head_channels(self, task: TaskSpec) -> int:
+        """Outputs that the head of such a task has."""
+        return task.channels
+
+    def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor] | None:
+        """Type that geometric transforms know the labels by; None for labels without pixels."""
+        return None
+
+    def wrap(self, target: Tensor, task: TaskSpec) -> Tensor:
+        """The target as a tensor of its type."""
+        wrapper = self.wrapper(task)
+        return target if wrapper is None else cast(Tensor, wrapper(target))
+
+    def check(self, target: Tensor, task: TaskSpec) -> None:
+        """Raise LabelError where a label is neither ignored nor legal; names the first one. Reads from the device."""
+        legal = self.legal(target, task)
+        if not bool(legal.all()):
+            illegal = target[~legal]
+            raise LabelError(
+                f"Task {task.name!r} of kind {self.name!r} with {task.channels} channels: {illegal.numel()} illegal "
+                f"labels, the first is {illegal.flatten()[0].item()}; ignored is {self.ignore}."
+            )
+
+
+def resize_prediction(prediction: Tensor, size: tuple[int, int], flags: ProtocolFlags) -> Tensor:
+    """float [B, C, h, w] -> float [B, C, *size]; bilinear with align_corners=False, or nearest under that flag."""
+    if tuple(prediction.shape[-2:]) == size:
+        return prediction
+    if flags.upsample == "nearest":
+        return functional.interpolate(prediction, size=size, mode="nearest")
+    return functional.interpolate(prediction, size=size, mode="bilinear", align_corners=False)
+
+
+def dense_prediction(prediction: Tensor, target: Tensor, channels: int, flags: ProtocolFlags) -> Tensor:
+    """The prediction at the target's resolution, float32 or wider. prediction [B, channels, h, w], target [B, H, W].
+
+    Raises ValueError where the shapes do not fit.
+    """
+    if prediction.ndim != 4 or target.ndim != 3 or prediction.shape[0] != target.shape[0]:
+        raise ValueError(f"Expected [B, {channels}, h, w] and [B, H, W], got {shapes(prediction, target)}.")
+    if prediction.shape[1] != channels:
+        raise ValueError(f"Expected {channels} channels, got {shapes(prediction, target)}.")
+    return resize_prediction(at_least_float32(prediction), (target.shape[1], target.shape[2]), flags)
+
+
+def check_integer(target: Tensor) -> None:
+    """Raise ValueError for labels that are not integers: a cast would round them without a word."""
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise ValueError(f"Expected integer labels, got {target.dtype}.")
+
+
+def check_floating(target: Tensor) -> None:
+    """Raise ValueError for labels that are not floating point: an integer cannot hold NaN, the ignore value."""
+    if not target.is_floating_point():
+        raise ValueError(f"Expected floating-point labels, got {target.dtype}.")
+
+
+def shapes(prediction: Tensor, target: Tensor) -> str:
+    """Both shapes, for messages."""
+    return f"prediction {tuple(prediction.shape)} and label {tuple(target.shape)}"
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision becomes float32: sums over a batch of pixels overflow or stall in it."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def mean_of_valid(losses: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `losses` where `valid`, 0 with zero gradient where nothing is; both [...]. No host synchronisation."""
+    return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,119 @@
+"""`class`: one of C classes per image; labels int64 [B] in 0 .. C - 1, -1 ignored. Loss: cross-entropy."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+from datasets.contracts import TaskSpec
+from datasets.errors import UsageError
+from datasets.kinds.base import Kind, at_least_float32, check_integer, shapes
+from datasets.kinds.registry import register_kind
+from datasets.metrics import Evaluator, MetricResult, histogram, share
+from datasets.protocols import STANDARD, ProtocolFlags
+
+IGNORE = -1  # class ids may exceed 255
+
+
+@register_kind
+class ClassKind(Kind):
+    """Predictions float [B, C], labels integer [B]."""
+
+    name = "class"
+    dense = False
+    ignore = "-1"
+    fill = None
+
+    def valid(self, target: Tensor) -> Tensor:
+        """Labels other than -1."""
+        return target != IGNORE
+
+    def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
+        """-1 .. C - 1."""
+        return (target >= IGNORE) & (target < task.channels)
+
+    def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
+        """Cross-entropy, mean over labelled samples."""
+        _check_shapes(prediction, target, task)
+        total = functional.cross_entropy(
+            at_least_float32(prediction), target.long(), ignore_index=IGNORE, reduction="sum"
+        )
+        return total / self.valid(target).sum().clamp(min=1)
+
+    def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
+        """accuracy, balanced_accuracy, auroc."""
+        return ClassEvaluator(self, task)
+
+
+class ClassEvaluator(Evaluator):
+    """Argmax, ties to the lowest index. `auroc` keeps one score per sample: logit 1 minus logit 0.
+
+    Raises UsageError where `auroc` is asked of a task that has not two classes.
+    """
+
+    def __init__(self, kind: ClassKind, task: TaskSpec) -> None:
+        super().__init__(task, counts={"right": task.channels, "total": task.channels}, sums={})
+        if self._wants("auroc") and task.channels != 2:
+            raise UsageError(f"Task {task.name!r} has {task.channels} classes; auroc is defined for 2.")
+        self.kind = kind
+        self._scores: list[tuple[Tensor, Tensor]] = []  # (scores float64 [B], labels [B]) on the predictions' device
+
+    def _update(self, prediction: Tensor, label: Tensor) -> None:
+        _check_shapes(prediction, label, self.task)
+        n_classes = self.task.channels
+        label = label.long()
+        legal = self.kind.legal(label, self.task)
+        valid = self.kind.valid(label) & legal
+        right = valid & (prediction.argmax(dim=1) == label)
+        self._add("illegal", (~legal).sum())
+        self._add("nonfinite", (valid & ~prediction.isfinite().all(dim=1)).sum())
+        self._add("total", histogram(label, valid, n_classes))
+        self._add("right", histogram(label, right, n_classes))
+        if self._wants("auroc"):
+            logits = prediction.double()  # the difference of two float32 is exact enough here not to make ties
+            self._scores.append((logits[:, 1] - logits[:, 0], label))
+
+    def merge(self, other: Evaluator) -> None:
+        """As the base; scores are appended."""
+        super().merge(other)
+        assert isinstance(other, ClassEvaluator)
+        self._scores.extend(other._scores)
+
+    def _measure(self, name: str) -> MetricResult:
+        right, total = self._state["right"].double().cpu(), self._state["total"].cpu()
+        n_samples = int(total.sum())
+        if name == "accuracy":
+            return share(float(right.sum()), n_samples)
+        if name == "balanced_accuracy":
+            present = total > 0
+            recalls = right[present] / total[present]
+            classes = [int(index) for index in present.nonzero().flatten()]
+            value = 100.0 * float(recalls.mean()) if classes else None
+            return MetricResult(value, n_samples, detail={"classes": classes})
+        return self._auroc(n_samples)
+
+    def _auroc(self, n_samples: int) -> MetricResult:
+        """Share of (positive, negative) pairs in order, ties count one half; from mid-ranks, so O(n log n)."""
+        if not self._scores or self._integer("nonfinite"):
+            return MetricResult(None, n_samples)
+        scores = np.concatenate([score.cpu().numpy() for score, _ in self._scores])
+        labels = np.concatenate([label.cpu().numpy() for _, label in self._scores])
+        scores, labels = scores[labels != IGNORE], labels[labels != IGNORE]
+        n_positive = int((labels == 1).sum())
+        n_negative = len(labels) - n_positive
+        detail = {"n_positive": n_positive, "n_negative": n_negative}
+        if not n_positive or not n_negative:
+            return MetricResult(None, n_samples, detail=detail)
+        _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+        last = np.cumsum(sizes)
+        mid_rank = last - (sizes - 1) / 2.0  # 1-based ranks first .. last of a group of ties
+        rank_sum = float(mid_rank[group][labels == 1].sum())
+        pairs_in_order = rank_sum - n_positive * (n_positive + 1) / 2.0
+        return MetricResult(100.0 * pairs_in_order / (n_positive * n_negative), n_samples, detail=detail)
+
+
+def _check_shapes(prediction: Tensor, target: Tensor, task: TaskSpec) -> None:
+    check_integer(target)
+    if target.ndim != 1 or prediction.shape != (len(target), task.channels):
+        raise ValueError(f"Expected [B, {task.channels}] and [B], got {shapes(prediction, target)}.")

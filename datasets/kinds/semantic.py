@@ -1,0 +1,103 @@
+"""`semantic`: one of C classes per pixel; labels int64 [B, H, W] in 0 .. C - 1, 255 ignored. Loss: cross-entropy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision import tv_tensors
+
+from datasets.contracts import TaskSpec
+from datasets.kinds.base import Kind, check_integer, dense_prediction
+from datasets.kinds.registry import register_kind
+from datasets.metrics import Evaluator, MetricResult, histogram, ratio
+from datasets.protocols import STANDARD, ProtocolFlags
+
+IGNORE = 255
+
+
+@register_kind
+class SemanticKind(Kind):
+    """Predictions float [B, C, h, w], labels integer [B, H, W]."""
+
+    name = "semantic"
+    dense = True
+    ignore = "255"
+    fill = IGNORE
+
+    def valid(self, target: Tensor) -> Tensor:
+        """Labels other than 255."""
+        return target != IGNORE
+
+    def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
+        """0 .. C - 1, and 255."""
+        return ((target >= 0) & (target < task.channels)) | (target == IGNORE)
+
+    def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
+        """Cross-entropy, mean over labelled pixels."""
+        check_integer(target)
+        logits = dense_prediction(prediction, target, task.channels, flags)
+        total = functional.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="sum")
+        return total / self.valid(target).sum().clamp(min=1)
+
+    def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
+        """miou, pixel_acc."""
+        return SemanticEvaluator(self, task, flags)
+
+    def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
+        """Mask."""
+        return tv_tensors.Mask
+
+
+class SemanticEvaluator(Evaluator):
+    """One confusion matrix, rows label, columns prediction; flags miou, pixel_acc, void_as_error, upsample."""
+
+    def __init__(self, kind: SemanticKind, task: TaskSpec, flags: ProtocolFlags) -> None:
+        counts = {"confusion": task.channels**2, "void": 1, "images": 1, "images_skipped": 1}
+        super().__init__(task, counts, sums={"image_accuracy": 1})
+        self.kind, self.flags = kind, flags
+
+    def _update(self, prediction: Tensor, label: Tensor) -> None:
+        n_classes = self.task.channels
+        check_integer(label)
+        logits = dense_prediction(prediction, label, n_classes, self.flags)
+        label = label.long()
+        legal = self.kind.legal(label, self.task)
+        valid = self.kind.valid(label) & legal
+        chosen = logits.argmax(dim=1)
+        self._add("illegal", (~legal).sum())
+        self._add("nonfinite", (valid & ~logits.isfinite().all(dim=1)).sum())
+        self._add("confusion", histogram(label * n_classes + chosen, valid, n_classes**2))
+        self._add("void", (label == IGNORE).sum())
+        if self.flags.pixel_acc == "image_mean":
+            counted = legal if self.flags.void_as_error else valid
+            n_counted = counted.sum(dim=(1, 2))
+            n_right = (valid & (chosen == label)).sum(dim=(1, 2))
+            self._add("image_accuracy", (n_right.double() / n_counted.clamp(min=1)).sum())
+            self._add("images", (n_counted > 0).sum())
+            self._add("images_skipped", (n_counted == 0).sum())
+
+    def _measure(self, name: str) -> MetricResult:
+        n_classes = self.task.channels
+        confusion = self._state["confusion"].cpu().reshape(n_classes, n_classes)
+        return self._miou(confusion) if name == "miou" else self._pixel_accuracy(confusion)
+
+    def _miou(self, confusion: Tensor) -> MetricResult:
+        hits = confusion.diagonal()
+        union = confusion.sum(dim=0) + confusion.sum(dim=1) - hits
+        n_pixels = int(confusion.sum())
+        averaged = {"present": union > 0, "tp_only": hits > 0, "all_classes": torch.ones_like(union, dtype=torch.bool)}
+        classes = averaged[self.flags.miou]
+        detail = {"classes": [int(index) for index in classes.nonzero().flatten()]}
+        if not n_pixels or not detail["classes"]:
+            return MetricResult(None, n_pixels, detail={"classes": []})
+        iou = hits.double() / union.clamp(min=1)
+        return MetricResult(100.0 * float(iou[classes].mean()), n_pixels, detail=detail)
+
+    def _pixel_accuracy(self, confusion: Tensor) -> MetricResult:
+        if self.flags.pixel_acc == "image_mean":
+            result = ratio(100.0 * self._number("image_accuracy"), self._integer("images"))
+            detail = {"images_skipped": self._integer("images_skipped")}
+            return MetricResult(result.value, result.n_units, detail=detail)
+        void = self._integer("void") if self.flags.void_as_error else 0
+        return ratio(100.0 * int(confusion.diagonal().sum()), int(confusion.sum()) + void)

@@ -1,0 +1,201 @@
+"""Data sets by name. A loader is found by lying in this package; third parties register through entry points.
+
+Spec: datasets 2.3 and 2.7. A data set is a class with `spec` (no file is opened) and `load`; see `DatasetLoader`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import datasets
+from datasets.contracts import DatasetSpec, MultiTaskDataset, Split
+from datasets.errors import DatasetMissingError, UsageError, unknown
+
+DATA_ROOT_VARIABLE = "SHAREBENCH_DATA"
+
+
+class DatasetOptions(BaseModel):
+    """Base of every data set's options: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpectedFiles:
+    """What a data set needs on disk, for the error that asks for it. tree: paths below its folder; size: in words."""
+
+    tree: str
+    size: str
+
+
+class DatasetLoader(abc.ABC):
+    """A data set. Stateless; registered with `@register_dataset(name)`.
+
+    files: what must lie in `<data root>/<name>`; None for sets that need no data root.
+    """
+
+    Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+    files: ClassVar[ExpectedFiles | None] = None
+
+    @abc.abstractmethod
+    def spec(self, protocol: str, options: DatasetOptions) -> DatasetSpec:
+        """All tasks and sizes, without opening a file. Raises ProtocolError for a protocol it has no labels for."""
+
+    def default_tasks(self, spec: DatasetSpec) -> tuple[str, ...]:
+        """Names of the tasks that are meant where none are named."""
+        return spec.task_names
+
+    def unavailable(self, options: DatasetOptions) -> Mapping[str, str]:
+        """{task: reason} for tasks that these options take away; the reason ends the error of whoever asks for one."""
+        return {}
+
+    @abc.abstractmethod
+    def load(self, root: Path | None, split: Split, spec: DatasetSpec, options: DatasetOptions) -> MultiTaskDataset:
+        """One split with the tasks of `spec`. root: the data set's own folder, None where it needs none."""
+
+
+_DATASETS: dict[str, DatasetLoader] = {}
+_D = TypeVar("_D", bound=type[DatasetLoader])
+
+
+def register_dataset(name: str) -> Callable[[_D], _D]:
+    """Class decorator that registers a data set. Raises UsageError where the name is taken."""
+
+    def register(cls: _D) -> _D:
+        taken = type(_DATASETS[name]) if name in _DATASETS else None
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"Data set {name!r} is registered twice: {taken.__module__} and {cls.__module__}.")
+        _DATASETS[name] = cls()
+        return cls
+
+    return register
+
+
+def assert_own_package(package: ModuleType = datasets) -> None:
+    """Raise UsageError where the import package `datasets` is, or is mixed with, Hugging Face's library of that name.
+
+    Installed side by side the two overwrite each other's files, and package metadata cannot express a conflict.
+    """
+    ours = Path(__file__).parent
+    file = getattr(package, "__file__", None)
+    foreign = file is None or Path(file).resolve().parent != ours.resolve() or hasattr(package, "load_dataset")
+    if foreign or (ours / "arrow_dataset.py").exists():
+        raise UsageError(
+            f"The package 'datasets' at {file} is Hugging Face's or is mixed with it, expected ShareBench's at {ours}; "
+            "install ShareBench in an environment of its own."
+        )
+
+
+def load_datasets() -> None:
+    """Import every module of this package and every entry point of the group `sharebench.datasets`."""
+    assert_own_package()
+    for module in pkgutil.iter_modules(datasets.__path__, prefix="datasets."):
+        importlib.import_module(module.name)
+    for point in entry_points(group="sharebench.datasets"):
+        point.load()
+
+
+def dataset_names() -> list[str]:
+    """Registered names in alphabetical order."""
+    load_datasets()
+    return sorted(_DATASETS)
+
+
+def get_dataset(name: str) -> DatasetLoader:
+    """The data set of that name. Raises UnknownNameError with the nearest names."""
+    load_datasets()
+    if name not in _DATASETS:
+        raise unknown("data set", name, _DATASETS)
+    return _DATASETS[name]
+
+
+def dataset_spec(
+    name: str,
+    *,
+    protocol: str = "standard",
+    layout: str | None = None,
+    tasks: Sequence[str] | None = None,
+    options: Mapping[str, object] | DatasetOptions | None = None,
+) -> DatasetSpec:
+    """What a data set promises with these tasks (None: its default ones), before any file is opened.
+
+    Raises UsageError or a subclass for an unknown data set, layout, task or option, or an unsupported protocol.
+    """
+    loader, chosen_options = get_dataset(name), read_options(name, options)
+    spec = loader.spec(protocol, chosen_options)
+    if layout is not None and layout != spec.layout:
+        raise unknown(f"layout of {name}", layout, [spec.layout])
+    chosen = loader.default_tasks(spec) if tasks is None else tuple(tasks)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise UsageError(f"tasks of {name} must be a non-empty list of different names, got {list(chosen)}.")
+    unavailable = loader.unavailable(chosen_options)
+    for task in chosen:
+        if task in unavailable:
+            raise UsageError(f"Task {task!r} of {name} is not available: {unavailable[task]}.")
+    return spec.with_tasks(chosen)
+
+
+def load(
+    name: str,
+    root: Path | str | None,
+    split: str,
+    *,
+    protocol: str = "standard",
+    layout: str | None = None,
+    tasks: Sequence[str] | None = None,
+    options: Mapping[str, object] | DatasetOptions | None = None,
+) -> MultiTaskDataset:
+    """One split of a data set. root: the data root, None for the variable SHAREBENCH_DATA; embedded sets need neither.
+
+    `tasks` changes neither images nor splits nor their order. Raises as `dataset_spec`, and DatasetMissingError where
+    the files are absent.
+    """
+    spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks, options=options)
+    if split not in spec.splits:
+        raise unknown(f"split of {name}", split, spec.splits)
+    loader = get_dataset(name)
+    folder = None if loader.files is None else _folder(spec, loader.files, root)
+    return loader.load(folder, cast(Split, split), spec, read_options(name, options))
+
+
+def read_options(name: str, options: Mapping[str, object] | DatasetOptions | None) -> DatasetOptions:
+    """Validated options of a data set. Raises UsageError naming the first one that is unknown or out of range."""
+    model = get_dataset(name).Options
+    if isinstance(options, DatasetOptions):
+        if not isinstance(options, model):
+            raise UsageError(f"Options of {name} must be {model.__qualname__}, got {type(options).__qualname__}.")
+        return options
+    given = dict(options or {})
+    for key in given:
+        if key not in model.model_fields:
+            raise unknown(f"option of {name}", key, model.model_fields)
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"Option {key!r} of {name} is {first['input']!r}: {first['msg']}.") from error
+
+
+def _folder(spec: DatasetSpec, files: ExpectedFiles, root: Path | str | None) -> Path:
+    """`<root>/<name>`, which must exist. Raises DatasetMissingError."""
+    base = root if root is not None else os.environ.get(DATA_ROOT_VARIABLE)
+    folder = None if base is None else Path(base) / spec.name
+    if folder is not None and folder.is_dir():
+        return folder
+    looked = f"no folder {folder}" if folder is not None else f"neither --data-root nor {DATA_ROOT_VARIABLE} is set"
+    raise DatasetMissingError(
+        f"Data set {spec.name!r}, layout {spec.layout!r}: {looked}. Expected: {spec.name}/{files.tree} ({files.size}). "
+        f"Get it from {spec.home}; licence: {spec.licence}."
+    )

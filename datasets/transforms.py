@@ -1,0 +1,249 @@
+"""Tensor types of labels, augmentation and normalisation of samples. Spec: datasets 2.1 and 2.6.
+
+Built on torchvision.transforms.v2, with its traps in mind: a type without kernels passes through geometric transforms
+unchanged and without an error, so the types here are masks; `fill` dictionaries match exact types, so each type has its
+own entry; a bare tensor is only left alone beside an image, so transforms get whole samples, before collation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from datasets.contracts import Sample
+from datasets.errors import UsageError, unknown
+from datasets.protocols import ProtocolFlags
+
+SHIFT_PIXELS = 4  # our choice, as in common CIFAR recipes
+LARGEST_ZOOM = 1.5  # our choice; the published releases zoom by up to 1.2 to 1.5
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ADASHARE_BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)  # datasets 2.6, sunxm2357/AdaShare
+
+
+class Depth(tv_tensors.Mask):
+    """Distances, float [H, W], NaN = unknown. A zoom by s divides them by s."""
+
+
+class InverseDepth(tv_tensors.Mask):
+    """Inverse depth or disparity, float [H, W], NaN = unknown. A zoom by s multiplies it by s."""
+
+
+class Dense(tv_tensors.Mask):
+    """Any other regression map, float [C, H, W], NaN = unknown."""
+
+
+class Normals(tv_tensors.Mask):
+    """Unit vectors, float [3, H, W], x right, y up, z towards the camera; the zero vector = unknown."""
+
+
+def _negate(normals: Normals, channel: int) -> Normals:
+    vectors = normals.as_subclass(Tensor).clone()
+    vectors[..., channel, :, :] *= -1
+    return cast(Normals, tv_tensors.wrap(vectors, like=normals))
+
+
+@v2.functional.register_kernel(functional.horizontal_flip, Normals)
+def _flip_normals_horizontally(normals: Normals) -> Normals:
+    return _negate(tv_tensors.wrap(normals.as_subclass(Tensor).flip(-1), like=normals), channel=0)
+
+
+@v2.functional.register_kernel(functional.vertical_flip, Normals)
+def _flip_normals_vertically(normals: Normals) -> Normals:
+    return _negate(tv_tensors.wrap(normals.as_subclass(Tensor).flip(-2), like=normals), channel=1)
+
+
+@v2.functional.register_kernel(functional.rotate, Normals)
+def _rotate_normals(
+    normals: Normals,
+    angle: float,
+    interpolation: object = None,  # a mask is resampled by nearest neighbour, whatever is asked for images
+    expand: bool = False,
+    center: list[float] | None = None,
+    fill: object = None,  # unknown normals are the zero vector, whatever is asked for others
+) -> Normals:
+    """Counter-clockwise by `angle` degrees: places as a mask, then vectors in the image plane."""
+    moved = functional.rotate_mask(normals.as_subclass(Tensor), angle=angle, expand=expand, center=center, fill=0.0)
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    x, y, z = moved.unbind(dim=-3)
+    vectors = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-3)
+    return cast(Normals, tv_tensors.wrap(vectors, like=normals))
+
+
+def _refuse(name: str) -> None:
+    @v2.functional.register_kernel(name, Normals)
+    def refuse(normals: Normals, *args: object, **kwargs: object) -> Normals:
+        raise UsageError(f"Transform {name!r} of surface normals has no rule here; use flips, rotations and crops.")
+
+
+_refuse("affine")  # a shear would change the angle between normals and surface
+_refuse("perspective")
+_refuse("elastic")
+
+
+def fill_values(flags: ProtocolFlags) -> dict[type | str, float]:
+    """What padding puts into each type: black images, ignored labels. A fresh dictionary, since v2 writes into it."""
+    label = 255 if flags.padded_label == "ignore" else 0
+    unknown_value = {Depth: math.nan, InverseDepth: math.nan, Dense: math.nan, Normals: 0.0}
+    return {tv_tensors.Image: 0.0, tv_tensors.Mask: label, **unknown_value}
+
+
+class HorizontalFlip(v2.RandomHorizontalFlip):
+    """Flips the whole sample with probability p; under the flag, the vectors of normals keep their x."""
+
+    def __init__(self, flags: ProtocolFlags, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.flags = flags
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """One leaf of the sample."""
+        output = super().transform(inpt, params)
+        if isinstance(output, Normals) and not self.flags.flip_negates_normal_x:
+            return _negate(output, channel=0)
+        return output
+
+
+class Zoom(v2.Transform):
+    """Enlarges a random region of `size` / s to `size`, s uniform in [1, largest], one draw for the whole sample.
+
+    Images are resized bilinearly with antialiasing, labels by the nearest pixel centre. torchvision's `nearest` takes
+    the upper left neighbour instead, which at small zooms shifts labels against the image by up to a pixel.
+    """
+
+    def __init__(self, size: tuple[int, int], flags: ProtocolFlags, largest: float = LARGEST_ZOOM) -> None:
+        super().__init__()
+        self.size, self.flags, self.largest = size, flags, largest
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The region {top, left, height, width} and the zoom, a ratio of widths: what disparity scales with."""
+        height, width = functional.get_size(next(value for value in flat_inputs if isinstance(value, tv_tensors.Image)))
+        scale = 1.0 + (self.largest - 1.0) * float(torch.rand(()))
+        region = (round(self.size[0] / scale), round(self.size[1] / scale))
+        if region[0] > height or region[1] > width:
+            raise UsageError(f"Zoom to {self.size} needs a region of {region}; the image has {(height, width)} pixels.")
+        top = int(torch.randint(height - region[0] + 1, ()))
+        left = int(torch.randint(width - region[1] + 1, ()))
+        return {"top": top, "left": left, "height": region[0], "width": region[1], "zoom": self.size[1] / region[1]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """One leaf of the sample; whatever is neither image nor label map passes."""
+        if not isinstance(inpt, (tv_tensors.Image, tv_tensors.Mask)):
+            return inpt
+        region = functional.crop(inpt, params["top"], params["left"], params["height"], params["width"])
+        if isinstance(region, tv_tensors.Image):
+            return functional.resize(region, list(self.size), antialias=True)
+        resized = tv_tensors.wrap(_nearest_centre(region.as_subclass(Tensor), self.size), like=inpt)
+        if isinstance(inpt, Depth) and self.flags.zoom_depth == "divide":
+            return tv_tensors.wrap(resized / params["zoom"], like=inpt)
+        if isinstance(inpt, InverseDepth) and self.flags.zoom_inverse_depth == "multiply":
+            return tv_tensors.wrap(resized * params["zoom"], like=inpt)
+        return resized
+
+
+def _nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """[..., h, w] -> [..., *size], any dtype: the pixel that holds each output pixel's centre; exact, in integers."""
+    rows, columns = (
+        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape[-2:], strict=True)
+    )
+    return values[..., rows[:, None], columns]
+
+
+def _shift(size: tuple[int, int], flags: ProtocolFlags) -> v2.Transform:
+    return v2.RandomCrop(size, padding=SHIFT_PIXELS, fill=fill_values(flags))
+
+
+def _flip(size: tuple[int, int], flags: ProtocolFlags) -> v2.Transform:
+    return HorizontalFlip(flags)
+
+
+_AUGMENTATIONS: Mapping[str, Callable[[tuple[int, int], ProtocolFlags], v2.Transform]] = {
+    "horizontal_flip": _flip,
+    "shift": _shift,
+    "zoom": Zoom,
+}
+
+
+def augmentation_names() -> list[str]:
+    """Names that `augmentation` knows."""
+    return list(_AUGMENTATIONS)
+
+
+def augmentation(names: Sequence[str], size: tuple[int, int], flags: ProtocolFlags) -> Callable[[Sample], Sample]:
+    """A transform of whole samples that applies the named steps in order. size: (height, width) of what comes out.
+
+    `horizontal_flip` with probability 1/2; `shift`, a random crop after padding by 4 pixels; `zoom` by 1 to 1.5. Random
+    numbers come from torch's current stream, which the caller sets. Labels follow the image; class labels do not change
+    (so a flip is wrong where a class means a side). Raises UnknownNameError.
+    """
+    for name in names:
+        if name not in _AUGMENTATIONS:
+            raise unknown("augmentation", name, _AUGMENTATIONS)
+    steps = [_AUGMENTATIONS[name](size, flags) for name in names]
+
+    def apply(sample: Sample) -> Sample:
+        for step in steps:
+            sample = cast(Sample, step(sample))
+        return sample
+
+    return apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalise:
+    """RGB images in [0, 1] -> (x - mean) / std per channel, what a network expects; reversed first if `bgr`."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool = False
+
+    @classmethod
+    def for_protocol(
+        cls, flags: ProtocolFlags, mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> Normalise:
+        """The protocol's normalisation. mean, std: of the pretrained backbone, else of the data set."""
+        match flags.normalisation:
+            case "backbone":
+                return cls(mean, std)
+            case "unit":
+                return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+            case "imagenet":
+                return cls(IMAGENET_MEAN, IMAGENET_STD)
+            case "symmetric":
+                return cls((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+            case "bgr_minus_mean":  # 255 x - mean
+                blue, green, red = (value / 255 for value in ADASHARE_BGR_MEAN)
+                return cls((blue, green, red), (1 / 255, 1 / 255, 1 / 255), bgr=True)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float [..., 3, H, W], or [..., 1, H, W] for gray, which fills all three channels -> float [..., 3, H, W]."""
+        if self.bgr:
+            images = images.flip(-3)
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, dict[str, Tensor]]:
+    """(images float [B, 3, H, W], {task: targets [B, ...]}), plain tensors: geometry ends here.
+
+    Raises UsageError where samples differ in size.
+    """
+    images = _stack("image", [sample["image"] for sample in samples], samples)
+    tasks = samples[0]["targets"]
+    return images, {task: _stack(task, [sample["targets"][task] for sample in samples], samples) for task in tasks}
+
+
+def _stack(name: str, values: Sequence[Tensor], samples: Sequence[Sample]) -> Tensor:
+    for value, sample in zip(values, samples, strict=True):
+        if value.shape != values[0].shape:
+            raise UsageError(
+                f"Samples of one batch differ in size: {name} of {samples[0]['meta'].get('id')!r} has shape "
+                f"{tuple(values[0].shape)}, of {sample['meta'].get('id')!r} {tuple(value.shape)}; add a crop."
+            )
+    return torch.stack([value.as_subclass(Tensor) for value in values])

@@ -1,0 +1,167 @@
+"""Wrong counts make a table lie about what sharing saves. Identifiers P1 ... are those of the measurement specification."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from datasets.errors import UsageError
+from methods.cost import CostTable, MacCounter, compute, count, size
+from methods.operations import Operation, register_operation
+from methods.task_graph import TaskGraph
+from tests.unit.graphs import Program, build, operation, operations, programs
+
+
+def test_p1_convolution_counts_macs_not_flops() -> None:
+    assert count(nn.Conv2d(3, 8, 3, padding=1, bias=False), [(1, 3, 16, 16)]).macs == 55_296
+
+
+def test_p2_resnet18() -> None:
+    model = timm.create_model("resnet18")
+    assert sum(p.numel() for p in model.parameters()) == 11_689_512
+    assert count(model, [(1, 3, 224, 224)]).macs == 1_814_073_344
+    assert sum(p.numel() for p in timm.create_model("resnet18", num_classes=0).parameters()) == 11_176_512
+
+
+def test_p3_attention_is_counted_on_meta_and_in_training_on_cpu() -> None:
+    model = timm.create_model("vit_tiny_patch16_224").eval()
+    assert count(model, [(1, 3, 224, 224)]).macs == 1_253_683_200
+    with torch.no_grad(), MacCounter() as counter:  # on CPU the fused kernel runs, which PyTorch counts as nothing
+        model(torch.zeros(1, 3, 224, 224))
+    assert counter.macs == 1_253_683_200
+
+
+def test_counting_changes_no_bits() -> None:
+    model = timm.create_model("test_vit", num_classes=3).train()
+    image = torch.randn(2, 3, 160, 160)
+    expected = model(image)
+    with MacCounter():
+        assert torch.equal(model(image), expected)
+
+
+class _Ten(nn.Module):
+    """10 parameters; 100 MACs on ten places with ten channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(10, 1, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).expand_as(x)
+
+
+@register_operation("test.ten")
+def _ten(config: dict) -> nn.Module:
+    return _Ten()
+
+
+def _ten_operation() -> Operation:
+    return Operation("test.ten", {}, _Ten(), "backbone")
+
+
+SHAPE = {"image": (1, 10, 10, 1)}
+
+
+def _paths(*paths: list[Operation]) -> TaskGraph:
+    graph = TaskGraph(["image"])
+    for task, path in enumerate(paths):
+        value = graph.input("image")
+        for step in path:
+            value = graph.add(step, value)
+        graph.output(f"task{task}", value)
+    return graph
+
+
+def test_p4_weight_sharing_is_not_compute_sharing() -> None:
+    b = [_ten_operation() for _ in range(4)]
+    copies = [_ten_operation() for _ in range(4)]
+    cases = {
+        "hard sharing": (_paths(b, b), 40, 400, 800, 0.5, 0.5),
+        "task B skips block 2": (_paths(b, [b[0], b[2], b[3]]), 40, 600, 700, 0.4286, 0.1429),
+        "split after block 2": (_paths(b, [*b[:2], *copies[2:]]), 60, 600, 800, 0.25, 0.25),
+        "single task": (_paths(b, copies), 80, 800, 800, 0.0, 0.0),
+    }
+    for name, (graph, total, joint, summed, weight_sharing, activation_sharing) in cases.items():
+        parameters, macs = size(graph, 40), compute(graph, SHAPE)
+        assert parameters.total == total, name
+        assert (macs.macs_joint, macs.macs_sum) == (joint, summed), name
+        assert parameters.weight_sharing == pytest.approx(weight_sharing, abs=1e-4), name
+        assert macs.activation_sharing == pytest.approx(activation_sharing, abs=1e-4), name
+
+
+def test_p5_tied_tensors_count_once_and_unused_blocks_are_dead() -> None:
+    shared = _ten_operation()
+    head = Operation("test.ten", {"head": 1}, shared.module, "heads")
+    graph = TaskGraph(["image"])
+    value = graph.add(shared, graph.input("image"))
+    graph.output("a", value)
+    graph.output("b", graph.add(head, value))
+    assert size(graph, 10).total == 10
+    graph.add(_ten_operation(), graph.input("image"))
+    assert size(graph, 10).dead == 10
+    with pytest.raises(UsageError, match="dead = 10"):
+        graph.require_deployable()
+
+
+@settings(max_examples=30, deadline=None)
+@given(program=programs())
+def test_partitions_add_up_and_joint_macs_lie_between_their_bounds(program: Program) -> None:
+    graph = build(program, operations()).pruned()
+    shape = {"image": (1, 3, 5, 5)}
+    macs, parameters = compute(graph, shape), size(graph, 100)
+    assert parameters.backbone + parameters.added + parameters.heads == parameters.total
+    assert parameters.shared + parameters.task_specific + parameters.dead == parameters.total
+    assert parameters.dead == 0
+    assert max(macs.macs_task.values()) <= macs.macs_joint <= macs.macs_sum
+    direct = count(_OnImages(graph), [shape["image"]])  # the cost table's sum against one count of the whole network
+    assert direct.macs == macs.macs_joint
+
+
+class _OnImages(nn.Module):
+    def __init__(self, graph: TaskGraph) -> None:
+        super().__init__()
+        self.inner = graph.module()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return next(iter(self.inner({"image": image}).values()))
+
+
+def test_each_operation_and_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    import methods.cost as cost
+
+    monkeypatch.setattr(cost, "count", lambda module, shapes: calls.append(1) or count(module, shapes))
+    shared = operation("test.linear_map", 0)
+    graph = TaskGraph(["image"])
+    graph.output("t", graph.add(shared, graph.add(shared, graph.input("image"))))
+    table = CostTable()
+    for _ in range(3):
+        compute(graph, {"image": (1, 3, 5, 5)}, table)
+    assert len(calls) == 1
+
+
+def test_joint_macs_are_null_where_tasks_have_their_own_images() -> None:
+    shared = operation("test.linear_map", 0)
+    graph = TaskGraph(["left", "right"])
+    for task in graph.inputs:
+        graph.output(task, graph.add(shared, graph.input(task)))
+    macs = compute(graph, {"left": (1, 3, 5, 5), "right": (1, 3, 5, 5)})
+    assert macs.macs_joint is None
+    assert macs.macs_sum == 2 * macs.macs_task["left"]
+
+
+def test_a_contraction_without_a_formula_is_an_error() -> None:
+    class Distance(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cdist(x, x)
+
+    with pytest.raises(UsageError, match=r"cdist.*no formula"):
+        count(Distance(), [(1, 5, 4)])
+
+
+def test_uncounted_operators_are_listed() -> None:
+    uncounted = count(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), [(1, 3, 5, 5)]).uncounted
+    assert uncounted["aten.relu"] == (1, 100)

@@ -1,0 +1,100 @@
+"""A suite that is read wrongly trains the wrong thing for hours; a fault must be one line before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmark.suite import Suite, find_suite, read_suite, suite_names
+from datasets.errors import UsageError
+
+GOOD = "name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\n"
+
+
+def read(tmp_path: Path, text: str, **options: object) -> Suite:
+    path = tmp_path / "suite.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_suite(path, **options)
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_shipped_suites_are_valid_and_carry_their_own_name(name: str) -> None:
+    suite = read_suite(find_suite(name))
+    assert suite.name == name
+    assert suite.description
+
+
+def test_cells_are_the_whole_product_in_a_fixed_order(tmp_path: Path) -> None:
+    suite = read(tmp_path, GOOD.replace("[c]", "[c, d]") + "seeds: [3, 1]\n")
+    assert [(cell.seed, cell.method.name) for cell in suite.cells()] == [(3, "c"), (3, "d"), (1, "c"), (1, "d")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "recipe: {optimizer: {lrr: 1}}", r"line 5: unknown key 'recipe.optimizer.lrr'. Nearest: lr"),
+        (GOOD + "recipe:\n  batch_size: 0", r"line 6: recipe.batch_size: .* greater than or equal to 1 \(given: 0\)"),
+        (GOOD + "recipe: {clip_norm: .nan}", r"recipe.clip_norm: .*finite"),
+        (GOOD + "seeds: []", r"line 5: seeds: .*at least 1 item"),
+        (GOOD + "sedes: [1]", r"line 5: unknown key 'sedes'. Nearest: seeds"),
+        (GOOD + "seeds: [1.5]", r"seeds.0"),
+        (GOOD + "name: r", r"line 5: key 'name' stands twice"),
+        (GOOD.replace("data: [a]", "data: [{dataset: a, tasks: [x, x]}]"), r"tasks must be .* different"),
+        (GOOD + "recipe: &r [*r]", r"a node contains itself"),
+        ("[1, 2]", "a suite is a mapping of keys, not list"),
+        ("", "a suite is a mapping of keys, not NoneType"),
+        ("a: [", "line 1: not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", r"not valid YAML \(could not determine a constructor"),
+        ("name: q\n", "data: Field required"),
+    ],
+)
+def test_faults_are_one_line_that_names_the_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+    assert "suite.yaml" in str(caught.value)
+
+
+def test_alias_bombs_and_huge_files_are_refused(tmp_path: Path) -> None:
+    bomb = "a: &a [x]\n" + "".join(f"b{i}: &b{i} [{', '.join(['*a'] * 9)}]\n" for i in range(20))
+    with pytest.raises(UsageError, match="more than 100 YAML aliases"):
+        read(tmp_path, bomb)
+    with pytest.raises(UsageError, match="a suite has at most"):
+        read(tmp_path, "#" * 2_000_000)
+    with pytest.raises(UsageError, match="more than 1000 brackets"):
+        read(tmp_path, "[" * 50_000)
+    with pytest.raises(UsageError, match="nested too deeply"):
+        read(tmp_path, "- " * 5_000)
+    (tmp_path / "suite.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_suite(tmp_path / "suite.yaml")
+
+
+def test_settings_reach_sections_and_method_parameters(tmp_path: Path) -> None:
+    suite = read(tmp_path, GOOD, settings=["recipe.optimizer.lr=0.5", "budget.steps=7", "c.search.update=joint", "c.n=2"])
+    assert suite.recipe.optimizer.lr == 0.5
+    assert suite.budget.steps == 7
+    assert suite.methods[0].params == {"search": {"update": "joint"}, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("recipe", "expected section.key=value"),
+        ("recipe.lr", "expected section.key=value"),
+        ("cc.x=1", "Unknown section of --set 'cc'. Nearest: 'c'"),
+        ("recipe.optimizer.lr=[", "not valid YAML"),
+        ("recipe.optimizer.rate=1", "unknown key 'recipe.optimizer.rate'"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path, GOOD, settings=[setting])
+
+
+def test_unknown_suites_name_the_nearest() -> None:
+    with pytest.raises(UsageError, match="'quik'. Nearest: 'quick'"):
+        find_suite("quik")
+    with pytest.raises(UsageError, match="does not exist"):
+        find_suite("nowhere/quick.yaml")
