@@ -148,7 +148,9 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> Loa
         samples[Role.FIT_ARCH][name] = RoleSamples(splits["train"].inputs[name], both)
     content = {f"{split}/{name}": splits[split].inputs[name].content_hash() for split in splits for name in spec.inputs}
     roles = {
-        role.value: role_hash([f"{name}/{identifier}" for name, part in samples[role].items() for identifier in part.ids])
+        role.value: role_hash(
+            [f"{name}/{identifier}" for name, part in samples[role].items() for identifier in part.ids]
+        )
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
     }
     return LoadedData(splits, samples, cell_key(content), roles)
@@ -267,7 +269,7 @@ class _CellRun:
             )
 
     def _input_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: (1, self.cell.backbone.in_chans, *self.spec.native_size) for name in self.spec.inputs}
+        return dict.fromkeys(self.spec.inputs, (1, self.cell.backbone.in_chans, *self.spec.native_size))
 
     def _cost(self, trainer: CellTrainer, graph: TaskGraph) -> dict[str, Any]:
         ledger = trainer.ledger
@@ -370,7 +372,6 @@ def _read_single_task(folder: Path) -> tuple[TaskGraph, Sequence[float], Spendin
 
 def _state_hash(backbone: Backbone) -> str:
     """sha256 over the initial weights of the backbone."""
-
 
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.module().state_dict().items()):

@@ -38,7 +38,9 @@ class Checkpoints:
             self._path(number, "partial").unlink(missing_ok=True)
 
     def load(self, number: int, signature: list[Any]) -> tuple[dict[str, Any], bool] | None:
-        """(payload, finished) of a stage, or None where there is nothing that this code, asked for this stage, wrote."""
+        """(payload, finished) of a stage, or None where there is nothing that this code, asked for this
+        stage, wrote.
+        """
         for kind in ("end", "partial"):
             path = self._path(number, kind)
             if not path.exists():

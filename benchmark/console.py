@@ -64,5 +64,7 @@ class RunView:
             if event.worker in self._bars:
                 self._progress.remove_task(self._bars.pop(event.worker))
         reason = f": {event.message}" if event.message else ""
-        line = f"[{self.finished}/{len(self.titles)}] {self.titles[event.cell]}: {event.status} in {event.seconds:.1f} s"
+        line = (
+            f"[{self.finished}/{len(self.titles)}] {self.titles[event.cell]}: {event.status} in {event.seconds:.1f} s"
+        )
         self.console.print(line + reason, highlight=False, markup=False, soft_wrap=True)

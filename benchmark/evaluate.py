@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from datasets.metrics import Evaluator, get_metric
-from datasets.protocols import get_protocol
 from torch import nn
 
 from benchmark.loaders import EVALUATION_BATCH, RoleLoader
 from datasets.kinds import get_kind
+from datasets.metrics import Evaluator, get_metric
+from datasets.protocols import get_protocol
 from methods.contracts import Metrics, Score
 
 

@@ -1,12 +1,13 @@
 """Where cells run: one door. Local worker processes, started fresh (`spawn`), one cell at a time each.
 
-A worker that dies takes its own cell with it and nothing else: the cell is reported as failed and another worker starts.
-torch is only imported in the workers.
+A worker that dies takes its own cell with it and nothing else: the cell is reported as failed and another worker
+starts. torch is only imported in the workers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmark.cell import RunSettings
     from benchmark.planning import PlannedCell
+    from benchmark.stage_run import Progress
 
 # Set before torch is imported in a worker; libraries read them once.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -29,8 +31,8 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 class Event:
     """What a worker tells. kind: `started`, `progress` or `finished`.
 
-    stage, done, steps: of progress. status, message, seconds: of the end; status as in records, or `skipped` where another
-    process holds the cell.
+    stage, done, steps: of progress. status, message, seconds: of the end; status as in records, or `skipped` where
+    another process holds the cell.
     """
 
     kind: str
@@ -57,13 +59,15 @@ def _work(connection: Connection, settings: RunSettings) -> None:
         started = time.monotonic()
         status, message = "failed", ""
         try:
-            record = run_cell(
-                planned, settings, lambda p, n=number: connection.send(("progress", n, p.stage, p.done, p.steps))
-            )
+            record = run_cell(planned, settings, functools.partial(_send_progress, connection, number))
             status, message = record.status, record.error["message"] if record.error else ""
         except (StorageError, UsageError) as error:
             message = str(error)
         connection.send(("finished", number, status, message, time.monotonic() - started))
+
+
+def _send_progress(connection: Connection, number: int, progress: Progress) -> None:
+    connection.send(("progress", number, progress.stage, progress.done, progress.steps))
 
 
 @dataclasses.dataclass
@@ -167,5 +171,3 @@ class LocalExecutor:
                 worker.process.kill()
                 worker.process.join()
             worker.connection.close()
-
-

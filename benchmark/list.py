@@ -1,4 +1,6 @@
-"""`python -m benchmark.list [NAME]`: methods, data sets, backbones and suites; with a name, what there is to know of it."""
+"""`python -m benchmark.list [NAME]`: methods, data sets, backbones and suites; with a name, what there is to know of
+it.
+"""
 
 from __future__ import annotations
 

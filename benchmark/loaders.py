@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from datasets.transforms import Normalise, collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec, IndexArray, InputData, Sample
 from datasets.errors import UsageError
+from datasets.transforms import Normalise, collate
 from methods.contracts import Role
 from methods.streams import generator, seed_of
 
@@ -67,7 +67,9 @@ class SampleOrder:
         return self._epochs[number]
 
     def batch(self, step: int) -> tuple[Tensor, int]:
-        """(positions of a step, int64 [batch_size]; epoch of its first sample). A batch may reach into the next epoch."""
+        """(positions of a step, int64 [batch_size]; epoch of its first sample). A batch may reach into the
+        next epoch.
+        """
         start = step * self.batch_size
         epoch, offset = divmod(start, self.n_samples)
         parts = [self.epoch(epoch)[offset : offset + self.batch_size]]
@@ -106,7 +108,9 @@ class InputLoader:
     def training(
         self, order: SampleOrder, first_step: int, steps: int
     ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
-        """(images, targets, positions) of each step from `first_step` to `steps`, augmented where the recipe says so."""
+        """(images, targets, positions) of each step from `first_step` to `steps`, augmented where the recipe
+        says so.
+        """
         if self._images is not None and self.augment is None:
             for step in range(first_step, steps):
                 positions, _ = order.batch(step)

@@ -169,7 +169,8 @@ class Balancer:
 
     def __init__(self, settings: BalancingSettings, n_tasks: int, device: torch.device) -> None:
         self.name = settings.name if n_tasks > 1 else "equal"
-        self._module = None if self.name == "equal" else _build(settings, n_tasks).to(device)
+        # torchjd's classes have no common type for what they remember or update: Any, inside this class only.
+        self._module: Any = None if self.name == "equal" else _build(settings, n_tasks).to(device)
         self.n_tasks = n_tasks
 
     @property
@@ -212,7 +213,9 @@ class Balancer:
     def _aggregate(
         self, losses: Sequence[Tensor], penalty: Tensor | None, parameters: Sequence[nn.Parameter], scale: float
     ) -> None:
-        """Jacobian of the losses, aggregated by torchjd. Row by row: batch norm does not allow a vectorised pullback."""
+        """Jacobian of the losses, aggregated by torchjd. Row by row: batch norm does not allow a vectorised
+        pullback.
+        """
         from torchjd import autojac
 
         used = [p for p in parameters if p.requires_grad]
@@ -226,12 +229,12 @@ class Balancer:
     def after_step(self, losses: Sequence[Tensor]) -> None:
         """Losses of the same batch after the update, for balancers that measure their own effect."""
         if self.needs_losses_after_step:
-            self._module.update(torch.stack([loss.detach() for loss in losses]))  # type: ignore[union-attr]
+            self._module.update(torch.stack([loss.detach() for loss in losses]))
 
     def end_cycle(self) -> None:
         """A cycle stands for an epoch (dynamic weight averaging)."""
         if callable(getattr(self._module, "step", None)):
-            self._module.step()  # type: ignore[union-attr,operator]
+            self._module.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a balancer remembers between steps, plain attributes included, for a checkpoint."""
@@ -242,7 +245,7 @@ class Balancer:
         if self._module is None:
             return
         for path, values in state.items():
-            part = self._module.get_submodule(path)
+            part: Any = self._module.get_submodule(path)
             for name, value in values.items():
                 if name == "optimizer":  # FAMO makes its Adam at the first update
                     part._optimizer = torch.optim.Adam([part._w], lr=part.lr, weight_decay=part.weight_decay)
@@ -260,7 +263,7 @@ def _remembered(module: nn.Module) -> dict[str, dict[str, Any]]:
     state: dict[str, dict[str, Any]] = {}
     for path, part in module.named_modules():
         values: dict[str, Any] = {name: p.detach().clone() for name, p in part.named_parameters(recurse=False)}
-        values |= {name: b for name, b in part._buffers.items()}
+        values |= dict(part._buffers)
         for name, value in vars(part).items():
             if name in {"training"} or name.startswith(("_parameters", "_buffers", "_modules")) or "hook" in name:
                 continue

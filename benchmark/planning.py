@@ -19,8 +19,7 @@ from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec, read_options
 from datasets.transforms import augmentation
 from methods.backbone import supported_backbones
-from methods.contracts import Method
-from methods.registry import get_method
+from methods.registry import AnyMethod, get_method
 
 # Heads are the suite's own and equal for all rows; their name is part of every cell's key.
 HEAD = {"pooled": "pool + linear", "dense": "conv1x1"}
@@ -100,13 +99,12 @@ def resolve(cell: Cell) -> PlannedCell:
         },
         "backbone": {**cell.backbone.model_dump(mode="json"), "weights": weights_tag(weights)},
         "head": HEAD,
-        "recipe": cell.recipe.model_dump(mode="json"),
+        # Loader processes change no result, so they are no part of a cell's identity.
+        "recipe": cell.recipe.model_dump(mode="json", exclude={"workers"}),
         "selection": cell.selection.model_dump(mode="json"),
         "budget": cell.budget.model_dump(mode="json"),
         "seed": cell.seed,
     }
-    # Loader processes change no result, so they are no part of a cell's identity.
-    document["recipe"] = {key: value for key, value in document["recipe"].items() if key != "workers"}
     return PlannedCell(cell, document, weights, method.is_single_task_reference)
 
 
@@ -119,7 +117,7 @@ def cell_spec(cell: Cell) -> DatasetSpec:
     return spec.with_weights(data.task_weights)
 
 
-def method_params(method: type[Method], name: str, given: dict[str, Any]) -> Any:
+def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:
     """The method's validated parameters. Raises UsageError that names the parameter and the nearest valid one."""
     try:
         return method.Params(**given)

@@ -61,7 +61,11 @@ def select(
     read_suite(path)
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     changes: dict[str, Any] = {}
-    for option, key, text in (("methods", "name", methods), ("data", "dataset", datasets), ("backbones", "name", backbones)):
+    for option, key, text in (
+        ("methods", "name", methods),
+        ("data", "dataset", datasets),
+        ("backbones", "name", backbones),
+    ):
         if (names := _split(text)) is not None:
             changes[option] = changes_to(document, option, key, names)
     if (chosen := _split(tasks)) is not None:
@@ -103,7 +107,9 @@ def run_suite(
     refresh_stale: bool = False,
     console: Console | None = None,
 ) -> int:
-    """Run what has no record yet and write the tables; returns the exit code. Raises UsageError before the first step."""
+    """Run what has no record yet and write the tables; returns the exit code. Raises UsageError before the
+    first step.
+    """
     from rich.console import Console
 
     from benchmark.cell import RunSettings
@@ -137,9 +143,7 @@ def run_suite(
     return 0 if all(store.is_done(cell.key) for cell in cells) else EXIT_NOT_DONE
 
 
-def _pending(
-    cells: Sequence[PlannedCell], store: Store, refresh_stale: bool, console: Console
-) -> list[PlannedCell]:
+def _pending(cells: Sequence[PlannedCell], store: Store, refresh_stale: bool, console: Console) -> list[PlannedCell]:
     """Cells without a finished record; stale ones are kept and said so, unless they are to be refreshed."""
     from benchmark.staleness import stale_reason
 
@@ -182,11 +186,15 @@ def run(
     seeds: Annotated[str | None, typer.Option(help="Only these seeds, for example 0,1,2.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting: recipe.batch_size=32, or a method's parameter: method.key=value."),
+        typer.Option(
+            "--set", help="Change a setting: recipe.batch_size=32, or a method's parameter: method.key=value."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: results/runs/SUITE.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per core, one on a GPU.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes. Default: one per core, one on a GPU.")
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set.")] = None,
     refresh_stale: Annotated[bool, typer.Option(help="Run cells again whose record other code made.")] = False,
 ) -> None:
@@ -212,9 +220,7 @@ def run(
         )
         folder = out or Path("results") / "runs" / chosen.name
         root = data_root or _data_root_of_environment()
-        code = run_suite(
-            chosen, folder, device=device, jobs=jobs, data_root=root, refresh_stale=refresh_stale
-        )
+        code = run_suite(chosen, folder, device=device, jobs=jobs, data_root=root, refresh_stale=refresh_stale)
     except UsageError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -49,7 +49,9 @@ class OptimizerSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """Factor on the learning rate over a stage; restarts with every stage. warmup, milestones: fractions of the stage."""
+    """Factor on the learning rate over a stage; restarts with every stage. warmup, milestones: fractions of
+    the stage.
+    """
 
     name: Literal["cosine", "step", "poly", "constant"] = "cosine"
     warmup: Fraction = 0.05
@@ -175,7 +177,9 @@ class Suite(Settings):
         )
 
     def cells(self) -> Iterator[Cell]:
-        """The cells in a fixed order: data, backbone, seed, method; so that the rows of a comparison appear together."""
+        """The cells in a fixed order: data, backbone, seed, method; so that the rows of a comparison appear
+        together.
+        """
         for data, backbone, seed, method in itertools.product(self.data, self.backbones, self.seeds, self.methods):
             yield Cell(
                 method=method,

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods.backbone import Backbone
-from methods.heads import create_head
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -27,8 +25,10 @@ from benchmark.selection import BestOnSelect
 from benchmark.stage_run import Progress, StageRun, TrainingContext
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import ProtocolError
+from methods.backbone import Backbone
 from methods.contracts import Budget, Metrics, Purpose, Role, SingleTask, Stage, StageResult
 from methods.cost import MacCounter
+from methods.heads import create_head
 from methods.operations import Operation
 from methods.streams import generator, seed_of
 from methods.task_graph import TaskGraph
@@ -156,7 +156,7 @@ class CellTrainer:
                 raise ValueError(f"Stage {stage.name!r} starts in cycle {stage.first_cycle} of {cycles}.")
             stage.network.to(self.device)
             if self.context.recipe.channels_last:
-                stage.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                stage.network.to(memory_format=torch.channels_last)
         flags = [(p, p.requires_grad) for stage in stages for p in stage.network.parameters()]
         runs = [StageRun(stage, self.context) for stage in stages]
         signature = [[s.name, s.steps, s.role.value, s.purpose, s.step, cycles] for s in stages]
@@ -289,9 +289,13 @@ class CellTrainer:
         mid_phase: bool = False,
     ) -> None:
         networks = {id(run.stage.network): run.stage.network for run in runs}
+        states = [run.state_dict() for run in runs]
+        if finished:
+            for state in states:
+                state.update(optimizers=[], scaler={}, balancer={})
         payload = {
             "signature": signature,
-            "runs": [run.state_dict() for run in runs],
+            "runs": states,
             "networks": [network.state_dict() for network in networks.values()],
             "generators": {name: random.get_state() for name, random in self._generators.items()},
             "global_random": torch.get_rng_state(),
@@ -303,9 +307,6 @@ class CellTrainer:
             "mid_phase": mid_phase,
             "best": best.state_dict() if best is not None and not finished else None,
         }
-        if finished:
-            for state in payload["runs"]:
-                state.update(optimizers=[], scaler={}, balancer={})
         self._checkpoints.save(number, payload, finished=finished)
         self._last_checkpoint = time.monotonic()
 

@@ -1,1 +1,3 @@
-"""What is learnt: task kinds, data sets, their contracts and their protocols. Imports neither `methods` nor `benchmark`."""
+"""What is learnt: task kinds, data sets, their contracts and their protocols. Imports neither `methods` nor
+`benchmark`.
+"""

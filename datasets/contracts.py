@@ -107,7 +107,9 @@ class Sample(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class CachedSamples:
-    """All samples of one input as tensors: images uint8 [N, C, H, W] with C = 1 (gray) or 3, targets {task: [N, ...]}."""
+    """All samples of one input as tensors: images uint8 [N, C, H, W] with C = 1 (gray) or 3, targets {task:
+    [N, ...]}.
+    """
 
     images: Tensor
     targets: Mapping[str, Tensor]

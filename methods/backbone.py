@@ -131,8 +131,8 @@ class Backbone:
     prefix_tokens: int
     num_features: int
     input_size: Size
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     grids: tuple[Size, ...]
     pool: Pool
     pool_norm: nn.Module | None

@@ -11,10 +11,11 @@ stages' networks and of named streams, and of nothing else.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 
 class Role(str, Enum):
-    """Disjoint sets of samples. fit: weights; arch: architecture parameters; select: any choice; report: final numbers."""
+    """Disjoint sets of samples. fit: weights; arch: architecture parameters; select: any choice; report: final
+    numbers.
+    """
 
     FIT = "fit"
     ARCH = "arch"
@@ -140,7 +143,9 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """steps: the final training, equal for every method of a table. cycles: equal parts that time in a stage counts in."""
+    """steps: the final training, equal for every method of a table. cycles: equal parts that time in a stage
+    counts in.
+    """
 
     steps: int
     cycles: int = 20
@@ -205,7 +210,9 @@ class Trainer(Protocol):
         """Train one stage."""
 
     def alternate(self, stages: Sequence[Stage], cycles: int | None = None) -> list[StageResult]:
-        """Train stages in turn, each for its share of a cycle, keeping each one's optimizers and schedule throughout."""
+        """Train stages in turn, each for its share of a cycle, keeping each one's optimizers and schedule
+        throughout.
+        """
 
     def evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str] | None = None) -> Metrics:
         """Metrics on select, fit or arch; report is the harness's own. The network is put into eval mode and back.
@@ -234,15 +241,24 @@ class Trainer(Protocol):
         """Store an array with the record (affinities, policies, gate paths)."""
 
 
-class Method(Protocol):
-    """A sharing method. Registered with `@register_method(name)`; constructed with validated parameters."""
+P = TypeVar("P", bound=MethodParams)
+
+
+class Method(abc.ABC, Generic[P]):
+    """A sharing method: registered with `@register_method(name)`, constructed with validated parameters.
+
+    Params: class of the parameters. needs_all_labels: every image must be labelled for every task, so the method
+    refuses multi-domain sets. is_single_task_reference: its rows are the baseline of Delta_m.
+    """
 
     Params: ClassVar[type[MethodParams]]
     fidelity: ClassVar[Fidelity]
-    needs_all_labels: ClassVar[bool]  # True: every image must be labelled for every task (no multi-domain sets)
-    is_single_task_reference: ClassVar[bool]  # True: its rows are the baseline of Delta_m
+    needs_all_labels: ClassVar[bool] = False
+    is_single_task_reference: ClassVar[bool] = False
 
-    def __init__(self, params: MethodParams) -> None: ...
+    def __init__(self, params: P) -> None:
+        self.params = params
 
+    @abc.abstractmethod
     def run(self, trainer: Trainer) -> TaskGraph:
         """Train, and return the network that would be deployed."""

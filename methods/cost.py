@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from methods.task_graph import Node, TaskGraph
 
 # Contractions for which PyTorch registers no formula. Meeting one is an error: it would be counted as free.
 _CONTRACTIONS = {
-    "aten.mv", "aten.addmv", "aten.dot", "aten.vdot", "aten.cdist", "aten._cdist_forward", "aten._trilinear", "aten.addr",
-    "aten._native_multi_head_attention", "aten._transformer_encoder_layer_fwd", "aten.lstm", "aten.gru", "aten.rnn_tanh",
-    "aten.rnn_relu", "aten._thnn_fused_lstm_cell", "aten._thnn_fused_gru_cell", "aten.mkldnn_rnn_layer",
+    "aten.mv", "aten.addmv", "aten.dot", "aten.vdot", "aten.cdist", "aten._cdist_forward", "aten._trilinear",
+    "aten.addr", "aten._native_multi_head_attention", "aten._transformer_encoder_layer_fwd", "aten.lstm", "aten.gru",
+    "aten.rnn_tanh", "aten.rnn_relu", "aten._thnn_fused_lstm_cell", "aten._thnn_fused_gru_cell",
+    "aten.mkldnn_rnn_layer",
 }  # fmt: skip
 
 
@@ -80,7 +81,8 @@ class MacCounter(TorchDispatchMode):
         if name in _EXTRA_FORMULAS:
             self.flops += _EXTRA_FORMULAS[name](*args, **kwargs)
         elif packet in flop_registry:
-            self.flops += int(flop_registry[packet](*args, **kwargs, out_val=result))
+            formula = cast("Callable[..., int]", flop_registry[packet])
+            self.flops += int(formula(*args, **kwargs, out_val=result))
         elif name in _CONTRACTIONS:
             raise UsageError(
                 f"Operator {name} has no formula for its multiply-accumulates; register one in methods/cost.py."
@@ -165,7 +167,9 @@ class Size:
 
 
 def size(graph: TaskGraph, reference_parameters: int) -> Size:
-    """Parameter counts of a graph as it is. reference_parameters: P_ref = stem + blocks + tail of the plain backbone."""
+    """Parameter counts of a graph as it is. reference_parameters: P_ref = stem + blocks + tail of the plain
+    backbone.
+    """
     elements: dict[int, nn.Parameter] = {}
     origin: dict[int, str] = {}
     readers: dict[int, set[str]] = {}
@@ -178,9 +182,9 @@ def size(graph: TaskGraph, reference_parameters: int) -> Size:
             readers.setdefault(id(parameter), set()).update(users[node.name])
         buffers.update({id(buffer): buffer.numel() for buffer in node.module.buffers()})
     counts = {key: parameter.numel() for key, parameter in elements.items()}
-    by_origin = {
-        name: sum(n for key, n in counts.items() if origin[key] == name) for name in ("backbone", "added", "heads")
-    }
+    by_origin = dict.fromkeys(("backbone", "added", "heads"), 0)
+    for key, n in counts.items():
+        by_origin[origin[key]] += n
     active = {task: sum(n for key, n in counts.items() if task in readers[key]) for task in graph.tasks}
     total = sum(counts.values())
     return Size(

@@ -10,21 +10,23 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from methods.contracts import Fidelity, MethodParams, Statement, Trainer
+from methods.contracts import Fidelity, Method, MethodParams, Statement, Trainer
 from methods.plain import fit_plain
 from methods.registry import register_method
 from methods.task_graph import TaskGraph
 
 
+class HardSharingParams(MethodParams):
+    """steps_factor: training steps as a multiple of the budget's."""
+
+    steps_factor: Annotated[float, Field(gt=0)] = 1.0
+
+
 @register_method("hard_sharing")
-class HardSharing:
-    """One backbone for all tasks."""
+class HardSharing(Method[HardSharingParams]):
+    """One backbone for all tasks, one head for each."""
 
-    class Params(MethodParams):
-        """steps_factor: training steps as a multiple of the budget's."""
-
-        steps_factor: Annotated[float, Field(gt=0)] = 1.0
-
+    Params = HardSharingParams
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="R. Caruana, Multitask Learning, Machine Learning 28:41-75, 1997",
         link="https://doi.org/10.1023/A:1007379606734",
@@ -39,11 +41,6 @@ class HardSharing:
             Statement("default", "steps_factor: a longer training, for comparison with methods that search first."),
         ),
     )
-    needs_all_labels: ClassVar[bool] = False
-    is_single_task_reference: ClassVar[bool] = False
-
-    def __init__(self, params: HardSharing.Params) -> None:
-        self.params = params
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Train all tasks jointly."""

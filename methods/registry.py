@@ -1,4 +1,6 @@
-"""Methods by name. A method is found by lying in this package; third parties register through entry points or plug-ins."""
+"""Methods by name. A method is found by lying in this package; third parties register through entry points or
+plug-ins.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from datasets.errors import UsageError, unknown
 from methods.contracts import Method
 
-_METHODS: dict[str, type[Method]] = {}
-_M = TypeVar("_M", bound=type[Method])
+AnyMethod = type[Method[Any]]
+_METHODS: dict[str, AnyMethod] = {}
+_M = TypeVar("_M", bound=AnyMethod)
 
 
 def register_method(name: str) -> Callable[[_M], _M]:
@@ -44,7 +47,7 @@ def method_names() -> list[str]:
     return sorted(_METHODS)
 
 
-def get_method(name: str) -> type[Method]:
+def get_method(name: str) -> AnyMethod:
     """The method's class. Raises UnknownNameError with the nearest names."""
     load_methods()
     if name not in _METHODS:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from methods.contracts import Fidelity, MethodParams, Statement, Trainer
+from methods.contracts import Fidelity, Method, MethodParams, Statement, Trainer
 from methods.registry import register_method
 from methods.task_graph import TaskGraph, merged
 
 
+class SingleTaskParams(MethodParams):
+    """No parameters."""
+
+
 @register_method("single_task")
-class SingleTaskNetworks:
-    """One backbone and one head for every task; each network gets the steps of a multi-task network, not a T-th of
-    them.
-    """
+class SingleTaskNetworks(Method[SingleTaskParams]):
+    """One backbone and one head for every task; each network gets a multi-task network's steps, not a T-th of them."""
 
-    class Params(MethodParams):
-        """No parameters."""
-
+    Params = SingleTaskParams
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="the single-task baseline of every multi-task comparison, e.g. Vandenhende et al., TPAMI 2021",
         link="https://arxiv.org/abs/2004.13379",
@@ -30,11 +30,7 @@ class SingleTaskNetworks:
             ),
         ),
     )
-    needs_all_labels: ClassVar[bool] = False
     is_single_task_reference: ClassVar[bool] = True
-
-    def __init__(self, params: SingleTaskNetworks.Params) -> None:
-        self.params = params
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Train the networks one after another and put them side by side."""

@@ -241,7 +241,9 @@ class TaskGraph:
                 stack.extend((parent, False) for parent in reversed(self.nodes[current.name].inputs))
 
     def hash(self) -> str:
-        """sha256 of the structure: equal for equal networks, whatever the values of their weights. Spec: measurement 8."""
+        """sha256 of the structure: equal for equal networks, whatever the values of their weights. Spec:
+        measurement 8.
+        """
         text = json.dumps(self.structure(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -295,7 +297,9 @@ class TaskGraph:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskGraph:
-        """The graph of `to_json` and `tensors`. Raises UsageError for another format, a missing or mis-shaped tensor."""
+        """The graph of `to_json` and `tensors`. Raises UsageError for another format, a missing or mis-shaped
+        tensor.
+        """
         if document.get("format") != FORMAT:
             raise UsageError(f"Task graph has format {document.get('format')!r}; this version reads {FORMAT}.")
         graph = cls(document["inputs"])
@@ -378,17 +382,19 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
 
 
 def merged(graphs: Sequence[TaskGraph]) -> TaskGraph:
-    """One graph that holds several, their tasks in order. Inputs of one name are one input; weights stay as they are."""
+    """One graph that holds several, their tasks in order. Inputs of one name are one input; weights stay as
+    they are.
+    """
     inputs = [name for graph in graphs for name in graph.inputs]
     whole = TaskGraph(list(dict.fromkeys(inputs)))
     for graph in graphs:
         values = {name: Value(name) for name in graph.inputs}
         for node in graph.nodes.values():
-            inputs = tuple(values[value.name] for value in node.inputs)
-            known = whole._merged.get((node.operation.identity(), inputs))
+            arguments = tuple(values[value.name] for value in node.inputs)
+            known = whole._merged.get((node.operation.identity(), arguments))
             # Not `add`: the node keeps its own module, and with it the statistics that it has gathered.
             values[node.name] = known or whole._insert(
-                Node(whole._free_name(node.operation), node.operation, inputs, node.module)
+                Node(whole._free_name(node.operation), node.operation, arguments, node.module)
             )
         for task, value in graph.outputs.items():
             whole.output(task, values[value.name])

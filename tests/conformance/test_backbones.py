@@ -41,7 +41,7 @@ UNITS = {  # name: (blocks that can be skipped, blocks); adashare 2.2
     "mobilenetv4_conv_small": (10, 17),
     "efficientnet_b0": (9, 16),
     "tf_efficientnet_lite0": (9, 16),
-    "tf_efficientnetv2_b0": (16, 21),
+    "tf_efficientnetv2_b0": (15, 21),
     "test_efficientnet": (0, 5),
     "regnetx_002": (13, 13),
     "regnetz_005": (17, 21),
@@ -56,7 +56,15 @@ UNITS = {  # name: (blocks that can be skipped, blocks); adashare 2.2
     "deit_tiny_distilled_patch16_224": (12, 12),
     "swin_tiny_patch4_window7_224": (12, 12),
 }
-SMALL = ("test_resnet", "seresnet18", "mobilenetv2_100", "mobilenetv4_conv_small", "regnetx_002", "test_convnext", "test_vit")
+SMALL = (
+    "test_resnet",
+    "seresnet18",
+    "mobilenetv2_100",
+    "mobilenetv4_conv_small",
+    "regnetx_002",
+    "test_convnext",
+    "test_vit",
+)
 SMALL_SWIN = "swin_tiny_patch4_window7_224"
 
 
@@ -201,7 +209,9 @@ def test_operations_share_the_parameters_and_come_back_from_json(name: str) -> N
         assert operation.origin == "backbone"
         assert {id(parameter) for parameter in operation.module.parameters()} <= owned
         fresh = build_module(operation.kind, json.loads(json.dumps(operation.config)))
-        assert all(bool(parameter.isnan().all()) for parameter in fresh.parameters()), "unloaded weights look like weights"
+        assert all(bool(parameter.isnan().all()) for parameter in fresh.parameters()), (
+            "unloaded weights look like weights"
+        )
         fresh.load_state_dict(operation.module.state_dict())
         assert torch.equal(fresh.eval()(*inputs), operation.module(*inputs))
         assert not {id(parameter) for parameter in fresh.parameters()} & owned
@@ -234,7 +244,10 @@ def test_execute_and_skip_split_the_parameters_of_a_block(name: str) -> None:
 @torch.no_grad()
 def test_a_copy_has_equal_bits_and_its_own_tensors(name: str) -> None:
     backbone = create_backbone(config_of(name), seed=3)
-    for copy, original in ((backbone.clone().module(), backbone.module()), (backbone.blocks[0].clone(), backbone.blocks[0])):
+    for copy, original in (
+        (backbone.clone().module(), backbone.module()),
+        (backbone.blocks[0].clone(), backbone.blocks[0]),
+    ):
         pairs = list(zip(copy.state_dict().items(), original.state_dict().items(), strict=True))
         for (key, tensor), (original_key, original_tensor) in pairs:
             assert key == original_key

@@ -72,7 +72,9 @@ def test_alias_bombs_and_huge_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_reach_sections_and_method_parameters(tmp_path: Path) -> None:
-    suite = read(tmp_path, GOOD, settings=["recipe.optimizer.lr=0.5", "budget.steps=7", "c.search.update=joint", "c.n=2"])
+    suite = read(
+        tmp_path, GOOD, settings=["recipe.optimizer.lr=0.5", "budget.steps=7", "c.search.update=joint", "c.n=2"]
+    )
     assert suite.recipe.optimizer.lr == 0.5
     assert suite.budget.steps == 7
     assert suite.methods[0].params == {"search": {"update": "joint"}, "n": 2}

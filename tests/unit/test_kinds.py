@@ -1,0 +1,212 @@
+"""Kinds: losses must be finite and teach nothing where nothing is labelled; labels out of range must be caught."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision import tv_tensors
+
+from datasets.contracts import TaskSpec
+from datasets.errors import UnknownNameError, UsageError
+from datasets.kinds import Kind, get_kind, kind_names, register_kind
+from datasets.kinds.base import resize_prediction
+from datasets.kinds.class_kind import ClassKind
+from datasets.protocols import STANDARD, ProtocolFlags, get_protocol, protocol_names
+from datasets.transforms import Depth, InverseDepth
+
+DIGIT = TaskSpec("digit", "class", 3, ("accuracy",))
+SEMSEG = TaskSpec("semseg", "semantic", 4, ("miou",))
+DEPTH = TaskSpec("depth", "depth", 1, ("abs_err",), unit="metre")
+EDGE = TaskSpec("edge", "binary_map", 1, ("best_f1",), positive_weight=0.9)
+TASKS = [DIGIT, SEMSEG, DEPTH, EDGE]
+
+
+def batch(task: TaskSpec, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Predictions that need a gradient, and labels, at one resolution."""
+    generator = torch.Generator().manual_seed(seed)
+    size = () if task.kind == "class" else (6, 5)
+    prediction = torch.randn(3, task.channels, *size, generator=generator).requires_grad_()
+    if task.kind == "depth":
+        return prediction, 1 + torch.rand(3, *size, generator=generator)
+    return prediction, torch.randint(0, max(task.channels, 2), (3, *size), generator=generator)
+
+
+def ignore_value(task: TaskSpec) -> float:
+    return -1 if task.kind == "class" else math.nan if task.kind == "depth" else 255
+
+
+def test_the_kinds_and_the_nearest_name() -> None:
+    assert {"binary_map", "class", "depth", "semantic"} <= set(kind_names())
+    with pytest.raises(UnknownNameError, match="Nearest: 'semantic'"):
+        get_kind("semantics")
+
+
+def test_a_name_taken_by_another_class_is_refused() -> None:
+    other = type("Other", (ClassKind,), {"__module__": __name__})
+    with pytest.raises(UsageError, match="'class' is registered twice"):
+        register_kind(other)
+    assert type(get_kind("class")) is ClassKind
+
+
+# Losses by hand
+
+
+def test_class_loss_is_the_mean_over_labelled_samples() -> None:
+    logits = torch.tensor([[0.0, 0.0, math.log(2)], [5.0, 1.0, 1.0]])
+    loss = get_kind("class").loss(logits, torch.tensor([2, -1]), DIGIT)
+    assert loss.item() == pytest.approx(math.log(2))  # softmax 1/4, 1/4, 1/2
+
+
+def test_semantic_loss_is_the_mean_over_labelled_pixels() -> None:
+    prediction, label = batch(SEMSEG)
+    label[:, :3] = 255
+    expected = functional.cross_entropy(prediction, label, ignore_index=255)
+    assert get_kind("semantic").loss(prediction, label, SEMSEG).item() == pytest.approx(expected.item())
+
+
+def test_depth_loss_is_the_mean_absolute_difference() -> None:
+    prediction, label = torch.tensor([[[[1.0, 2.0, 9.0]]]]), torch.tensor([[[2.0, 4.0, math.nan]]])
+    assert get_kind("depth").loss(prediction, label, DEPTH).item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.9, 0.5 * math.log(2)), (None, math.log(2))])
+def test_binary_loss_weighs_positives_and_negatives(weight: float | None, expected: float) -> None:
+    # One positive, one negative, logit 0: log 2 each, weights 0.9 and 0.1; the ignored pixel counts in neither.
+    task = dataclasses.replace(EDGE, positive_weight=weight)
+    loss = get_kind("binary_map").loss(torch.zeros(1, 1, 1, 3), torch.tensor([[[1, 0, 255]]]), task)
+    assert loss.item() == pytest.approx(expected)
+    lopsided = get_kind("binary_map").loss(torch.zeros(1, 1, 1, 1), torch.tensor([[[1]]]), EDGE)
+    assert lopsided.item() == pytest.approx(0.9 * math.log(2))
+
+
+# What holds for all of them
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_nothing_labelled_gives_zero_loss_and_zero_gradient(task: TaskSpec) -> None:
+    prediction, label = batch(task)
+    loss = get_kind(task.kind).loss(prediction, torch.full_like(label, ignore_value(task)), task)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(prediction.grad, torch.zeros_like(prediction))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_ignored_labels_leave_loss_and_gradient_finite_and_get_none(task: TaskSpec) -> None:
+    prediction, label = batch(task)
+    label[0] = ignore_value(task)
+    kind = get_kind(task.kind)
+    loss = kind.loss(prediction, label, task)
+    loss.backward()
+    assert loss.item() == pytest.approx(kind.loss(prediction[1:], label[1:], task).item())
+    assert prediction.grad.isfinite().all()
+    assert prediction.grad[1:].abs().sum() > 0
+    assert torch.equal(prediction.grad[0], torch.zeros_like(prediction[0]))
+
+
+@pytest.mark.parametrize("task", [SEMSEG, DEPTH, EDGE], ids=lambda task: task.name)
+def test_padding_does_not_change_the_loss(task: TaskSpec) -> None:
+    prediction, label = batch(task)
+    kind = get_kind(task.kind)
+    padded = functional.pad(label, (1, 2, 3, 0), value=kind.fill)
+    loss = kind.loss(functional.pad(prediction, (1, 2, 3, 0)), padded, task)
+    assert loss.item() == pytest.approx(kind.loss(prediction, label, task).item())
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_half_precision_predictions_give_a_float32_loss(task: TaskSpec) -> None:
+    prediction, label = batch(task)
+    kind = get_kind(task.kind)
+    half = kind.loss(prediction.half(), label, task)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(kind.loss(prediction, label, task).item(), rel=5e-3)
+
+
+@pytest.mark.parametrize("task", [SEMSEG, DEPTH, EDGE], ids=lambda task: task.name)
+def test_losses_compare_at_the_resolution_of_the_label(task: TaskSpec) -> None:
+    prediction, label = batch(task)
+    small = prediction[:, :, ::2, ::2]
+    kind = get_kind(task.kind)
+    full = functional.interpolate(small, size=(6, 5), mode="bilinear", align_corners=False)
+    assert kind.loss(small, label, task).item() == pytest.approx(kind.loss(full, label, task).item())
+    nearest = functional.interpolate(small, size=(6, 5), mode="nearest")
+    flags = ProtocolFlags(upsample="nearest")
+    assert kind.loss(small, label, task, flags).item() == pytest.approx(kind.loss(nearest, label, task).item())
+
+
+def test_bilinear_resizing_does_not_align_corners() -> None:
+    ramp = torch.tensor([[[[0.0, 1.0]]]])
+    assert resize_prediction(ramp, (1, 4), STANDARD).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
+    assert resize_prediction(ramp, (1, 4), ProtocolFlags(upsample="nearest")).flatten().tolist() == [0, 0, 1, 1]
+    assert resize_prediction(ramp, (1, 2), STANDARD) is ramp
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_legal_labels_pass_the_check_and_head_channels_fit(task: TaskSpec) -> None:
+    kind = get_kind(task.kind)
+    prediction, label = batch(task)
+    label[0] = ignore_value(task)
+    kind.check(label, task)
+    assert kind.valid(label).shape == label.shape
+    assert not kind.valid(label)[0].any()
+    assert kind.valid(label)[1:].all()
+    assert kind.head_channels(task) == prediction.shape[1]
+
+
+def test_only_inverse_depth_may_be_zero() -> None:
+    kind, zero = get_kind("depth"), torch.zeros(1, 2, 2)
+    for unit in ("inverse_depth", "disparity_px"):
+        kind.check(zero, dataclasses.replace(DEPTH, unit=unit))
+    with pytest.raises(UsageError, match=r"4 illegal labels, the first is 0\.0"):
+        kind.check(zero, DEPTH)
+
+
+@pytest.mark.parametrize(
+    ("task", "prediction", "label"),
+    [
+        (SEMSEG, torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)),
+        (SEMSEG, torch.zeros(1, 4, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.int64)),
+        (SEMSEG, torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4)),
+        (DEPTH, torch.zeros(2, 1, 4, 4), torch.ones(1, 4, 4)),
+        (DEPTH, torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4, dtype=torch.int64)),
+        (EDGE, torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)),
+        (DIGIT, torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64)),
+        (DIGIT, torch.zeros(2, 3), torch.zeros(2)),
+    ],
+)
+def test_shapes_and_types_that_do_not_fit_are_errors(task: TaskSpec, prediction: Tensor, label: Tensor) -> None:
+    kind: Kind = get_kind(task.kind)
+    with pytest.raises(ValueError, match="Expected"):
+        kind.loss(prediction, label, task)
+    with pytest.raises(ValueError, match="Expected"):
+        kind.evaluator(task, STANDARD).update(prediction, label)
+
+
+def test_tensor_types_by_unit() -> None:
+    assert get_kind("depth").wrapper(DEPTH) is Depth
+    assert get_kind("depth").wrapper(dataclasses.replace(DEPTH, unit="disparity_px")) is InverseDepth
+    assert get_kind("semantic").wrapper(SEMSEG) is get_kind("binary_map").wrapper(EDGE) is tv_tensors.Mask
+    label = torch.zeros((), dtype=torch.int64)
+    assert get_kind("class").wrap(label, DIGIT) is label
+    assert type(get_kind("depth").wrap(torch.ones(2, 2), DEPTH)) is Depth
+
+
+# Protocols
+
+
+def test_the_table_of_protocols() -> None:
+    assert protocol_names() == ["standard", "adashare", "mtan", "vandenhende", "bmtas"]
+    assert get_protocol("standard") == ProtocolFlags() == STANDARD
+    assert get_protocol("vandenhende").miou == "present"
+    assert get_protocol("vandenhende", "nyuv2").miou == "all_classes"
+    assert get_protocol("adashare", "cityscapes").void_as_error
+    assert not get_protocol("adashare").void_as_error
+    assert get_protocol("adashare").flip_negates_normal_x
+    assert not get_protocol("adashare", "nyuv2").flip_negates_normal_x
+    with pytest.raises(UnknownNameError, match="Nearest: 'adashare'"):
+        get_protocol("adashar")
