@@ -89,7 +89,8 @@ def _dataset(name: str) -> Iterator[str]:
         f"{split} {count}" for split, count in spec.splits.items()
     )
     for task in spec.tasks:
-        yield f"  {task.name:<12} {task.kind}, {task.channels} channels, weight {task.weight:g}: {', '.join(task.metrics)}"
+        metrics = ", ".join(task.metrics)
+        yield f"  {task.name:<12} {task.kind}, {task.channels} channels, weight {task.weight:g}: {metrics}"
 
 
 def _suite(name: str) -> Iterator[str]:
@@ -99,7 +100,8 @@ def _suite(name: str) -> Iterator[str]:
     yield f"  methods: {', '.join(method.name for method in suite.methods)}"
     yield f"  data: {', '.join(data.dataset for data in suite.data)}"
     yield f"  backbones: {', '.join(backbone.name for backbone in suite.backbones)}"
-    yield f"  seeds: {', '.join(map(str, suite.seeds))}; {suite.budget.steps} final steps; {len(list(suite.cells()))} cells"
+    seeds = ", ".join(map(str, suite.seeds))
+    yield f"  seeds: {seeds}; {suite.budget.steps} final steps; {len(list(suite.cells()))} cells"
 
 
 def _backbone(name: str) -> Iterator[str]:

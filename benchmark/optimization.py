@@ -67,7 +67,7 @@ class StageOptimizers:
         seen: set[int] = set()
         settings = recipe.optimizer
         for group in groups:
-            fresh = [p for p in group.parameters if id(p) not in seen]
+            fresh = list({id(p): p for p in group.parameters if id(p) not in seen}.values())
             seen.update(map(id, fresh))
             if not fresh:
                 continue
@@ -267,7 +267,7 @@ def _remembered(module: nn.Module) -> dict[str, dict[str, Any]]:
         for name, value in vars(part).items():
             if name in {"training"} or name.startswith(("_parameters", "_buffers", "_modules")) or "hook" in name:
                 continue
-            if isinstance(value, (Tensor, int, float, list)) or value is None:
+            if isinstance(value, (Tensor, int, float, list, tuple)) or value is None:
                 values[name] = value
             elif isinstance(value, torch.optim.Optimizer):
                 values["optimizer"] = value.state_dict()

@@ -196,6 +196,8 @@ class CellTrainer:
                 end = run.steps_until(cycle, cycles)
                 if run.done >= end:
                     continue
+                if resumed is not None:
+                    _repeat_cycle_starts(runs, cycles, cycle, run)
                 if resumed is not None and not resumed["mid_phase"]:
                     self._restore(runs, resumed, best, finished=False)
                     resumed = None
@@ -329,3 +331,20 @@ class CellTrainer:
         self.selected = dict(payload["selected"])
         if best is not None and payload["best"] is not None:
             best.load_state_dict(payload["best"])
+
+
+def _repeat_cycle_starts(runs: Sequence[StageRun], cycles: int, cycle: int, current: StageRun) -> None:
+    """Before a resumed phase: let every stage set again what it had set at the start of its latest phase, in order."""
+    latest: dict[int, int] = {}
+    for past in range(cycle + 1):
+        for number, run in enumerate(runs):
+            if past == cycle and run is current:
+                break
+            before = run.steps_until(past - 1, cycles) if past else 0
+            if run.steps_until(past, cycles) > before:
+                latest.pop(number, None)
+                latest[number] = past  # dictionaries keep the order of insertion: the order in time
+    for number, past in latest.items():
+        start = runs[number].stage.before_cycle
+        if start is not None:
+            start(past)

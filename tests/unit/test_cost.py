@@ -165,3 +165,11 @@ def test_a_contraction_without_a_formula_is_an_error() -> None:
 def test_uncounted_operators_are_listed() -> None:
     uncounted = count(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), [(1, 3, 5, 5)]).uncounted
     assert uncounted["aten.relu"] == (1, 100)
+
+
+def test_dot_and_matrix_vector_products_are_counted() -> None:
+    with MacCounter() as counter:
+        torch.dot(torch.ones(7), torch.ones(7))
+        torch.mv(torch.ones(3, 5), torch.ones(5))
+        torch.addmv(torch.ones(3), torch.ones(3, 5), torch.ones(5))
+    assert counter.macs == 7 + 15 + 15

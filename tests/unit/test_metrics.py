@@ -57,7 +57,8 @@ def logit(probability: list[float]) -> Tensor:
 def test_every_metric_has_a_unit_and_a_registered_kind() -> None:
     for name in metric_names():
         metric = get_metric(name)
-        assert metric.kinds and set(metric.kinds) <= set(kind_names()), name
+        assert metric.kinds, name
+        assert set(metric.kinds) <= set(kind_names()), name
     assert get_metric("miou").higher_is_better
     assert not get_metric("rmse").higher_is_better
     assert get_metric("accuracy").unit == "percent"

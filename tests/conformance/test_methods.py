@@ -1,0 +1,113 @@
+"""What every registered method must keep, whatever it does: a method is tested by lying in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark.trainer import CellTrainer
+from methods.contracts import Fidelity, Method, Role
+from methods.plain import task_losses
+from methods.registry import get_method, method_names
+from methods.task_graph import TaskGraph
+from tests.unit.harness import toy_trainer
+from tests.unit.test_trainer import Killed, kill_after, outcome
+
+STEPS = 6
+CASES = [
+    (name, domains)
+    for name in method_names()
+    for domains in ("single", "multi")
+    if domains == "single" or not get_method(name).needs_all_labels
+]
+
+
+def build(name: str) -> Method:
+    method = get_method(name)
+    return method(method.Params())
+
+
+def trained(name: str, domains: str, folder: Path, **options: object) -> tuple[CellTrainer, TaskGraph]:
+    trainer = toy_trainer(folder, domains=domains, steps=STEPS, **options)
+    return trainer, build(name).run(trainer)
+
+
+@pytest.mark.parametrize(("name", "domains"), CASES)
+def test_the_deployed_network_serves_all_tasks_and_holds_nothing_else(name: str, domains: str, tmp_path: Path) -> None:
+    trainer, graph = trained(name, domains, tmp_path)
+    assert set(graph.tasks) == {"a", "b"}
+    graph.require_deployable()
+    network = graph.network().train()
+    batch = next(iter(trainer.context.loaders[Role.FIT].training(("a", "b"), 0, 1, "x")))
+    for parameter in graph.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    sum(task_losses(trainer.data, network)(batch, ("a", "b")).values()).backward()
+    dead = [tuple(p.shape) for p in graph.parameters() if p.grad is None]
+    assert not dead, f"parameters that no task reads: {dead}"
+
+
+@pytest.mark.parametrize(("name", "domains"), CASES)
+def test_the_exported_network_is_deterministic_and_comes_back(name: str, domains: str, tmp_path: Path) -> None:
+    trainer, graph = trained(name, domains, tmp_path)
+    batch = next(iter(trainer.context.loaders[Role.FIT].training(("a", "b"), 0, 1, "x")))
+    again = TaskGraph.from_json(graph.to_json(), graph.tensors())
+    with torch.inference_mode():
+        first, second, third = (
+            network.eval()(batch.images, ("a", "b")) for network in (graph.network(), graph.network(), again.network())
+        )
+    for task, value in first.items():
+        assert torch.equal(value, second[task])
+        assert torch.equal(value, third[task])
+
+
+@pytest.mark.parametrize(("name", "domains"), CASES)
+def test_same_seed_same_bits_and_a_killed_run_ends_there_too(name: str, domains: str, tmp_path: Path) -> None:
+    trainer, graph = trained(name, domains, tmp_path / "one")
+    expected = outcome(trainer, graph)
+    killed = toy_trainer(tmp_path / "two", domains=domains, steps=STEPS, checkpoint_steps=2)
+    kill_after(killed, 4)
+    with pytest.raises(Killed):
+        build(name).run(killed)
+    assert outcome(*trained(name, domains, tmp_path / "two")) == expected
+    assert outcome(*trained(name, domains, tmp_path / "three", seed=1))["weights"] != expected["weights"]
+
+
+@pytest.mark.parametrize(("name", "domains"), CASES)
+def test_training_reads_neither_select_nor_report(name: str, domains: str, tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, domains=domains, steps=STEPS)
+    asked: list[Role] = []
+    for role, loader in trainer.context.loaders.items():
+        original = loader.training
+        loader.training = lambda *a, role=role, original=original: asked.append(role) or original(*a)
+    build(name).run(trainer)
+    assert asked
+    assert not {Role.SELECT, Role.REPORT} & set(asked)
+
+
+@pytest.mark.parametrize(("name", "domains"), CASES)
+def test_the_final_training_has_the_steps_of_the_budget(name: str, domains: str, tmp_path: Path) -> None:
+    trainer, graph = trained(name, domains, tmp_path)
+    final, search = trainer.ledger.final, trainer.ledger.search
+    assert final.optimizer_steps >= STEPS
+    assert final.optimizer_steps % STEPS == 0  # several networks, each with the whole budget
+    assert final.images >= final.optimizer_steps * 8
+    assert trainer.weight_steps(graph) >= STEPS
+    if search.optimizer_steps == 0:
+        assert trainer.weight_steps(graph) == STEPS
+
+
+def test_no_two_methods_are_one_network(tmp_path: Path) -> None:
+    weights = [trained(name, "single", tmp_path / name)[1].weights_hash() for name in method_names()]
+    assert len(set(weights)) == len(weights)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_says_where_it_comes_from(name: str) -> None:
+    method = get_method(name)
+    assert isinstance(method.fidelity, Fidelity)
+    assert method.fidelity.statements
+    assert method.__doc__
+    assert method.Params.__doc__

@@ -1,0 +1,195 @@
+"""From a suite to a record on real digits: what is trained, kept, reused, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import benchmark.cell
+from benchmark.cell import RunSettings, run_cell
+from benchmark.planning import PlannedCell, plan
+from benchmark.store import Store
+from benchmark.suite import Suite
+from datasets.errors import UsageError
+from methods.contracts import Fidelity, Method, MethodParams, Statement
+from methods.registry import register_method
+from methods.task_graph import TaskGraph
+
+
+def cells(**changes: Any) -> list[PlannedCell]:
+    document: dict[str, Any] = {
+        "name": "tiny",
+        "data": [{"dataset": "multi_mnist", "tasks": ["left", "right"]}],
+        "backbones": ["test_resnet"],
+        "methods": ["hard_sharing", "single_task"],
+        "seeds": [0],
+        "budget": {"steps": 3, "cycles": 3},
+        "recipe": {"batch_size": 16},
+    }
+    return plan(Suite.model_validate({**document, **changes}))
+
+
+def test_a_cell_ends_in_a_record_that_says_everything(tmp_path: Path) -> None:
+    reference, shared = cells()
+    assert reference.is_reference  # baselines first, so that others find their networks
+    first = run_cell(reference, RunSettings(tmp_path))
+    record = run_cell(shared, RunSettings(tmp_path))
+    assert (first.status, record.status) == ("done", "done")
+    assert record.n_evaluated == {"left": 5000, "right": 5000}
+    assert set(record.metrics) == {"left", "right"}
+    assert record.metrics["left"]["accuracy"]["unit"] == "percent"
+    assert record.cost["final"]["optimizer_steps"] == 3
+    assert record.cost["search"]["optimizer_steps"] == 0
+    assert first.cost["final"]["optimizer_steps"] == 6  # two networks with the whole budget each
+    assert (record.cost["weight_steps"], first.cost["weight_steps"]) == (3, 3)
+    assert len(first.reused_from) == 2
+    assert record.size["x_backbone"] == 1.0
+    assert first.size["x_backbone"] == 2.0
+    assert first.compute["activation_sharing"] == 0
+    assert record.roles == first.roles
+    assert len(set(record.roles.values())) == 4
+    assert len(record.curves["loss/left"]) == 3
+    assert record.versions["weights_hash"] == first.versions["weights_hash"]
+    store = Store(tmp_path)
+    graph = json.loads(store.read_artifact(record.artifacts["graph"]))
+    weights = tmp_path / record.artifacts["weights"]["file"]
+    assert TaskGraph.load(tmp_path / record.artifacts["graph"]["file"], weights).hash() == record.graph["hash"]
+    assert set(graph["outputs"]) == {"left", "right"}
+    assert not list((tmp_path / "work").rglob("*.pt"))
+
+
+def test_the_same_cell_gives_the_same_result_elsewhere(tmp_path: Path) -> None:
+    shared = cells()[1]
+    one, two = (run_cell(shared, RunSettings(tmp_path / name)) for name in "ab")
+    assert one.result_hash == two.result_hash
+    other = run_cell(cells(seeds=[1])[1], RunSettings(tmp_path / "a"))
+    assert other.result_hash != one.result_hash
+
+
+def test_single_task_networks_are_trained_once_for_all_who_need_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    fit = benchmark.cell.fit_plain
+    monkeypatch.setattr(benchmark.cell, "fit_plain", lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps))
+    both, swapped = cells()[0], cells(data=[{"dataset": "multi_mnist", "tasks": ["right", "left"]}])[0]
+    first = run_cell(both, RunSettings(tmp_path))
+    second = run_cell(swapped, RunSettings(tmp_path))
+    assert trained == ["single task left", "single task right"]
+    assert second.cost["final"]["optimizer_steps"] == first.cost["final"]["optimizer_steps"] == 6  # charged all the same
+    assert second.metrics["left"] == first.metrics["left"]
+    run_cell(cells(budget={"steps": 2})[0], RunSettings(tmp_path))
+    assert len(trained) == 4  # another budget, other networks
+
+
+def test_divergence_is_a_result_with_its_place(tmp_path: Path) -> None:
+    recipe = {"batch_size": 16, "optimizer": {"lr": 1e9}, "clip_norm": None, "schedule": {"name": "constant", "warmup": 0.0}}
+    record = run_cell(cells(recipe=recipe)[1], RunSettings(tmp_path))
+    assert record.status == "diverged"
+    assert record.error is not None
+    assert (record.error["stage"], record.error["task"]) == ("joint", "left")
+    assert record.error["step"] in (1, 2)
+    assert not Store(tmp_path).is_done(record.key)
+
+
+class BrokenParams(MethodParams):
+    """What to break."""
+
+    how: str = "raise"
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods import registry
+
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+    @register_method("broken")
+    class Broken(Method[BrokenParams]):
+        """Fails on purpose."""
+
+        Params = BrokenParams
+        fidelity = Fidelity("none", "none", (Statement("default", "fails"),))
+
+        def run(self, trainer: Any) -> TaskGraph:
+            if self.params.how == "raise":
+                raise KeyError("a fault of the method")
+            if self.params.how == "oom":
+                raise torch.OutOfMemoryError("tried 9 GiB")
+            return TaskGraph(["image"])
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(
+    ("how", "status", "message"),
+    [("raise", "failed", "a fault of the method"), ("oom", "oom", "9 GiB"), ("empty", "failed", "the cell has the tasks")],
+)
+def test_a_failing_method_ends_its_cell_only(tmp_path: Path, how: str, status: str, message: str) -> None:
+    broken_cell = cells(methods=[{"name": "broken", "params": {"how": how}}])[0]
+    record = run_cell(broken_cell, RunSettings(tmp_path))
+    assert record.status == status
+    assert message in record.error["message"]
+    again = run_cell(broken_cell, RunSettings(tmp_path))
+    assert again.attempts == 2
+    assert list((tmp_path / "history").rglob("*.json"))
+
+
+def test_multi_domain_cells_have_no_joint_macs(tmp_path: Path) -> None:
+    shared = cells(data=["mnist_two_domains"])[1]
+    record = run_cell(shared, RunSettings(tmp_path))
+    assert record.status == "done"
+    assert record.compute["macs_joint"] is None
+    assert record.size["weight_sharing"] > 0.4
+    assert record.cost["final"]["forward_passes"] == 6
+
+
+def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    model = timm.create_model("test_resnet", num_classes=0)
+    file = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), file)
+    planned = cells(backbones=[{"name": "test_resnet", "weights": str(file)}])[1]
+    assert planned.document["backbone"]["weights"].startswith("file-")
+    assert str(tmp_path) not in json.dumps(planned.document)
+    record = run_cell(planned, RunSettings(tmp_path / "out"))
+    assert record.status == "done"
+    assert record.audit["normalisation"]["mean"] == list(model.pretrained_cfg["mean"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["hard_shring"]}, "Unknown method 'hard_shring'. Nearest: 'hard_sharing'"),
+        ({"methods": [{"name": "hard_sharing", "params": {"steps_facto": 2}}]}, "'steps_facto'. Nearest: 'steps_factor'"),
+        ({"methods": [{"name": "hard_sharing", "params": {"steps_factor": -1}}]}, r"hard_sharing.steps_factor: .*\(given: -1\)"),
+        ({"data": ["multi_mnits"]}, "Unknown data set 'multi_mnits'. Nearest: 'multi_mnist'"),
+        ({"data": [{"dataset": "multi_mnist", "tasks": ["lft"]}]}, "'lft'. Nearest: 'left'"),
+        ({"data": [{"dataset": "multi_mnist", "options": {"jiter": 1}}]}, "'jiter'. Nearest: 'jitter'"),
+        ({"data": [{"dataset": "multi_mnist", "task_weights": {"up": 1.0}}]}, "'up'"),
+        ({"data": [{"dataset": "multi_mnist", "protocol": "mtan"}]}, "no labels for protocol 'mtan'"),
+        ({"backbones": ["resnet-18"]}, "Unknown backbone 'resnet-18'. Nearest: 'resnet18'"),
+        ({"backbones": [{"name": "test_resnet", "weights": "nowhere.pt"}]}, "'nowhere.pt'"),
+        ({"recipe": {"augmentation": ["flip"]}}, "Unknown augmentation 'flip'"),
+        ({"recipe": {"balancing": {"name": "uw"}}}, "Unknown loss balancing 'uw'. Nearest: 'UW'"),
+        ({"methods": ["hard_sharing", "hard_sharing"]}, "asks twice for the cell hard_sharing"),
+    ],
+)
+def test_faults_are_found_before_the_first_step(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        cells(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_do_not_depend_on_what_changes_no_result() -> None:
+    plain = cells()[1]
+    spelled = cells(recipe={"batch_size": 16, "workers": 2, "clip_norm": 5.0})[1]
+    assert spelled.key == plain.key
+    assert cells(recipe={"batch_size": 17})[1].key != plain.key
+    assert dataclasses.replace(plain, weights="elsewhere").key == plain.key

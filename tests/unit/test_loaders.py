@@ -1,0 +1,152 @@
+"""Batches decide what a comparison compares: same order for all methods, every sample, the cached path equal to the slow one."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmark.evaluate import CoverageError, check_coverage, evaluate
+from benchmark.loaders import SampleOrder
+from benchmark.suite import RecipeSettings
+from datasets.errors import UsageError
+from methods.contracts import Role
+from tests.unit.harness import ToyInput, toy_loaders, toy_spec
+
+RECIPE = RecipeSettings(batch_size=8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 40), batch=st.integers(1, 40), epochs=st.integers(1, 3))
+def test_every_sample_comes_once_an_epoch_in_full_batches(n: int, batch: int, epochs: int) -> None:
+    batch = min(n, batch)
+    order = SampleOrder(n, batch, seed=0, stream="data-order")
+    steps = -(-n * epochs // batch)
+    drawn = torch.cat([order.batch(step)[0] for step in range(steps)])
+    assert len(drawn) == steps * batch
+    assert Counter(drawn[: n * epochs].tolist()) == {position: epochs for position in range(n)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(step=st.integers(0, 60))
+def test_a_resumed_order_continues_where_it_was(step: int) -> None:
+    straight = SampleOrder(13, 5, seed=3, stream="data-order")
+    for earlier in range(step):
+        straight.batch(earlier)
+    assert torch.equal(SampleOrder(13, 5, seed=3, stream="data-order").batch(step)[0], straight.batch(step)[0])
+
+
+def test_seeds_and_streams_give_other_orders() -> None:
+    orders = {
+        tuple(SampleOrder(20, 20, seed, stream).batch(0)[0].tolist())
+        for seed in (0, 1)
+        for stream in ("data-order", "data-order/left")
+    }
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("domains", ["single", "multi"])
+def test_cached_and_uncached_sets_give_the_same_batches(domains: str) -> None:
+    spec = toy_spec(domains)
+    fast, slow = (toy_loaders(spec, RECIPE, cached=cached)[Role.FIT] for cached in (True, False))
+    pairs = list(zip(fast.training(("a", "b"), 0, 9, "s"), slow.training(("a", "b"), 0, 9, "s"), strict=True))
+    pairs += list(zip(fast.ordered(("a", "b")), slow.ordered(("a", "b")), strict=True))
+    for one, two in pairs:
+        assert one.index.keys() == two.index.keys()
+        for name, image in one.images.items():
+            assert torch.equal(one.index[name], two.index[name])
+            assert torch.equal(image, two.images[name])
+        for task, target in one.targets.items():
+            assert torch.equal(target, two.targets[task])
+
+
+def test_images_are_normalised_once() -> None:
+    spec = toy_spec()
+    loader = toy_loaders(spec, RECIPE)[Role.FIT]
+    batch = next(loader.ordered(("a",), batch_size=4))
+    raw = ToyInput(60, seed=0).images[:4].float().div(255).expand(-1, 3, -1, -1)
+    assert torch.allclose(batch.images["image"], (raw - 0.4) / 0.3, atol=1e-6)
+    assert batch.images["image"].is_contiguous()
+
+
+def test_augmentation_depends_on_sample_and_epoch_not_on_the_batch() -> None:
+    from benchmark.loaders import InputLoader, RoleLoader
+    from datasets.protocols import get_protocol
+    from datasets.transforms import augmentation
+
+    spec = toy_spec()
+    form = toy_loaders(spec, RECIPE)[Role.FIT].inputs["image"].form
+    samples = toy_loaders(spec, RECIPE)[Role.FIT].inputs["image"].samples
+    augment = augmentation(["shift"], (8, 8), get_protocol("standard"))
+
+    def images(batch_size: int, workers: int) -> dict[int, torch.Tensor]:
+        inputs = {"image": InputLoader(samples, ["a"], form, augment=augment, seed=0, workers=workers)}
+        loader = RoleLoader(Role.FIT, spec, inputs, batch_size, seed=0)
+        found = {}
+        for batch in loader.training(["a"], 0, 48 // batch_size, "data-order"):
+            found.update(zip(batch.index["image"].tolist(), batch.images["image"], strict=True))
+        return found
+
+    reference = images(8, 0)
+    assert len(reference) == 48
+    for other in (images(12, 0), images(8, 1)):
+        assert all(torch.equal(other[position], image) for position, image in reference.items())
+    plain = next(toy_loaders(spec, RECIPE)[Role.FIT].ordered(["a"]))
+    assert any(not torch.equal(plain.images["image"][position], image) for position, image in reference.items())
+
+
+def test_a_role_smaller_than_a_batch_is_one_line() -> None:
+    loaders = toy_loaders(toy_spec(), RecipeSettings(batch_size=49))
+    with pytest.raises(UsageError, match=r"Role fit of toy has 48 samples .* batch of 49; .* at most 48"):
+        next(iter(loaders[Role.FIT].training(("a",), 0, 1, "s")))
+
+
+class Fixed(torch.nn.Module):
+    """Predicts class 1 of 2 for everybody."""
+
+    def forward(self, images: dict[str, torch.Tensor], tasks: list[str]) -> dict[str, torch.Tensor]:
+        image = next(iter(images.values()))
+        return {task: torch.tensor([0.0, 1.0]).expand(len(image), 2) for task in tasks}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_c1_every_sample_is_evaluated_whatever_the_batch(batch_size: int) -> None:
+    loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
+    metrics, n_evaluated = evaluate(Fixed(), loader, ["b"], batch_size=batch_size)
+    odd = (ToyInput(20, seed=2).targets["b"] == 1).double().mean()
+    assert n_evaluated == {"b": 20}
+    assert metrics["b"]["accuracy"].n_units == 20
+    assert metrics["b"]["accuracy"].value == pytest.approx(100 * float(odd), rel=1e-12)
+
+
+def test_evaluation_puts_the_mode_back_and_leaves_statistics_alone() -> None:
+    loader = toy_loaders(toy_spec(), RECIPE)[Role.SELECT]
+    network = Fixed().train()
+    evaluate(network, loader, ["b"])
+    assert network.training
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        ([[0, 1, 3]], r"missing \[2\], repeated \[\]"),
+        ([[0, 1], [1, 2, 3]], r"missing \[\], repeated \[1\]"),
+        ([[0, 1, 2, 3, 4]], r"beyond the end \[4\]"),
+        ([], r"missing \[0, 1, 2, 3\]"),
+    ],
+)
+def test_coverage_names_missing_and_repeated_samples(seen: list[list[int]], message: str) -> None:
+    with pytest.raises(CoverageError, match=message):
+        check_coverage([np.array(part) for part in seen], 4, "report of toy")
+
+
+def test_a_dropped_batch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
+    ordered = loader.ordered
+    monkeypatch.setattr(loader, "ordered", lambda *a, **k: list(ordered(*a, **k))[:-1])
+    with pytest.raises(CoverageError, match=r"report of toy.*missing \[16, 17, 18, 19\]"):
+        evaluate(Fixed(), loader, ["b"], batch_size=8)

@@ -1,0 +1,134 @@
+"""Schedules, optimizers and loss balancing: what every row of a table trains with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmark.optimization import Balancer, StageOptimizers, balancing_names, schedule_factor
+from benchmark.suite import BalancingSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
+from datasets.errors import UsageError
+from methods.contracts import ParameterGroup
+from methods.plain import fit_plain
+from tests.unit.harness import toy_trainer
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"name": "constant", "warmup": 0.0}, [1, 1, 1, 1, 1]),
+        ({"name": "cosine", "warmup": 0.0}, [0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(5)]),
+        ({"name": "poly", "warmup": 0.0, "power": 0.5}, [(1 - k / 5) ** 0.5 for k in range(5)]),
+        ({"name": "step", "warmup": 0.0, "milestones": [0.4, 0.8], "gamma": 0.1}, [1, 1, 0.1, 0.1, 0.01]),
+        ({"name": "constant", "warmup": 0.4}, [1 / 3, 2 / 3, 1, 1, 1]),
+    ],
+)
+def test_schedules_by_hand(settings: dict[str, object], expected: list[float]) -> None:
+    schedule = ScheduleSettings(**settings)
+    assert [schedule_factor(schedule, step, 5) for step in range(5)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "cls"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_optimizers_take_the_recipe(name: str, cls: type) -> None:
+    recipe = RecipeSettings(optimizer=OptimizerSettings(name=name, lr=0.1, weight_decay=0.2))
+    built = StageOptimizers([ParameterGroup("backbone", [nn.Parameter(torch.zeros(1))])], recipe)
+    (optimizer,) = built._optimizers
+    assert type(optimizer) is cls
+    assert optimizer.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_tied_parameters_are_stepped_once() -> None:
+    tied = nn.Parameter(torch.ones(1))
+    recipe = RecipeSettings(clip_norm=None, optimizer=OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.0))
+    built = StageOptimizers([ParameterGroup("backbone", [tied, tied]), ParameterGroup("heads", [tied])], recipe)
+    tied.grad = torch.ones(1)
+    built.step(torch.amp.GradScaler("cpu", enabled=False))
+    assert float(tied.detach()) == pytest.approx(0.9)
+
+
+def test_clipping_bounds_the_norm_of_all_weights_together() -> None:
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    recipe = RecipeSettings(clip_norm=1.0, optimizer=OptimizerSettings(lr=1.0, momentum=0.0, weight_decay=0.0))
+    built = StageOptimizers([ParameterGroup("backbone", parameters)], recipe)
+    for parameter, value in zip(parameters, (3.0, 4.0), strict=True):
+        parameter.grad = torch.tensor([value])
+    built.step(torch.amp.GradScaler("cpu", enabled=False))
+    assert [-float(p.detach()) for p in parameters] == pytest.approx([0.6, 0.8], abs=1e-5)
+
+
+def test_architecture_parameters_need_an_optimizer_of_their_own() -> None:
+    with pytest.raises(ValueError, match="optimizer of their own"):
+        StageOptimizers([ParameterGroup("arch", [nn.Parameter(torch.zeros(1))])], RecipeSettings())
+
+
+NEEDS_PARAMETERS = {
+    "CAGrad": {"c": 0.5},
+    "FairGrad": {"alpha": 1.0},
+    "STCH": {"mu": 1.0},
+    "Krum": {"n_byzantine": 0},
+    "TrimmedMean": {"trim_number": 0},
+    "NashMTL": {"n_tasks": 2, "max_norm": 1.0, "update_weights_every": 1, "optim_niter": 20},
+}
+# Their parameters are tensors (weights, references) or wrapped objects, which a suite file cannot hold; and Krum needs at
+# least three rows.
+NOT_FROM_A_SUITE = {"COSMOS", "PBI", "Constant", "CRMOGM", "CRMOGMWeighting", "Krum"}
+
+
+@pytest.mark.parametrize("name", [name for name in balancing_names() if name not in NOT_FROM_A_SUITE])
+def test_every_balancing_by_name_trains_or_says_what_it_needs(name: str, tmp_path: Path) -> None:
+    recipe = {"balancing": {"name": name, "params": NEEDS_PARAMETERS.get(name, {})}}
+    trainer = toy_trainer(tmp_path, recipe=recipe)
+    try:
+        graph, result = fit_plain(trainer, "joint", 3)
+    except UsageError as error:
+        assert name in str(error)  # an optional dependency of torchjd, or a parameter without a default
+        assert any(word in str(error) for word in ("requires", "missing"))
+        return
+    assert np.isfinite([value for value in result.loss["a"] if value == value]).all()
+    assert all(torch.isfinite(parameter).all() for parameter in graph.parameters())
+
+
+def test_sum_is_the_equal_weighting(tmp_path: Path) -> None:
+    weights = []
+    for name in ("equal", "Sum"):
+        trainer = toy_trainer(tmp_path / name, recipe={"balancing": {"name": name, "params": {}}})
+        weights.append(torch.cat([p.detach().flatten() for p in fit_plain(trainer, "joint", 4)[0].parameters()]))
+    assert torch.allclose(*weights, atol=1e-6)
+
+
+def test_the_mean_aggregator_gives_the_mean_gradient() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    losses = [(parameter**2).sum(), parameter.sum() * 4]
+    balancer = Balancer(BalancingSettings(name="Mean"), 2, torch.device("cpu"))
+    balancer.backward(losses, penalty=parameter[0] * 10, parameters=[parameter], scale=1.0)
+    assert parameter.grad.tolist() == pytest.approx([(2 + 4) / 2 + 10, (4 + 4) / 2])
+
+
+def test_learned_task_weights_are_trained(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, recipe={"balancing": {"name": "UW", "params": {}}})
+    fit_plain(trainer, "joint", 4)
+    from benchmark.checkpoints import Checkpoints
+
+    payload, finished = Checkpoints(tmp_path, "test").load(0, [["joint", 4, "fit+arch", "final", "joint", 4]])
+    assert finished
+    assert payload["runs"][0]["balancer"] == {}  # a finished stage needs no optimizer state
+
+
+def test_single_tasks_have_nothing_to_balance() -> None:
+    balancer = Balancer(BalancingSettings(name="UW"), 1, torch.device("cpu"))
+    assert balancer.name == "equal"
+    assert balancer.parameters == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"name": "UWW"}, "'UWW'. Nearest: 'UW'"), ({"name": "CAGrad", "params": {"cc": 1}}, "'CAGrad' with")],
+)
+def test_unknown_balancers_and_parameters_are_one_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Balancer(BalancingSettings(**settings), 2, torch.device("cpu"))
