@@ -9,8 +9,9 @@ from benchmark import report as report_command
 from benchmark import run as run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-for module in (run_command, report_command, list_command):
-    app.registered_commands.extend(module.app.registered_commands)
+app.command("run")(run_command.run)
+app.command("report")(report_command.command)
+app.command("list")(list_command.show)
 
 
 def main() -> None:

@@ -91,14 +91,18 @@ class Canvases:
 def draw_sources(pool: IndexArray, state: np.random.RandomState) -> IndexArray:
     """int64 [USES x len(pool), 2]: pairs (left, right) of positions; each stands USES times on each side, never both.
 
-    A pair of a digit with itself swaps its right half with the next pair, until none is left.
+    A pair of a digit with itself swaps its right half with the next pair, or with the first one after it where that
+    would leave or make such a pair (two permutations may meet with the same digit). len(pool) >= 3.
     """
     left, right = (np.concatenate([state.permutation(pool) for _ in range(USES)]) for _ in range(2))
-    while len(same := np.flatnonzero(left == right)):
-        for position in same.tolist():
-            if left[position] == right[position]:  # an earlier swap of this round may have mended it
-                following = (position + 1) % len(right)
-                right[[position, following]] = right[[following, position]]
+    for position in np.flatnonzero(left == right).tolist():
+        digit = left[position]
+        if right[position] != digit:
+            continue  # an earlier swap has mended it
+        mending = np.flatnonzero((left != digit) & (right != digit))
+        later = mending[mending > position]
+        other = later[0] if len(later) else mending[0]
+        right[[position, other]] = right[[other, position]]
     return np.stack([left, right], axis=1).astype(np.int64)
 
 

@@ -44,7 +44,7 @@ def images(batch: int = 2, height: int = 32, width: int = 48) -> Tensor:
 )
 @torch.no_grad()
 def test_a_pooled_head_reads_what_timm_s_classifier_reads(name: str) -> None:
-    """Class token, mean without prefix, mean of both tokens, mean of a map, each with the family's norm after pooling."""
+    """Class token, mean without prefix, mean of both tokens, mean of a map, and the norm that follows pooling."""
     backbone = backbone_of(name)
     if backbone.pool_norm is not None:
         for parameter in backbone.pool_norm.parameters():
@@ -95,7 +95,7 @@ def test_a_dense_head_puts_each_token_in_its_place() -> None:
     y = head(tokens) - head.conv.bias[:, None, None]  # type: ignore[union-attr, index]
     assert y.shape == (1, 7, 2, 3)
     assert y[0].abs().sum(0).nonzero().tolist() == [[1, 1]]
-    with pytest.raises(ValueError, match="7 tokens fit no grid of this backbone .2x3."):
+    with pytest.raises(ValueError, match=r"7 tokens fit no grid of this backbone \(2x3\)"):
         head(torch.zeros(1, 9, 192))
 
 

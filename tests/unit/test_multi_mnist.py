@@ -173,7 +173,7 @@ _DRAWS: tuple[np.ndarray, np.ndarray] = (np.empty(0), np.empty(0))
 
 @pytest.fixture(scope="module", autouse=True)
 def _draw_once() -> None:
-    global _DRAWS  # noqa: PLW0603
+    global _DRAWS
     _DRAWS = draws()
 
 

@@ -1,0 +1,144 @@
+"""The command as a user meets it: exit codes, one line for a mistake, nothing trained twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmark import __main__ as sharebench
+from benchmark.run import app, pick_device, select
+from benchmark.suite import read_suite
+from datasets.errors import UsageError
+
+SUITE = """
+name: tiny
+data: [{dataset: multi_mnist, tasks: [left, right]}]
+backbones: [test_resnet]
+methods: [hard_sharing, single_task]
+seeds: [0]
+budget: {steps: 2, cycles: 2}
+recipe: {batch_size: 8}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SUITE, encoding="utf-8")
+    return path
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "benchmark.run", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_run_prints_a_table_and_the_next_one_trains_nothing(suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = command(suite, "--out", out)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "[2/2]" in first.stdout
+    for text in ("hard_sharing", "single_task", "accuracy", "x_backbone"):
+        assert text in first.stdout
+    files = {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")}
+    assert len(files) == 2
+    assert {path.name for path in out.glob("table.*")} == {"table.md", "table.csv", "table.tex"}
+    second = command(suite, "--out", out)
+    assert second.returncode == 0
+    assert "2 with a record, 0 to run" in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")} == files
+
+
+def test_an_interrupt_keeps_what_is_finished_and_says_how_to_resume(suite: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-u", "-m", "benchmark.run", str(suite), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    line += ["--set", "budget.steps=100000"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "to run" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Resume with: python -m benchmark.run" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quik"], "Unknown suite 'quik'"),
+        (["--methods", "hard_sharin"], "Unknown method 'hard_sharin'"),
+        (["--datasets", "mnist"], "Unknown data set 'mnist'"),
+        (["--tasks", "left,lft"], "'lft'. Nearest: 'left'"),
+        (["--backbones", "resnet19"], "Unknown backbone 'resnet19'"),
+        (["--seeds", "0,x"], "expected whole numbers"),
+        (["--seeds", ""], "at least 1 item"),
+        (["--set", "recipe.lr"], "expected section.key=value"),
+        (["--set", "recipe.batch_size=0"], "greater than or equal to 1"),
+        (["--device", "gpu"], "expected auto, cpu, cuda or cuda:0"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+def test_cuda_without_cuda_is_refused() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UsageError, match="sees 0 CUDA devices"):
+        pick_device("cuda")
+
+
+def test_choices_of_the_command_line_keep_the_suite_settings(suite: Path) -> None:
+    chosen = select(str(suite), methods="single_task", seeds="4,5", settings=["budget.steps=9"])
+    assert [method.name for method in chosen.methods] == ["single_task"]
+    assert chosen.seeds == (4, 5)
+    assert chosen.budget.steps == 9
+    assert chosen.data[0].tasks == ("left", "right")
+    assert select(str(suite), tasks="right").data[0].tasks == ("right",)
+    assert chosen.recipe == read_suite(suite).recipe
+
+
+def test_a_missing_baseline_is_said_at_the_start(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmark.planning import missing_reference, plan
+
+    assert not missing_reference(plan(select(str(suite))))
+    assert missing_reference(plan(select(str(suite), methods="hard_sharing")))
+
+
+def test_the_console_script_has_the_same_commands() -> None:
+    result = CliRunner().invoke(sharebench.app, ["--help"])
+    assert result.exit_code == 0
+    for name in ("run", "report", "list"):
+        assert name in result.stdout
+    assert CliRunner().invoke(sharebench.app, ["list", "hard_sharing"]).exit_code == 0
+
+
+def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, tmp_path: Path) -> None:
+    from benchmark.cell import RunSettings
+    from benchmark.executors import LocalExecutor
+    from benchmark.planning import plan
+
+    executor = LocalExecutor(RunSettings(tmp_path / "out"), jobs=1)
+    statuses = {}
+    for event in executor.run(plan(select(str(suite)))):
+        if event.kind == "started" and event.cell == 0:
+            pid = executor._workers[0].process.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        if event.kind == "finished":
+            statuses[event.cell] = (event.status, event.message)
+    assert statuses[0][0] == "failed"
+    assert "signal 9" in statuses[0][1]
+    assert statuses[1] == ("done", "")
