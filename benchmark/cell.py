@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.evaluate import evaluate
 from benchmark.ledger import Spending
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from benchmark.planning import PlannedCell, cell_spec, method_params
@@ -42,7 +41,8 @@ from methods.task_graph import TaskGraph
 class RunSettings:
     """Where and how a cell runs; nothing here may change a result on the same device, so nothing here is in its key.
 
-    out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests.
+    out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests. plugins: files
+    that workers load.
     """
 
     out: Path
@@ -51,6 +51,7 @@ class RunSettings:
     threads: int = 1
     checkpoint_s: float = 60.0
     checkpoint_steps: int | None = None
+    plugins: tuple[str, ...] = ()
 
 
 def configure_process(threads: int) -> None:
@@ -230,7 +231,7 @@ class _CellRun:
         params = method_params(self.method, self.cell.method.name, self.cell.method.params)
         graph = self.method(params).run(trainer)
         self._check(graph)
-        metrics, n_evaluated = evaluate(graph.network(), self.context.loaders[Role.REPORT], self.spec.task_names)
+        metrics, n_evaluated = trainer.report(graph)
         record = Record(
             cell=self.planned.document,
             status="done",

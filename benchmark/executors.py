@@ -50,10 +50,12 @@ def _work(connection: Connection, settings: RunSettings) -> None:
     """Body of a worker: receive (number, cell), run it, report; None ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     from benchmark.cell import configure_process, run_cell
+    from benchmark.plugins import load_plugins
     from benchmark.store import StorageError
     from datasets.errors import UsageError
 
     configure_process(settings.threads)
+    load_plugins(settings.plugins)
     while (job := connection.recv()) is not None:
         number, planned = job
         started = time.monotonic()

@@ -13,6 +13,11 @@ from benchmark.record import Record, value_at
 Part = Literal["accuracy", "size and compute", "cost"]
 Form = Literal["value", "signed", "count", "ratio", "share", "steps", "seconds"]
 
+# Values of the audit field `reference`: the baseline of Delta_m; the row that the others are tested against, which given
+# the total budget of a search is also its control.
+SINGLE_TASK = "single_task"
+SHARED = "shared"
+
 # Order of the metrics of a task in a table: that of the registry (measurement 1.2); unknown ones follow by name.
 _METRIC_ORDER = (
     *("accuracy", "accuracy_mean", "balanced_accuracy", "auroc", "miou", "pixel_acc", "weighted_ce_err"),
@@ -86,7 +91,7 @@ def params_of(record: Record) -> Mapping[str, object]:
 
 def is_reference(record: Record) -> bool:
     """Whether its method is the single-task reference, which Delta_m compares with."""
-    return record.audit.get("reference") == "single_task"
+    return record.audit.get("reference") == SINGLE_TASK
 
 
 def measure(record: Record, baselines: Mapping[int, Record], tasks: Sequence[str], variant: Variant) -> Measured:

@@ -116,10 +116,12 @@ def run_suite(
     from benchmark.console import RunView
     from benchmark.executors import LocalExecutor
     from benchmark.planning import missing_reference, plan
+    from benchmark.plugins import load_plugins
     from benchmark.store import Store
 
     console = console or Console()
     chosen = pick_device(device)
+    load_plugins(suite.plugins)
     cells = plan(suite)
     store = Store(out)
     store.root.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def run_suite(
     if missing_reference(cells):
         console.print("Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
     if pending:
-        settings = RunSettings(out=out, data_root=data_root, device=chosen)
+        settings = RunSettings(out=out, data_root=data_root, device=chosen, plugins=suite.plugins)
         with RunView(console, [cell.title for cell in pending]) as view:
             for event in LocalExecutor(settings, n_jobs).run(pending):
                 view.show(event)

@@ -147,7 +147,10 @@ class MethodSettings(Settings):
 
 
 class Suite(Settings):
-    """What was asked for: the product of data sets, backbones, methods and seeds."""
+    """What was asked for: the product of data sets, backbones, methods and seeds.
+
+    plugins: Python files that register methods and data sets of their own, relative to the suite's file.
+    """
 
     name: Name
     description: str = ""
@@ -158,6 +161,7 @@ class Suite(Settings):
     budget: BudgetSettings = BudgetSettings()
     recipe: RecipeSettings = RecipeSettings()
     selection: SelectionSettings = SelectionSettings()
+    plugins: tuple[str, ...] = ()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -243,6 +247,9 @@ def read_suite(path: Path, changes: Mapping[str, Any] | None = None, settings: S
     document.update(changes or {})
     for assignment in settings:
         _assign(document, assignment)
+    if isinstance(document.get("plugins"), list):
+        # Absolute from here on: workers and later runs do not know where the suite's file was.
+        document["plugins"] = [str((path.parent / str(file)).resolve()) for file in document["plugins"]]
     try:
         return Suite.model_validate(document)
     except ValidationError as error:

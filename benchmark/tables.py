@@ -1,8 +1,8 @@
 """Records -> tables of numbers: seeds are aggregated here, before anything is rendered. Spec: measurement 1.5, 2, 4, 5.
 
-One table per table key (a cell without method and seed), one row per method and parameters, one column per quantity.
-`benchmark.render` turns a table into text. Nothing here knows a method: the single-task reference of Delta_m is the row
-whose records say `audit["reference"] == "single_task"`.
+One table per table key (a cell without method and seed), one row per method and parameters, one column per quantity,
+with the audit and the tests of its rows. `benchmark.render` turns a table into text. Nothing here knows a method: the
+baseline of Delta_m and the row that the others are tested against say so in `audit["reference"]` of their records.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
-from benchmark.delta import Variant
+from benchmark.audit import Audit, audit_rows
+from benchmark.delta import Variant, primary_metric
+from benchmark.labels import DASH, NON_DEFAULT, row_labels, table_head
 from benchmark.quantities import (
+    SHARED,
     Column,
     Measured,
+    delta_column,
     is_reference,
     measure,
     method_of,
@@ -26,41 +30,14 @@ from benchmark.quantities import (
     seed_of_record,
 )
 from benchmark.record import INVALID, Record, canonical_json, table_key, value_at
-from datasets.errors import UsageError
+from benchmark.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
+from datasets.errors import UsageError, unknown
 
-DASH = "\N{EN DASH}"
 NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
 NOT_RUN = "not run"  # a seed that other rows of the table have
-NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ from the method's defaults
 SPARSE_BELOW = 0.99  # share of parameters that are not zero; biases that happen to be 0 stay above
 TEST_SELECTED = "selected on the report role: re-enacts a published protocol, not ranked"
-MIN_SEEDS_TO_MARK = 3  # below it no value is marked best
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """The values of one quantity in one row by seed; seeds without a value (null) are left out."""
-
-    seeds: tuple[int, ...]
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        """Number of values."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float | None:
-        """Arithmetic mean over seeds; None without a value."""
-        return math.fsum(self.values) / self.n if self.values else None
-
-    @property
-    def sd(self) -> float | None:
-        """Sample standard deviation over seeds, divisor n - 1; None for n < 2."""
-        if self.n < 2:
-            return None
-        mean = math.fsum(self.values) / self.n
-        return math.sqrt(math.fsum((value - mean) ** 2 for value in self.values) / (self.n - 1))
+RED_ALLOWED = "red differences allowed: nothing in this table is ranked or tested"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +70,9 @@ class Row:
 class Table:
     """What one table shows. head: {field: text}, printed above it and in every line of the CSV form.
 
-    best: (row, column) indices of the best mean of a ranked column, among complete rows with at least three seeds.
+    ranked: positions of the rows that are complete and not red. reference: position of the row that the others are
+    tested against. statistics: {column: its tests}, for ranked columns where at least two ranked rows have values at
+    three seeds. headline: the columns whose tests are written out.
     """
 
     key: str
@@ -103,19 +82,39 @@ class Table:
     rows: tuple[Row, ...]
     banners: tuple[str, ...]
     notes: tuple[str, ...]
-    best: frozenset[tuple[int, int]]
+    audit: Audit
+    ranked: frozenset[int]
+    reference: int | None
+    statistics: Mapping[int, ColumnStatistics]
+    headline: tuple[int, ...]
+
+    @property
+    def best(self) -> frozenset[tuple[int, int]]:
+        """(row, column) of the first rank group of every column: the leader and all that do not differ from it."""
+        found = self.statistics.items()
+        return frozenset((row, column) for column, tests in found for row, rank in tests.ranks.items() if rank == 1)
 
 
-def aggregate(records: Iterable[Record], variant: Variant = "mean-metrics") -> list[Table]:
+def aggregate(
+    records: Iterable[Record],
+    variant: Variant = "mean-metrics",
+    *,
+    reference: str | None = None,
+    allow_red: bool = False,
+) -> list[Table]:
     """One table per table key, ordered by what their heads say; invalid records are left out.
 
-    Raises UsageError where one cell has two records, which counted twice would pass for two seeds.
+    reference: label or method of the row that the others are tested against, None for the method that is one by
+    itself. allow_red: a table with red rows is not ranked at all, under a banner. Raises UsageError for a reference
+    that no table has, and where one cell has two records, which counted twice would pass for two seeds.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
             groups[table_key(record.cell)].append(record)
-    tables = [_table(key, group, variant) for key, group in groups.items()]
+    tables = [_table(key, group, variant, reference, allow_red) for key, group in groups.items()]
+    if reference is not None and all(table.reference is None for table in tables):
+        raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
     return sorted(tables, key=lambda table: (*table.head.values(), table.key))
 
 
@@ -124,32 +123,48 @@ def invalid_lines(records: Iterable[Record]) -> list[str]:
     return [record.error["message"] for record in records if record.status == INVALID and record.error is not None]
 
 
-def _table(key: str, records: Sequence[Record], variant: Variant) -> Table:
+def _table(key: str, records: Sequence[Record], variant: Variant, wanted: str | None, allow_red: bool) -> Table:
     tasks = [str(task) for task in cast("Sequence[object]", value_at(records[0].cell, "data", "tasks"))]
     seeds = sorted({seed_of_record(record) for record in records})
     baselines, notes = _baselines(records)
-    groups = _by_row(records)
-    labels = _labels([group[0] for group in groups])
+    labels, groups = _labelled_rows(records)
     measured = [
         [measure(record, baselines, tasks, variant) for record in group if record.status == "done"] for group in groups
     ]
     columns = ordered_columns([column for row in measured for one in row for column in one.values], tasks, variant)
     rows = [_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
-    order = sorted(range(len(rows)), key=lambda position: (not rows[position].is_reference, rows[position].label))
-    rows = [rows[position] for position in order]
+    audit = audit_rows(labels, groups)
+    unranked = audit.red if not (allow_red and audit.red) else range(len(rows))
+    ranked = frozenset(n for n, row in enumerate(rows) if row.is_complete and n not in unranked)
+    reference = _tested_against(labels, groups, wanted)
+    statistics = dict(_statistics(rows, columns, ranked, reference))
     notes += _delta_notes(labels, measured) if baselines else [NO_REFERENCE]
+    notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
     notes += _sparse_notes(labels, groups)
-    on_report = value_at(records[0].cell, "selection", "select_on") == "test"
+    banners = [TEST_SELECTED] if value_at(records[0].cell, "selection", "select_on") == "test" else []
+    banners += [RED_ALLOWED] if allow_red and audit.red else []
     return Table(
         key=key,
-        head=_head(records),
+        head=table_head(records),
         variant=variant,
         columns=columns,
         rows=tuple(rows),
-        banners=tuple(([TEST_SELECTED] if on_report else []) + _seed_banners(rows)),
+        banners=(*banners, *_seed_banners(rows), *audit.banners),
         notes=tuple(notes),
-        best=frozenset() if on_report else _best(rows, columns),
+        audit=audit,
+        ranked=ranked,
+        reference=reference,
+        statistics=statistics,
+        headline=tuple(_headline(columns, statistics, variant)),
     )
+
+
+def _labelled_rows(records: Sequence[Record]) -> tuple[list[str], list[list[Record]]]:
+    """Labels and records of the rows: baselines of Delta_m first, then by label."""
+    groups = _by_row(records)
+    labels = row_labels([group[0] for group in groups])
+    order = sorted(range(len(groups)), key=lambda n: (not any(map(is_reference, groups[n])), labels[n]))
+    return [labels[n] for n in order], [groups[n] for n in order]
 
 
 def _by_row(records: Sequence[Record]) -> list[list[Record]]:
@@ -214,45 +229,87 @@ def _failure(record: Record) -> str:
     return f"{line}: {reason}" + (f" ({where})" if where else "")
 
 
-def _labels(firsts: Sequence[Record]) -> list[str]:
-    """Method and the parameters that matter: not at their default, or telling rows of one method apart."""
-    flat = [dict(_flat(params_of(record))) for record in firsts]
-    labels = []
-    for position, record in enumerate(firsts):
-        siblings = [other for other, one in zip(flat, firsts, strict=True) if method_of(one) == method_of(record)]
-        names = {name for other in siblings for name in other}
-        shown = {name for name in names if len({other.get(name, DASH) for other in siblings}) > 1}
-        given = record.audit.get(NON_DEFAULT)
-        shown |= {name for name, _ in _flat(given)} if isinstance(given, Mapping) else set()
-        text = ", ".join(f"{name}={flat[position].get(name, DASH)}" for name in sorted(shown))
-        labels.append(f"{method_of(record)} ({text})" if text else method_of(record))
-    return labels
+def _tested_against(labels: Sequence[str], groups: Sequence[Sequence[Record]], wanted: str | None) -> int | None:
+    """The row that the others are tested against; of several of one method the one with default parameters."""
+    rows = list(enumerate(groups))
+    if wanted in labels:
+        return labels.index(wanted)
+    if wanted is not None:
+        found = [(n, group) for n, group in rows if method_of(group[0]) == wanted]
+    else:
+        found = [(n, group) for n, group in rows if any(one.audit.get("reference") == SHARED for one in group)]
+    if len(found) > 1:
+        found = [(n, group) for n, group in found if any(one.audit.get(NON_DEFAULT) == {} for one in group)]
+    return found[0][0] if len(found) == 1 else None
 
 
-def _flat(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of nested parameters."""
-    for name, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value if isinstance(value, str) else canonical_json(value).decode()
-
-
-def _best(rows: Sequence[Row], columns: Sequence[Column]) -> frozenset[tuple[int, int]]:
-    """(row, column) of the best means; only complete rows of at least three seeds compete, and never one alone."""
-    best = set()
+def _statistics(
+    rows: Sequence[Row], columns: Sequence[Column], ranked: Collection[int], reference: int | None
+) -> Iterator[tuple[int, ColumnStatistics]]:
+    """(column, its tests) of the ranked columns; rows with a null in the column are left out of it."""
     for position, column in enumerate(columns):
-        means = {
-            number: mean
-            for number, row in enumerate(rows)
-            if row.is_complete
-            and row.cells[position].n == row.n >= MIN_SEEDS_TO_MARK
-            and (mean := row.cells[position].mean) is not None
-        }
-        if column.ranked and len(means) > 1:
-            top = max(means.values()) if column.higher_is_better else min(means.values())
-            best |= {(number, position) for number, mean in means.items() if mean == top}
-    return frozenset(best)
+        if column.ranked:
+            cells = {n: rows[n].cells[position] for n in sorted(ranked)}
+            values = {n: cell.values for n, cell in cells.items() if cell.n == rows[n].n}
+            found = analyse(values, reference, column.higher_is_better is True)
+            if found is not None:
+                yield position, found
+
+
+def _headline(columns: Sequence[Column], tested: Collection[int], variant: Variant) -> list[int]:
+    """Delta_m, or where it has no tests the primary metric of each task."""
+    delta = columns.index(delta_column(variant))
+    if delta in tested:
+        return [delta]
+    names: dict[str, list[str]] = defaultdict(list)
+    for position in tested:
+        names[columns[position].group].append(columns[position].name)
+    primary = {group: primary_metric(found) for group, found in names.items()}
+    return [position for position in sorted(tested) if primary[columns[position].group] == columns[position].name]
+
+
+def _identical_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Rows that agree in every value: with fewer than three seeds only in all metrics at once, as one can by chance."""
+    metrics = [position for position, column in enumerate(columns) if column.group]
+    shared: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    n_seeds: dict[tuple[str, ...], int] = {}
+    for position in metrics:
+        equal: dict[Summary, list[str]] = defaultdict(list)
+        for row in rows:
+            if row.cells[position].n:
+                equal[row.cells[position]].append(row.label)
+        for summary, labels in equal.items():
+            if len(labels) > 1:
+                shared[tuple(labels)].append(position)
+                n_seeds[tuple(labels)] = summary.n
+    notes = []
+    for together, found in shared.items():
+        everywhere = len(found) == len(metrics)
+        if everywhere or n_seeds[together] >= MIN_SEEDS:
+            where = "every metric" if everywhere else _names(columns, found)
+            notes.append(
+                f"{', '.join(together)}: equal at every seed in {where}: one network under several names, or saturated?"
+            )
+    return notes
+
+
+def _constant_notes(
+    rows: Sequence[Row], columns: Sequence[Column], statistics: Mapping[int, ColumnStatistics]
+) -> list[str]:
+    """Differences from the reference that are the same at every seed, which no test can judge."""
+    constant: dict[int, list[int]] = defaultdict(list)
+    for position, tests in statistics.items():
+        for row, comparison in tests.comparisons.items():
+            if comparison.flag == "constant":
+                constant[row].append(position)
+    return [
+        f"{rows[row].label}: the same difference from the reference at every seed in {_names(columns, found)}: no p"
+        for row, found in constant.items()
+    ]
+
+
+def _names(columns: Sequence[Column], positions: Sequence[int]) -> str:
+    return ", ".join(f"{columns[n].group} {columns[n].name}".strip() for n in positions)
 
 
 def _seed_banners(rows: Sequence[Row]) -> list[str]:
@@ -283,49 +340,3 @@ def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> 
             kept = 100 * math.fsum(shares) / len(shares)
             notes.append(f"{label}: {kept:.1f} % of its parameters are not zero; unstructured zeros save no time")
     return notes
-
-
-def _head(records: Sequence[Record]) -> dict[str, str]:
-    """What all rows share, by field."""
-    cell = records[0].cell
-    tiers = sorted({str(record.audit["tier"]) for record in records if record.audit.get("tier")})
-    head = {
-        "data": _described(value_at(cell, "data"), "dataset", ("layout", "version", "options")),
-        "protocol": str(value_at(cell, "data", "protocol")),
-        "tasks": _described_tasks(cell),
-        "backbone": _described(value_at(cell, "backbone"), "name", ("weights", "image_size", "output_stride")),
-        "head": _described(value_at(cell, "head"), "name", ()),
-        "recipe": str(value_at(cell, "recipe", "name")),
-        "budget": f"{value_at(cell, 'budget', 'steps')} steps",
-        "selection": str(value_at(cell, "selection", "rule")),
-        "data tier": ", ".join(tiers) or "not recorded",
-    }
-    return {field: text for field, text in head.items() if text}
-
-
-def _described(settings: object, name: str, first: Sequence[str]) -> str:
-    """`resnet18 (weights none, output_stride 32)`: the name, the fields of `first`, then what is switched on."""
-    if not isinstance(settings, Mapping):
-        return ""
-    shown = [field for field in first if settings.get(field) not in (None, "", {}, [])]
-    if name == "name":
-        shown += [field for field in settings if field not in (name, *first, "in_chans") and settings[field]]
-    parts = [f"{field} {text}" for field in shown for text in [_plain_text(settings[field])]]
-    title = str(settings.get(name) or "")
-    return f"{title} ({', '.join(parts)})".strip() if parts else title
-
-
-def _plain_text(value: object) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{name}={text}" for name, text in _flat(value))
-    if isinstance(value, (list, tuple)):
-        return "x".join(map(str, value))
-    return str(value)
-
-
-def _described_tasks(cell: Mapping[str, object]) -> str:
-    names = cast("Sequence[object]", value_at(cell, "data", "tasks"))
-    weights = {str(name): number_at(cell, "data", "task_weights", str(name)) for name in names}
-    return ", ".join(
-        name if weight in (None, 1.0) else f"{name} (weight {weight:g})" for name, weight in weights.items()
-    )

@@ -51,6 +51,7 @@ class CellTrainer:
         self._generators: dict[str, torch.Generator] = {}
         self._weight_steps = WeakIdKeyDictionary()
         self._stages = 0
+        self._reported = False
         self._last_checkpoint = time.monotonic()
         self._last_progress = 0.0
 
@@ -137,15 +138,25 @@ class CellTrainer:
         """Most updates that any deployed weight has received."""
         return max((self._weight_steps.get(parameter, 0) for parameter in graph.parameters()), default=0)
 
+    def report(self, graph: TaskGraph) -> tuple[Metrics, dict[str, int]]:
+        """Final numbers on the report role, and samples evaluated; once a cell. Raises ProtocolError the second time."""
+        if self._reported:
+            raise ProtocolError("The report role is evaluated once.")
+        self._reported = True
+        return self._measure(graph.network(), Role.REPORT, self.data.task_names)
+
     def clear_checkpoints(self) -> None:
         """Remove this cell's checkpoints, once its record stands."""
         self._checkpoints.clear()
 
     def _evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> Metrics:
+        return self._measure(network, role, tasks)[0]
+
+    def _measure(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> tuple[Metrics, dict[str, int]]:
         start = time.perf_counter()
-        metrics, _ = evaluate(network, self.context.loaders[role], tasks)
+        measured = evaluate(network, self.context.loaders[role], tasks)
         self.ledger.evaluation_seconds += time.perf_counter() - start
-        return metrics
+        return measured
 
     # The loop
 

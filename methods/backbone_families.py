@@ -196,8 +196,8 @@ class VisionTransformers(Family):
             return "prefix_mean"
         own = cast(str, model.global_pool)
         if own not in ("token", "map", "avg"):
-            raise ValueError(f"A pooling of kind {own!r} is not known.")
-        return "class_token" if own != "avg" and bool(model.has_class_token) else "mean"
+            raise UsageError(f"A transformer that pools by {own!r} cannot be cut; known: token, map, avg.")
+        return "mean" if own == "avg" or not bool(model.has_class_token) else "class_token"
 
 
 @family

@@ -59,8 +59,7 @@ class Residual(Form):
     """activation(F(x) + s) with F the named children in forward order; absent ones (None) are left out.
 
     shortcut: name of the projection, where blocks have one. guard: attribute that is None or False where a block has no
-    skip; None where all have one. inplace: add as the native forward does, which decides the dtype of the sum under
-    mixed precision.
+    skip; None where all have one. inplace: add into F's output where the native forward does, which saves a tensor.
     """
 
     parts: tuple[str, ...]

@@ -57,9 +57,8 @@ def parameter_groups(graph: TaskGraph) -> list[ParameterGroup]:
     return [ParameterGroup(origin, graph.parameters(origin)) for origin in ("backbone", "added", "heads")]
 
 
-def fit_plain(trainer: Trainer, name: str, steps: int) -> tuple[TaskGraph, StageResult]:
-    """A plain network for all tasks of the trainer's data, trained on fit and arch together."""
-    graph = plain_graph(trainer.data, trainer.data.task_names, trainer.backbone(), trainer.head)
+def fit_graph(trainer: Trainer, name: str, graph: TaskGraph, steps: int) -> StageResult:
+    """The final training of a graph whose structure is fixed, for all its tasks, on fit and arch together."""
     network = graph.network()
     stage = Stage(
         name=name,
@@ -69,5 +68,12 @@ def fit_plain(trainer: Trainer, name: str, steps: int) -> tuple[TaskGraph, Stage
         train=parameter_groups(graph),
         losses=task_losses(trainer.data, network),
         purpose="final",
+        tasks=graph.tasks,
     )
-    return graph, trainer.fit(stage)
+    return trainer.fit(stage)
+
+
+def fit_plain(trainer: Trainer, name: str, steps: int) -> tuple[TaskGraph, StageResult]:
+    """A plain network for all tasks of the trainer's data, trained."""
+    graph = plain_graph(trainer.data, trainer.data.task_names, trainer.backbone(), trainer.head)
+    return graph, fit_graph(trainer, name, graph, steps)

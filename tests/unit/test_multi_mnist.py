@@ -352,7 +352,7 @@ def test_domains_share_no_digit_and_show_it_plain_or_inverted() -> None:
         assert torch.equal(sample["image"].as_subclass(Tensor), cached.images[row].float().div(255).expand(3, 36, 36))
         assert sample["targets"].keys() == {name}
         assert sample["targets"][name] == cached.targets[name][row] == int(digits.labels[data.sources[row, 0]])
-        assert len(set(cached.targets[name][:100].tolist())) == 10  # every stretch mixes the classes
+        assert cached.targets[name][:20].tolist() == 2 * list(range(10))  # every stretch mixes the classes
 
 
 def test_a_domain_alone_has_one_input() -> None:

@@ -310,6 +310,10 @@ def test_report_is_closed_to_methods(tmp_path: Path) -> None:
         trainer.evaluate(graph.network(), Role.REPORT)
     with pytest.raises(ProtocolError, match="not open to methods"):
         list(trainer.batches(Role.REPORT))
+    trainer.report(graph)
+    assert trainer.ledger.evaluation_seconds > 0
+    with pytest.raises(ProtocolError, match="evaluated once"):
+        trainer.report(graph)
 
 
 def test_equal_initial_weights_and_heads_for_everybody(tmp_path: Path) -> None:

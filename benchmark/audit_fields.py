@@ -1,0 +1,142 @@
+"""What a fair comparison holds equal or says: the audited fields, as data. Spec: measurement 6.
+
+Everything is read from the records, also what the table key holds equal already: a key is a claim of the program that
+wrote the record; data hashes, roles and counts are what it did. Images seen per task follow from steps and batch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from benchmark.quantities import number_at
+from benchmark.record import Record, value_at
+
+Rule = Literal["red", "amber"]
+Scope = Literal["rows", "rows at one seed", "seeds of a row"]
+
+
+class Unknown:
+    """A value that a record does not hold; equal to nothing, not even to itself."""
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Read = Callable[[Record], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One thing that a fair comparison holds equal or says.
+
+    read: its value in a done record. shows_value: printed with its value also where all rows agree. scope: what must be
+    equal: all records, the records of one seed (what depends on the seed), or the records of one row (what depends on
+    the method).
+    """
+
+    name: str
+    rule: Rule
+    read: Read
+    shows_value: bool = False
+    scope: Scope = "rows"
+
+
+def _at(*paths: str) -> Read:
+    """Reader of the values at dotted paths of a record; unknown where one of them is missing or null."""
+    split = [path.split(".") for path in paths]
+
+    def read(record: Record) -> object:
+        values = [value_at(getattr(record, first), *rest) for first, *rest in split]
+        if any(value is None for value in values):
+            return Unknown()
+        return values[0] if len(values) == 1 else values
+
+    return read
+
+
+_NAMED_APART = ("augmentation", "balancing", "batch_size", "channels_last", "optimizer", "precision", "schedule")
+
+
+def _rest_of_recipe(record: Record) -> object:
+    """The recipe without what has a field of its own: name, clipping, bounds."""
+    recipe = value_at(record.cell, "recipe")
+    if not isinstance(recipe, Mapping):
+        return Unknown()
+    return {name: value for name, value in recipe.items() if name not in _NAMED_APART}
+
+
+def _balancing(record: Record) -> object:
+    name, params = (value_at(record.cell, "recipe", "balancing", key) for key in ("name", "params"))
+    return Unknown() if name is None else [name, params] if params else name
+
+
+def _averaged_classes(record: Record) -> object:
+    """The classes that entered a mean over classes: those present, which can differ with the predictions."""
+    return {
+        f"{task} {name}": entry["detail"]["classes"]
+        for task, scores in record.metrics.items()
+        for name, entry in scores.items()
+        if "classes" in entry["detail"]
+    }
+
+
+def _searched_images(record: Record) -> object:
+    """The roles whose images updated weights before the final training."""
+    if not cost_of(record, "search"):
+        return "none"
+    return record.audit.get("search_roles") or Unknown()
+
+
+def cost_of(record: Record, part: str) -> float | None:
+    """What `search` or `final` cost, in images: batches drawn, however many optimizer steps each of them made."""
+    return number_at(record.cost, part, "images")
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("data", "red", _at("cell.data.dataset", "cell.data.layout", "cell.data.version", "cell.data.options")),
+    Field("data hash", "red", _at("versions.data_hash")),
+    Field("protocol", "red", _at("cell.data.protocol")),
+    Field("tasks", "red", _at("cell.data.tasks")),
+    Field("task weights", "red", _at("cell.data.task_weights")),
+    Field("roles", "red", _at("roles.fit", "roles.arch", "roles.select", "roles.report")),
+    Field("n_evaluated", "red", _at("n_evaluated")),
+    Field("backbone", "red", _at("cell.backbone.name", "cell.backbone.in_chans", "cell.backbone.zero_init_last")),
+    Field("weights", "red", _at("cell.backbone.weights")),
+    Field("initial weights", "red", _at("versions.weights_hash"), scope="rows at one seed"),
+    Field("output stride", "red", _at("cell.backbone.output_stride")),
+    Field("head", "red", _at("cell.head")),
+    Field("drop_path, dropout", "red", _at("cell.backbone.drop_path", "cell.backbone.dropout")),
+    Field("input size", "red", _at("audit.input_size")),
+    Field("normalisation", "red", _at("audit.normalisation")),
+    Field("augmentation", "red", _at("cell.recipe.augmentation")),
+    Field("extra data", "red", _at("audit.extra_data")),
+    Field("epoch rule", "red", _at("cell.selection.rule")),
+    Field("evaluations", "red", _at("cell.selection.evaluations")),
+    Field("recipe", "red", _rest_of_recipe),
+    Field("optimizer", "red", _at("cell.recipe.optimizer")),
+    Field("schedule", "red", _at("cell.recipe.schedule")),
+    Field("steps", "red", _at("cell.budget")),
+    Field("batch size", "red", _at("cell.recipe.batch_size")),
+    Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.channels_last")),
+    Field("batch norm", "red", _at("audit.batch_norm"), shows_value=True),
+    Field("tuning trials", "red", _at("audit.tuning_trials"), shows_value=True),
+    Field("draws", "red", _at("audit.draws"), shows_value=True),
+    Field("losses", "amber", _at("audit.losses")),
+    Field("balancing", "amber", _balancing, shows_value=True),
+    Field("loaders", "amber", _at("audit.loaders"), shows_value=True),
+    Field("classes averaged", "amber", _averaged_classes),
+    Field("search steps", "amber", _at("cost.search.optimizer_steps"), shows_value=True),
+    Field("images in search", "amber", _searched_images),
+    Field("fidelity", "amber", _at("audit.fidelity")),
+    Field("data tier", "amber", _at("audit.tier")),
+    Field("determinism", "amber", _at("environment.determinism")),
+    Field("device", "amber", _at("environment.device")),
+    Field("package", "amber", _at("versions.package_hash")),
+    Field("method code", "amber", _at("versions.method_hash"), scope="seeds of a row"),
+    Field("torch", "amber", _at("versions.torch")),
+    Field("timm", "amber", _at("versions.timm")),
+)

@@ -1,0 +1,89 @@
+"""What rows and tables are called: the parameters that tell rows apart, the settings that all rows share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+from benchmark.quantities import method_of, number_at, params_of
+from benchmark.record import Record, canonical_json, value_at
+
+DASH = "\N{EN DASH}"
+NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ from the method's defaults
+
+
+def row_labels(firsts: Sequence[Record]) -> list[str]:
+    """Method and the parameters that matter: not at their default, or telling rows of one method apart.
+
+    firsts: one record of each row of a table.
+    """
+    flat = [dict(_flat(params_of(record))) for record in firsts]
+    siblings: dict[str, list[int]] = defaultdict(list)
+    for position, record in enumerate(firsts):
+        siblings[method_of(record)].append(position)
+    labels = [""] * len(firsts)
+    for method, positions in siblings.items():
+        names = {name for position in positions for name in flat[position]}
+        telling = {name for name in names if len({flat[position].get(name, DASH) for position in positions}) > 1}
+        for position in positions:
+            given = firsts[position].audit.get(NON_DEFAULT)
+            shown = telling | ({name for name, _ in _flat(given)} if isinstance(given, Mapping) else set())
+            text = ", ".join(f"{name}={flat[position].get(name, DASH)}" for name in sorted(shown))
+            labels[position] = f"{method} ({text})" if text else method
+    return labels
+
+
+def _flat(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of nested parameters."""
+    for name, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value if isinstance(value, str) else canonical_json(value).decode()
+
+
+def table_head(records: Sequence[Record]) -> dict[str, str]:
+    """What all rows of a table share, {field: text}."""
+    cell = records[0].cell
+    tiers = sorted({str(record.audit["tier"]) for record in records if record.audit.get("tier")})
+    head = {
+        "data": _described(value_at(cell, "data"), "dataset", ("layout", "version", "options")),
+        "protocol": str(value_at(cell, "data", "protocol")),
+        "tasks": _described_tasks(cell),
+        "backbone": _described(value_at(cell, "backbone"), "name", ("weights", "image_size", "output_stride")),
+        "head": _described(value_at(cell, "head"), "name", ()),
+        "recipe": str(value_at(cell, "recipe", "name")),
+        "budget": f"{value_at(cell, 'budget', 'steps')} steps",
+        "selection": str(value_at(cell, "selection", "rule")),
+        "data tier": ", ".join(tiers) or "not recorded",
+    }
+    return {field: text for field, text in head.items() if text}
+
+
+def _described(settings: object, name: str, first: Sequence[str]) -> str:
+    """`resnet18 (weights none, output_stride 32)`: the name, the fields of `first`, then what is switched on."""
+    if not isinstance(settings, Mapping):
+        return ""
+    shown = [field for field in first if settings.get(field) not in (None, "", {}, [])]
+    if name == "name":
+        shown += [field for field in settings if field not in (name, *first, "in_chans") and settings[field]]
+    parts = [f"{field} {text}" for field in shown for text in [_plain_text(settings[field])]]
+    title = str(settings.get(name) or "")
+    return f"{title} ({', '.join(parts)})".strip() if parts else title
+
+
+def _plain_text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={text}" for name, text in _flat(value))
+    if isinstance(value, (list, tuple)):
+        return "x".join(map(str, value))
+    return str(value)
+
+
+def _described_tasks(cell: Mapping[str, object]) -> str:
+    names = cast("Sequence[object]", value_at(cell, "data", "tasks"))
+    weights = {str(name): number_at(cell, "data", "task_weights", str(name)) for name in names}
+    return ", ".join(
+        name if weight in (None, 1.0) else f"{name} (weight {weight:g})" for name, weight in weights.items()
+    )

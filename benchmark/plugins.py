@@ -1,0 +1,44 @@
+"""Methods and data sets from a user's own files, named by a suite's `plugins:`.
+
+A plug-in is a Python file that uses `@register_method` or `@register_dataset`, as the package's own files do. It is the
+user's code and runs with the user's rights: a suite from somebody else is to be read before it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.errors import UsageError
+
+
+def load_plugins(files: Sequence[str]) -> None:
+    """Import each file once in this process. Raises UsageError in one line for a file that is missing or raises."""
+    for file in files:
+        path = Path(file)
+        if not path.is_file():
+            raise UsageError(f"Plug-in {file} does not exist; `plugins:` names files relative to the suite's file.")
+        # Named by its place, so that two plug-ins of one file name do not replace each other.
+        name = f"sharebench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        if name not in sys.modules:
+            _load(name, path)
+
+
+def _load(name: str, path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"Plug-in {path} is not a Python file; expected the suffix .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        del sys.modules[name]
+        raise
+    except Exception as error:  # whatever a user's file does wrong is one line to the user
+        del sys.modules[name]
+        reason = (str(error) or "without a message").splitlines()[0]
+        raise UsageError(f"Plug-in {path} raised {type(error).__name__}: {reason}.") from error

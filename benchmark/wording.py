@@ -1,0 +1,112 @@
+"""Numbers, titles and notes as text, rounded here and nowhere else. Spec: measurement 5.
+
+n >= 3: mean ± s.d. (divisor n - 1); n = 2: mean and both values; n = 1: the value, "n=1" and a banner. A size or cost
+that is the same at every seed is printed once. Null is an en dash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from benchmark.audit import Finding
+from benchmark.labels import DASH
+from benchmark.quantities import Column, Form, Part
+from benchmark.statistics import LEVEL, MIN_SEEDS, PERMUTE_FROM, ColumnStatistics, Comparison, Summary, smallest_p
+from benchmark.tables import Row, Table
+
+RED, AMBER = "✗", "~"
+_UNITS = {"percent": "%", "degree": "°"}
+_DECIMALS = {"%": 2, "°": 2}
+_LEGENDS = {
+    "accuracy": "n >= 3: mean ± s.d. over seeds (divisor n - 1)",
+    "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; macs: "
+    "multiply-accumulates for one image, joint: all tasks at once, sum: task after task; "
+    "weight sharing: 1 - total / sum of what each task reads; activation sharing: 1 - joint / sum",
+    "cost": "search cost: everything before the final training; final cost: the final training; "
+    "weight_steps: updates that the deployed weights have received",
+}
+_BOLD_NOTE = "bold: best mean among rows with all their seeds, n >= 3; not a test of significance"
+def head_line(table: Table) -> str:
+    """What all rows share, in one line, with the id of the table."""
+    return "; ".join([*(f"{field}: {text}" for field, text in table.head.items()), f"table: {table.key}"])
+
+
+def column_title(column: Column) -> str:
+    """Name, unit and arrow of a column."""
+    unit = _unit(column)
+    arrow = {None: "", True: " ↑", False: " ↓"}[column.higher_is_better]
+    return f"{column.name}{f' [{unit}]' if unit else ''}{arrow}"
+
+
+def _unit(column: Column) -> str:
+    return _UNITS.get(column.unit, column.unit)
+
+
+def cell_text(summary: Summary, column: Column, row_n: int) -> str:
+    """One cell, rounded. row_n: seeds of the row; a value over fewer of them (some are null) says its own n."""
+    mean, sd = summary.mean, summary.sd
+    if mean is None:
+        return DASH
+    write, suffix = _writer(mean, column)
+    constant = column.part != "accuracy" and len(set(summary.values)) == 1
+    if summary.n == 1 or constant:
+        text = write(mean) + suffix
+    elif summary.n == 2:
+        first, second = summary.values
+        text = f"{write(mean)}{suffix} ({write(first)}, {write(second)})"
+    else:
+        text = f"{write(mean)} ± {write(sd if sd is not None else 0.0).lstrip('+')}{suffix}"
+    return text if summary.n == row_n else f"{text} (n={summary.n})"
+
+
+def _writer(mean: float, column: Column) -> tuple[Callable[[float], str], str]:
+    """How the numbers of a cell are written, all to the precision that suits their mean, and the suffix of the cell."""
+    if column.form == "count":
+        scale, suffix, decimals = _scale(abs(mean))
+        return lambda value: f"{value / scale:.{decimals}f}", suffix
+    decimals = _decimals(column.form, mean, _unit(column))
+    sign = "+" if column.form == "signed" else ""
+
+    def write(value: float) -> str:
+        text = f"{value:{sign}.{decimals}f}"
+        return text[1:] if float(text) == 0.0 and text[0] in "+-" else text  # no signed zero
+
+    return write, ""
+
+
+def _scale(value: float) -> tuple[float, str, int]:
+    """Divisor, suffix and decimals of a count: 0.31 M, 1.81 G."""
+    for limit, scale, suffix, decimals in ((1e9, 1e9, " G", 2), (1e5, 1e6, " M", 2), (1e3, 1e3, " k", 1)):
+        if value >= limit:
+            return scale, suffix, decimals
+    return 1.0, "", 0
+
+
+def _decimals(form: Form, mean: float, unit: str) -> int:
+    if form in ("signed", "ratio"):
+        return 2
+    if form == "share":
+        return 3
+    if form in ("steps", "seconds"):
+        return 0 if mean == int(mean) or abs(mean) >= 100 else 1
+    return _DECIMALS.get(unit, 4 if abs(mean) < 10 else 2)
+
+
+def seeds_text(row: Row) -> str:
+    """The n of a row: `n=3`, or `1/2 seeds` where some are not done; their statuses stand beneath the table."""
+    return f"n={row.n}" if row.is_complete else f"{row.n}/{len(row.statuses)} seeds"
+
+
+def _legend(table: Table, part: Part) -> str:
+    """What the numbers of a part are; without a word on ± where no row has the seeds for one."""
+    if part == "accuracy" and all(row.n < 3 for row in table.rows):
+        return "n = 2: mean and both values" if any(row.n == 2 for row in table.rows) else "values of single runs"
+    return _LEGENDS[part]
+
+
+def _lines_beneath(table: Table) -> list[str]:
+    failures = [f"{row.label}: {seeds_text(row)}: {'; '.join(row.failures)}" for row in table.rows if row.failures]
+    return [*failures, *table.notes, *([_BOLD_NOTE] if table.best else [])]
+
+

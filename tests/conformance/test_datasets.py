@@ -1,0 +1,344 @@
+"""Every registered data set and kind keeps its promises; a new one is tested by existing.
+
+Data sets whose files are absent are skipped with the reason; their specs are tested all the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import pathlib
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import datasets
+from datasets import registry
+from datasets.contracts import DatasetSpec, InputData, MultiTaskDataset, TaskSpec
+from datasets.errors import DatasetMissingError, UnknownNameError, UsageError
+from datasets.kinds import get_kind, kind_names
+from datasets.metrics import computed_metrics
+from datasets.protocols import STANDARD, get_protocol
+from datasets.registry import (
+    DatasetLoader,
+    DatasetOptions,
+    ExpectedFiles,
+    assert_own_package,
+    dataset_names,
+    dataset_spec,
+    get_dataset,
+    register_dataset,
+)
+from datasets.roles import role_hash, role_indices
+from datasets.transforms import HorizontalFlip, collate
+
+NAMES = dataset_names()
+SPLITS = ("train", "val", "test")
+CASES = [(name, split) for name in NAMES for split in dataset_spec(name).splits]
+
+
+@functools.lru_cache(maxsize=8)
+def loaded(name: str, split: str) -> MultiTaskDataset:
+    try:
+        return registry.load(name, None, split, tasks=full_spec(name).task_names)
+    except DatasetMissingError as error:
+        pytest.skip(str(error))
+
+
+def full_spec(name: str) -> DatasetSpec:
+    """With every task, the ones that are off by default among them."""
+    return get_dataset(name).spec("standard", registry.read_options(name, None))
+
+
+def few(data: InputData) -> list[int]:
+    return sorted({0, 1, len(data) // 3, len(data) // 2, len(data) - 1})
+
+
+# Specs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_spec_is_complete(name: str) -> None:
+    spec = full_spec(name)
+    assert spec.name == name
+    assert {"train", "test"} <= set(spec.splits) <= set(SPLITS)
+    assert all(count > 0 for count in spec.splits.values())
+    assert len(set(spec.task_names)) == len(spec.task_names) > 1
+    assert spec.licence
+    assert spec.home.startswith("https://")
+    assert all(0 < value < 1 for value in (*spec.mean, *spec.std))
+    get_protocol(spec.protocol, name)
+    for task in spec.tasks:
+        kind = get_kind(task.kind)
+        assert task.metrics
+        assert set(task.metrics) <= set(computed_metrics(task.kind))
+        assert kind.head_channels(task) >= 1
+        assert len(task.class_names) in (0, task.channels)
+        kind.evaluator(task, STANDARD)
+    assert set(dataset_spec(name).task_names) <= set(spec.task_names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_choices_are_named(name: str) -> None:
+    for arguments in ({"tasks": ["nonsense"]}, {"layout": "nonsense"}, {"options": {"nonsense": 1}}):
+        with pytest.raises(UnknownNameError, match=r"Unknown .* 'nonsense'"):
+            dataset_spec(name, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match=f"Unknown split of {name} 'training'"):
+        registry.load(name, None, "training")
+    with pytest.raises(UsageError, match="non-empty list of different names"):
+        dataset_spec(name, tasks=[])
+    with pytest.raises(UsageError):
+        dataset_spec(name, protocol="nonsense")
+
+
+# Samples
+
+
+@pytest.mark.parametrize(("name", "split"), CASES)
+def test_lengths_equal_the_spec_and_ids_are_unique(name: str, split: str) -> None:
+    data = loaded(name, split)
+    assert tuple(data.inputs) == data.spec.inputs
+    for part in data.inputs.values():
+        assert len(part) == len(part.units) == data.spec.splits[split]
+        assert len(set(part.ids)) == len(part)
+        assert part.content_hash() == part.content_hash()
+        assert part.sources is None or len(part.sources) == len(part)
+
+
+@pytest.mark.parametrize(("name", "split"), CASES)
+def test_samples_are_canonical(name: str, split: str) -> None:
+    data = loaded(name, split)
+    for input_name, part in data.inputs.items():
+        tasks = [task for task in data.spec.tasks if data.spec.input_of(task.name) == input_name]
+        for index in few(part):
+            sample = part[index]
+            image = sample["image"]
+            assert image.dtype == torch.float32
+            assert image.shape == (3, *data.spec.native_size)
+            assert 0 <= image.min() < image.max() <= 1
+            assert sample["meta"]["id"] == part.ids[index]
+            assert list(sample["targets"]) == [task.name for task in tasks]
+            for task in tasks:
+                kind, target = get_kind(task.kind), sample["targets"][task.name]
+                assert target.shape == (data.spec.native_size if kind.dense else ())
+                assert isinstance(target, kind.wrapper(task) or Tensor)
+                kind.check(target.as_subclass(Tensor), task)
+                assert kind.valid(target.as_subclass(Tensor)).any()
+
+
+@pytest.mark.parametrize(("name", "split"), CASES)
+def test_cached_samples_equal_single_ones(name: str, split: str) -> None:
+    for part in loaded(name, split).inputs.values():
+        cached = part.cached()
+        if cached is None:
+            continue
+        indices = few(part)
+        images, targets = collate([part[index] for index in indices])
+        assert cached.images.dtype == torch.uint8
+        assert torch.equal(cached.images[indices].float().div(255).expand_as(images), images)
+        assert set(cached.targets) == set(targets)
+        for task, target in targets.items():
+            whole = cached.targets[task]
+            assert len(whole) == len(part)
+            assert whole.dtype == target.dtype
+            assert torch.equal(whole[indices].nan_to_num(-7), target.nan_to_num(-7)), task
+
+
+@pytest.mark.parametrize(("name", "split"), [case for case in CASES if case[1] == "test"])
+def test_losses_and_metrics_take_what_the_loader_gives(name: str, split: str) -> None:
+    data = loaded(name, split)
+    for input_name, part in data.inputs.items():
+        _, targets = collate([part[index] for index in few(part)])
+        for task in data.spec.tasks:
+            if data.spec.input_of(task.name) != input_name:
+                continue
+            kind, target = get_kind(task.kind), targets[task.name]
+            size = (9, 9) if kind.dense else ()
+            prediction = torch.ones(len(target), kind.head_channels(task), *size).requires_grad_()
+            kind.loss(prediction, target, task).backward()  # type: ignore[no-untyped-call]
+            assert prediction.grad is not None
+            assert prediction.grad.isfinite().all()
+            assert prediction.grad.abs().sum() > 0
+            evaluator = kind.evaluator(task, STANDARD)
+            evaluator.update(prediction.detach(), target)
+            results = evaluator.result()
+            assert list(results) == list(task.metrics)
+            assert all(result.value is not None and result.n_units > 0 for result in results.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flip_twice_gives_the_sample_back(name: str) -> None:
+    flip = HorizontalFlip(STANDARD, p=1.0)
+    for part in loaded(name, "test").inputs.values():
+        sample = part[0]
+        once = flip(sample)
+        twice = flip(once)
+        assert torch.equal(once["image"].as_subclass(Tensor), sample["image"].as_subclass(Tensor).flip(-1))
+        assert torch.equal(twice["image"], sample["image"])
+        for task, target in sample["targets"].items():
+            assert type(twice["targets"][task]) is type(target)
+            assert torch.equal(twice["targets"][task].nan_to_num(-7), target.nan_to_num(-7))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_roles_are_disjoint_and_complete(name: str) -> None:
+    splits = {split: loaded(name, split) for split in dataset_spec(name).splits}
+    roles = role_indices(splits["train"], splits.get("val"), splits["test"])
+    assert tuple(roles) == splits["train"].spec.inputs
+    for input_name, parts in roles.items():
+        ids = {
+            role: [splits[part.split].inputs[input_name].ids[index] for index in part.indices]
+            for role, part in parts.items()
+        }
+        assert list(ids) == ["fit", "arch", "select", "report"]
+        assert all(ids.values())
+        total = sum(len(split.inputs[input_name]) for split in splits.values())
+        assert len(set().union(*ids.values())) == sum(len(part) for part in ids.values()) == total
+        assert len({role_hash(part) for part in ids.values()}) == 4
+        share = len(ids["arch"]) / (len(ids["arch"]) + len(ids["fit"]))
+        assert share == pytest.approx(0.2, abs=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tasks_do_not_change_ids_or_content(name: str) -> None:
+    whole = loaded(name, "test")
+    for task in whole.spec.task_names:
+        alone = registry.load(name, None, "test", tasks=[task])
+        assert alone.spec.task_names == (task,)
+        part = alone.inputs[alone.spec.input_of(task)]
+        reference = whole.inputs[whole.spec.input_of(task)]
+        assert part.ids == reference.ids
+        assert part.content_hash() == reference.content_hash()
+        assert list(part[0]["targets"]) == [task]
+        assert torch.equal(part[0]["image"], reference[0]["image"])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if get_dataset(name).files is None])
+def test_mean_and_std_are_those_of_the_train_images(name: str) -> None:
+    data = loaded(name, "train")
+    caches = [part.cached() for part in data.inputs.values()]
+    images = torch.cat([cached.images for cached in caches if cached is not None]).double() / 255
+    assert data.spec.mean[0] == pytest.approx(float(images.mean()), abs=6e-4)
+    assert data.spec.std[0] == pytest.approx(float(images.std(correction=0)), abs=6e-4)
+
+
+# Kinds
+
+
+@pytest.mark.parametrize("name", kind_names())
+def test_kinds_say_what_they_ignore(name: str) -> None:
+    kind = get_kind(name)
+    assert kind.name == name
+    assert kind.ignore
+    assert computed_metrics(name)
+    task = TaskSpec("task", name, 2, tuple(computed_metrics(name)))
+    assert kind.head_channels(task) in (1, 2)
+    assert (kind.wrapper(task) is not None) == kind.dense == (kind.fill is not None)
+    if kind.fill is not None:
+        filled = torch.full((1, 2, 2), kind.fill)
+        assert not kind.valid(filled).any()
+        assert math.isnan(kind.fill) == filled.is_floating_point()
+    results = kind.evaluator(task, STANDARD).result()
+    assert set(results) == set(task.metrics)
+    assert all(result.value is None and result.n_units == 0 for result in results.values())
+
+
+# Registry
+
+
+@pytest.fixture
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
+
+
+def on_disk() -> type[DatasetLoader]:
+    class OnDisk(DatasetLoader):
+        files = ExpectedFiles("{train,test}/*.png", "2.8 GB")
+
+        def spec(self, protocol: str, options: DatasetOptions) -> DatasetSpec:
+            embedded = full_spec(NAMES[0])
+            return embedded.__class__(**{**vars(embedded), "name": "on_disk", "layout": "png"})
+
+        def load(
+            self, root: pathlib.Path | None, split: str, spec: DatasetSpec, options: DatasetOptions
+        ) -> MultiTaskDataset:
+            raise LookupError(str(root))
+
+    return OnDisk
+
+
+@pytest.mark.usefixtures("_registry")
+def test_missing_files_are_described(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    register_dataset("on_disk")(on_disk())
+    monkeypatch.delenv("SHAREBENCH_DATA", raising=False)
+    with pytest.raises(DatasetMissingError) as caught:
+        registry.load("on_disk", None, "train")
+    message = str(caught.value)
+    spec = dataset_spec("on_disk")
+    for part in ("--data-root", "SHAREBENCH_DATA", "'png'", "on_disk/{train,test}/*.png", "2.8 GB", spec.home):
+        assert part in message
+    assert spec.licence in message
+    assert "\n" not in message
+    monkeypatch.setenv("SHAREBENCH_DATA", str(tmp_path))
+    with pytest.raises(DatasetMissingError, match=r"no folder .*on_disk"):
+        registry.load("on_disk", None, "train")
+    (tmp_path / "on_disk").mkdir()
+    with pytest.raises(LookupError, match="on_disk"):  # found: the loader is called with its own folder
+        registry.load("on_disk", None, "train")
+    with pytest.raises(DatasetMissingError):  # what is given goes before the variable
+        registry.load("on_disk", tmp_path / "elsewhere", "train")
+
+
+@pytest.mark.usefixtures("_registry")
+def test_a_name_is_registered_once() -> None:
+    loader = on_disk()
+    register_dataset("on_disk")(loader)
+    register_dataset("on_disk")(loader)  # the same class again, as after a reload
+    other = type("Other", (loader,), {"__module__": "elsewhere"})
+    with pytest.raises(UsageError, match="'on_disk' is registered twice"):
+        register_dataset("on_disk")(other)
+
+
+@pytest.mark.usefixtures("_registry")
+def test_third_parties_register_through_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("third_party_digits")
+    monkeypatch.setitem(sys.modules, "third_party_digits", module)
+
+    class Point(importlib.metadata.EntryPoint):
+        def load(self) -> object:
+            return register_dataset("third_party")(on_disk())
+
+    points = [Point("third_party", "third_party_digits", "sharebench.datasets")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "sharebench.datasets" else [])
+    assert "third_party" in dataset_names()
+
+
+def test_an_unknown_data_set_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Nearest: 'multi_mnist'"):
+        get_dataset("multimnist")
+
+
+def test_the_library_of_the_same_name_fails_loudly(tmp_path: pathlib.Path) -> None:
+    assert_own_package()
+    planted = types.ModuleType("datasets")
+    planted.__file__ = str(tmp_path / "datasets" / "__init__.py")
+    with pytest.raises(UsageError, match="Hugging Face's"):
+        assert_own_package(planted)
+    mixed = types.ModuleType("datasets")
+    mixed.__file__ = datasets.__file__
+    mixed.load_dataset = print  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="install ShareBench in an environment of its own"):
+        assert_own_package(mixed)
+
+
+def test_embedded_pixels_are_shared_between_loads() -> None:
+    first, second = (registry.load("multi_mnist", None, "test").inputs["image"] for _ in range(2))
+    cached, again = first.cached(), second.cached()
+    assert cached is not None
+    assert again is not None
+    assert np.shares_memory(cached.images.numpy(), again.images.numpy())
