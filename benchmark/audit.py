@@ -33,9 +33,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """equal: names, some with their value, of what all rows hold equal. red: positions of rows that are not ranked."""
+    """equal: what all rows hold equal, by name or group, some with their value; n_equal: how many fields that is."""
 
     equal: tuple[str, ...]
+    n_equal: int
     findings: tuple[Finding, ...]
     banners: tuple[str, ...]
 
@@ -70,8 +71,8 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
         if done:
             rows.append(_Row(position, label, done, [seed_of_record(record) for record in group]))
     if not rows:
-        return Audit((), (), ())
-    equal: list[str] = []
+        return Audit((), 0, (), ())
+    equal: dict[str, str] = {}
     findings: list[Finding] = []
     unknown: dict[Rule, list[str]] = {"red": [], "amber": []}
     for field in FIELDS:
@@ -81,19 +82,27 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
         elif (finding := _compared(field, rows, values)) is not None:
             findings.append(finding)
         else:
-            equal.append(f"{field.name} {_text(values[0][0])}" if field.shows_value else field.name)
+            equal[field.name] = f"{field.name} {_text(values[0][0])}" if field.shows_value else field.name
     for special in (_weight_steps, _seeds, _selected_on_report, _developed_here):
         for found in special(rows):
             if isinstance(found, Finding):
                 findings.append(found)
             else:
-                equal.append(found)
+                equal[found] = found
     everywhere = tuple(row.position for row in rows)
     findings += [
         Finding("unknown for all rows", rule, everywhere, ", ".join(names)) for rule, names in unknown.items() if names
     ]
     findings.sort(key=lambda finding: finding.rule != "red")
-    return Audit(tuple(equal), tuple(findings), tuple(_missing_controls(rows)))
+    return Audit(tuple(_grouped(equal)), len(equal), tuple(findings), tuple(_missing_controls(rows)))
+
+
+def _grouped(equal: Mapping[str, str]) -> list[str]:
+    """The texts of equal fields, one name for a group that is equal as a whole."""
+    broken = {field.group for field in FIELDS if field.name not in equal}
+    group_of = {field.name: field.group for field in FIELDS}
+    shown = [text if (group := group_of.get(name, "")) in broken else group or text for name, text in equal.items()]
+    return list(dict.fromkeys(shown))
 
 
 def _values(field: Field, rows: Sequence[_Row]) -> list[list[object]]:

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from benchmark.quantities import number_at
+from benchmark.labels import flat_params
+from benchmark.quantities import number_at, params_of
 from benchmark.record import Record, value_at
 
 Rule = Literal["red", "amber"]
@@ -33,14 +34,15 @@ Read = Callable[[Record], object]
 class Field:
     """One thing that a fair comparison holds equal or says.
 
-    read: its value in a done record. shows_value: printed with its value also where all rows agree. scope: what must be
-    equal: all records, the records of one seed (what depends on the seed), or the records of one row (what depends on
-    the method).
+    read: its value in a done record. group: what stands for it where all fields of the group are equal. shows_value:
+    printed with its value also where all rows agree. scope: what must be equal: all records, the records of one seed
+    (what depends on the seed), or the records of one row (what depends on the method).
     """
 
     name: str
     rule: Rule
     read: Read
+    group: str = ""
     shows_value: bool = False
     scope: Scope = "rows"
 
@@ -74,6 +76,12 @@ def _balancing(record: Record) -> object:
     return Unknown() if name is None else [name, params] if params else name
 
 
+def _loss_weights(record: Record) -> object:
+    """The weights of the loss terms that a method adds: by convention its parameters named `..._weight`."""
+    flat = flat_params(params_of(record))
+    return {name: value for name, value in flat if name.endswith("_weight")}
+
+
 def _averaged_classes(record: Record) -> object:
     """The classes that entered a mean over classes: those present, which can differ with the predictions."""
     return {
@@ -97,35 +105,45 @@ def cost_of(record: Record, part: str) -> float | None:
 
 
 FIELDS: tuple[Field, ...] = (
-    Field("data", "red", _at("cell.data.dataset", "cell.data.layout", "cell.data.version", "cell.data.options")),
-    Field("data hash", "red", _at("versions.data_hash")),
-    Field("protocol", "red", _at("cell.data.protocol")),
-    Field("tasks", "red", _at("cell.data.tasks")),
+    Field(
+        "data",
+        "red",
+        _at("cell.data.dataset", "cell.data.layout", "cell.data.version", "cell.data.options"),
+        group="data",
+    ),
+    Field("data hash", "red", _at("versions.data_hash"), group="data"),
+    Field("protocol", "red", _at("cell.data.protocol"), group="data"),
+    Field("tasks", "red", _at("cell.data.tasks"), group="data"),
     Field("task weights", "red", _at("cell.data.task_weights")),
-    Field("roles", "red", _at("roles.fit", "roles.arch", "roles.select", "roles.report")),
-    Field("n_evaluated", "red", _at("n_evaluated")),
-    Field("backbone", "red", _at("cell.backbone.name", "cell.backbone.in_chans", "cell.backbone.zero_init_last")),
-    Field("weights", "red", _at("cell.backbone.weights")),
-    Field("initial weights", "red", _at("versions.weights_hash"), scope="rows at one seed"),
-    Field("output stride", "red", _at("cell.backbone.output_stride")),
-    Field("head", "red", _at("cell.head")),
-    Field("drop_path, dropout", "red", _at("cell.backbone.drop_path", "cell.backbone.dropout")),
-    Field("input size", "red", _at("audit.input_size")),
-    Field("normalisation", "red", _at("audit.normalisation")),
-    Field("augmentation", "red", _at("cell.recipe.augmentation")),
-    Field("extra data", "red", _at("audit.extra_data")),
-    Field("epoch rule", "red", _at("cell.selection.rule")),
-    Field("evaluations", "red", _at("cell.selection.evaluations")),
-    Field("recipe", "red", _rest_of_recipe),
-    Field("optimizer", "red", _at("cell.recipe.optimizer")),
-    Field("schedule", "red", _at("cell.recipe.schedule")),
-    Field("steps", "red", _at("cell.budget")),
-    Field("batch size", "red", _at("cell.recipe.batch_size")),
-    Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.channels_last")),
+    Field("roles", "red", _at("roles.fit", "roles.arch", "roles.select", "roles.report"), group="data"),
+    Field("n_evaluated", "red", _at("n_evaluated"), group="data"),
+    Field(
+        "backbone",
+        "red",
+        _at("cell.backbone.name", "cell.backbone.in_chans", "cell.backbone.zero_init_last"),
+        group="network",
+    ),
+    Field("weights", "red", _at("cell.backbone.weights"), group="network"),
+    Field("initial weights", "red", _at("versions.weights_hash"), group="network", scope="rows at one seed"),
+    Field("output stride", "red", _at("cell.backbone.output_stride"), group="network"),
+    Field("head", "red", _at("cell.head"), group="network"),
+    Field("dropout", "red", _at("cell.backbone.drop_path", "cell.backbone.dropout"), group="network"),
+    Field("input size", "red", _at("audit.input_size"), group="input"),
+    Field("normalisation", "red", _at("audit.normalisation"), group="input"),
+    Field("augmentation", "red", _at("cell.recipe.augmentation"), group="input"),
+    Field("extra data", "red", _at("audit.extra_data"), group="input"),
+    Field("epoch rule", "red", _at("cell.selection.rule"), group="selection"),
+    Field("evaluations", "red", _at("cell.selection.evaluations"), group="selection"),
+    Field("recipe", "red", _rest_of_recipe, group="recipe"),
+    Field("optimizer", "red", _at("cell.recipe.optimizer"), group="recipe"),
+    Field("schedule", "red", _at("cell.recipe.schedule"), group="recipe"),
+    Field("steps", "red", _at("cell.budget"), group="recipe"),
+    Field("batch size", "red", _at("cell.recipe.batch_size"), group="recipe"),
+    Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.channels_last"), group="recipe"),
     Field("batch norm", "red", _at("audit.batch_norm"), shows_value=True),
     Field("tuning trials", "red", _at("audit.tuning_trials"), shows_value=True),
     Field("draws", "red", _at("audit.draws"), shows_value=True),
-    Field("losses", "amber", _at("audit.losses")),
+    Field("loss weights", "amber", _loss_weights),
     Field("balancing", "amber", _balancing, shows_value=True),
     Field("loaders", "amber", _at("audit.loaders"), shows_value=True),
     Field("classes averaged", "amber", _averaged_classes),
@@ -133,10 +151,10 @@ FIELDS: tuple[Field, ...] = (
     Field("images in search", "amber", _searched_images),
     Field("fidelity", "amber", _at("audit.fidelity")),
     Field("data tier", "amber", _at("audit.tier")),
-    Field("determinism", "amber", _at("environment.determinism")),
-    Field("device", "amber", _at("environment.device")),
-    Field("package", "amber", _at("versions.package_hash")),
-    Field("method code", "amber", _at("versions.method_hash"), scope="seeds of a row"),
-    Field("torch", "amber", _at("versions.torch")),
-    Field("timm", "amber", _at("versions.timm")),
+    Field("determinism", "amber", _at("environment.determinism"), group="code and machine"),
+    Field("device", "amber", _at("environment.device"), group="code and machine"),
+    Field("package", "amber", _at("versions.package_hash"), group="code and machine"),
+    Field("method code", "amber", _at("versions.method_hash"), group="code and machine", scope="seeds of a row"),
+    Field("torch", "amber", _at("versions.torch"), group="code and machine"),
+    Field("timm", "amber", _at("versions.timm"), group="code and machine"),
 )

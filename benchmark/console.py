@@ -10,6 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from benchmark.executors import Event
 
+WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
+
+
+def make_console() -> Console:
+    """A console that does not squeeze lines into 80 columns where there is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH_OF_FILES)
+
 
 class RunView:
     """Shows events of a run. titles: of the cells, by number; done_before: cells that had a record already."""

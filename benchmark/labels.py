@@ -18,7 +18,7 @@ def row_labels(firsts: Sequence[Record]) -> list[str]:
 
     firsts: one record of each row of a table.
     """
-    flat = [dict(_flat(params_of(record))) for record in firsts]
+    flat = [dict(flat_params(params_of(record))) for record in firsts]
     siblings: dict[str, list[int]] = defaultdict(list)
     for position, record in enumerate(firsts):
         siblings[method_of(record)].append(position)
@@ -28,17 +28,17 @@ def row_labels(firsts: Sequence[Record]) -> list[str]:
         telling = {name for name in names if len({flat[position].get(name, DASH) for position in positions}) > 1}
         for position in positions:
             given = firsts[position].audit.get(NON_DEFAULT)
-            shown = telling | ({name for name, _ in _flat(given)} if isinstance(given, Mapping) else set())
+            shown = telling | ({name for name, _ in flat_params(given)} if isinstance(given, Mapping) else set())
             text = ", ".join(f"{name}={flat[position].get(name, DASH)}" for name in sorted(shown))
             labels[position] = f"{method} ({text})" if text else method
     return labels
 
 
-def _flat(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_params(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names and texts of nested parameters."""
     for name, value in params.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_params(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value if isinstance(value, str) else canonical_json(value).decode()
 
@@ -75,7 +75,7 @@ def _described(settings: object, name: str, first: Sequence[str]) -> str:
 
 def _plain_text(value: object) -> str:
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={text}" for name, text in _flat(value))
+        return " ".join(f"{name}={text}" for name, text in flat_params(value))
     if isinstance(value, (list, tuple)):
         return "x".join(map(str, value))
     return str(value)

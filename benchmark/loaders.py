@@ -97,13 +97,22 @@ class InputLoader:
             torch.tensor(values[: form.in_chans], device=form.device).view(1, -1, 1, 1)
             for values in (form.normalise.mean, form.normalise.std)
         )
-        cached = samples.data.cached()
-        self._images: Tensor | None = None
-        self._targets: dict[str, Tensor] = {}
-        if cached is not None:
-            positions = torch.from_numpy(np.ascontiguousarray(samples.indices))
-            self._images = cached.images.index_select(0, positions).to(form.device)
-            self._targets = {task: cached.targets[task].index_select(0, positions).to(form.device) for task in tasks}
+        self._tensors: tuple[Tensor, dict[str, Tensor]] | None = None
+        self._is_cached = samples.data.cached() is not None
+
+    def _cached_tensors(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """(images, targets) of this role on the device, made when a role is first read: most runs read two of five."""
+        if self._tensors is None:
+            cached = self.samples.data.cached()
+            assert cached is not None
+            whole = np.array_equal(self.samples.indices, np.arange(len(cached.images)))
+            positions = torch.from_numpy(np.ascontiguousarray(self.samples.indices))
+
+            def part(values: Tensor) -> Tensor:
+                return (values if whole else values.index_select(0, positions)).to(self.form.device)
+
+            self._tensors = part(cached.images), {task: part(cached.targets[task]) for task in self.tasks}
+        return self._tensors
 
     def training(
         self, order: SampleOrder, first_step: int, steps: int
@@ -111,7 +120,7 @@ class InputLoader:
         """(images, targets, positions) of each step from `first_step` to `steps`, augmented where the recipe
         says so.
         """
-        if self._images is not None and self.augment is None:
+        if self._is_cached and self.augment is None:
             for step in range(first_step, steps):
                 positions, _ = order.batch(step)
                 yield *self._gather(positions), positions
@@ -128,17 +137,17 @@ class InputLoader:
         """
         count = len(self.samples) if n_samples is None else min(n_samples, len(self.samples))
         chunks = torch.arange(count).split(batch_size)
-        if self._images is not None:
+        if self._is_cached:
             for positions in chunks:
                 yield *self._gather(positions), positions
             return
         yield from self._load([[(int(position), 0) for position in chunk] for chunk in chunks], None)
 
     def _gather(self, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        assert self._images is not None
+        all_images, all_targets = self._cached_tensors()
         where = positions.to(self.form.device, non_blocking=True)
-        images = self._images.index_select(0, where).to(torch.float32).div_(255)
-        return self._normalise(images), {task: values.index_select(0, where) for task, values in self._targets.items()}
+        images = all_images.index_select(0, where).to(torch.float32).div_(255)
+        return self._normalise(images), {task: values.index_select(0, where) for task, values in all_targets.items()}
 
     def _load(
         self, keys: Sequence[Sequence[tuple[int, int]]], augment: Transform | None

@@ -13,8 +13,8 @@ from benchmark.record import Record, value_at
 Part = Literal["accuracy", "size and compute", "cost"]
 Form = Literal["value", "signed", "count", "ratio", "share", "steps", "seconds"]
 
-# Values of the audit field `reference`: the baseline of Delta_m; the row that the others are tested against, which given
-# the total budget of a search is also its control.
+# Values of the audit field `reference`: the baseline of Delta_m; the row that the others are tested against, which is
+# also the control of search cost where it trains for the whole budget of a search.
 SINGLE_TASK = "single_task"
 SHARED = "shared"
 

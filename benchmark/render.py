@@ -1,7 +1,5 @@
-"""Tables -> text: terminal, Markdown, CSV and LaTeX. Rounding happens here and nowhere else. Spec: measurement 5.
-
-n >= 3: mean ± s.d. (divisor n - 1); n = 2: mean and both values; n = 1: the value, "n=1" and a banner. A size or cost
-that is the same at every seed is printed once. Null is an en dash. CSV holds full precision.
+"""Tables -> text: terminal, Markdown, CSV and LaTeX. The words and the rounding are those of `benchmark.wording`; CSV
+holds full precision.
 """
 
 from __future__ import annotations
@@ -10,10 +8,22 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from benchmark.quantities import Column, Form, Part
-from benchmark.tables import DASH, Row, Summary, Table
+from benchmark.labels import DASH
+from benchmark.quantities import Column, Part
+from benchmark.tables import Table
+from benchmark.wording import (
+    RED,
+    cell_text,
+    column_title,
+    finding_text,
+    head_line,
+    legend,
+    lines_beneath,
+    row_title,
+    seeds_text,
+)
 
 PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost")
 _LATEX = {
@@ -29,6 +39,7 @@ _LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     DASH: "--",
+    RED: r"$\times$",
 }
 
 
@@ -51,8 +62,8 @@ def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width:
             for positions in _fitting(table, _columns_of(table, part), width):
                 console.print()
                 console.print(_rich_table(table, positions))
-            console.print(Text(_legend(table, part), style="dim"))
-        for line in _lines_beneath(table):
+            console.print(Text(legend(table, part), style="dim"))
+        for line in lines_beneath(table):
             console.print(Text(line))
         console.print()
     for line in _invalid(invalid):
@@ -76,7 +87,7 @@ def _rich_table(table: Table, positions: Sequence[int]) -> object:
             Text(cell_text(row.cells[position], table.columns[position], row.n), _style(table, number, position))
             for position in positions
         ]
-        drawn.add_row(Text(row.label), Text(seeds_text(row)), *cells)
+        drawn.add_row(Text(row_title(table, number)), Text(seeds_text(row)), *cells)
     return drawn
 
 
@@ -93,7 +104,7 @@ def _style(table: Table, row: int, column: int) -> str:
 def _fitting(table: Table, positions: Sequence[int], width: int) -> Iterator[list[int]]:
     """The columns in as few groups as fit beside `method` and `n`, in their order, at least one in each."""
     gap = 3  # rich puts two spaces and the rule's joint between columns
-    labels = max((len(row.label) for row in table.rows), default=6)
+    labels = max((len(row_title(table, number)) for number in range(len(table.rows))), default=6)
     left = min(labels, width // 3) + max((len(seeds_text(row)) for row in table.rows), default=1) + 2 * gap
     group: list[int] = []
     used = left
@@ -117,8 +128,8 @@ def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str
         lines += [f"**{_markdown(head_line(table))}**", ""]
         lines += [line for banner in table.banners for line in (f"> **{_markdown(banner)}**", "")]
         for part in PARTS:
-            lines += [*_markdown_part(table, _columns_of(table, part)), "", f"*{_markdown(_legend(table, part))}*", ""]
-        notes = [f"- {_markdown(line)}" for line in _lines_beneath(table)]
+            lines += [*_markdown_part(table, _columns_of(table, part)), "", f"*{_markdown(legend(table, part))}*", ""]
+        notes = [f"- {_markdown(line)}" for line in lines_beneath(table)]
         lines += [*notes, ""] if notes else []
     lines += [f"- {_markdown(line)}" for line in _invalid(invalid)]
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -133,7 +144,7 @@ def _markdown_part(table: Table, positions: Sequence[int]) -> list[str]:
         for position in positions:
             text = _markdown(cell_text(row.cells[position], table.columns[position], row.n))
             cells.append(f"**{text}**" if (number, position) in table.best else text)
-        lines.append(_markdown_row([_markdown(row.label), seeds_text(row), *cells]))
+        lines.append(_markdown_row([_markdown(row_title(table, number)), seeds_text(row), *cells]))
     return lines
 
 
@@ -148,32 +159,56 @@ def _markdown(text: str) -> str:
 def render_csv(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
     """Tidy CSV in full precision: one line per row and quantity; `seeds` lines hold statuses, `record` lines bad files.
 
-    values: JSON {seed: value}; sd: divisor n - 1, empty for n < 2; statuses: JSON {seed: status}.
+    values: JSON {seed: value}; sd: divisor n - 1, empty for n < 2; statuses: JSON {seed: status}; ranked: whether the
+    row may be ranked; audit: what it differs in. Against the row in `reference`: difference, its s.d. over seeds, p and
+    p after Holm over `m` comparisons; rank within the column; empty where nothing was tested.
     """
     fields = list(dict.fromkeys(field for table in tables for field in table.head))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = ("method", "label", "params", "task", "quantity", "unit", "direction", "n", "mean", "sd", "values")
-    writer.writerow(["table", *fields, *names, "n_seeds", "statuses", "reason"])
+    writer.writerow(["table", *fields, *_CSV_QUANTITY, *_CSV_ROW, *_CSV_TESTS])
     for table in tables:
         head = [table.key, *(table.head.get(field, "") for field in fields)]
-        for row in table.rows:
-            writer.writerows([*head, *line] for line in _csv_lines(table, row))
+        for number in range(len(table.rows)):
+            writer.writerows([*head, *line] for line in _csv_lines(table, number))
     for line in invalid:
-        writer.writerow(["", *([""] * len(fields)), *([""] * 4), "record", *([""] * 7), "invalid", line])
+        empty = dict.fromkeys([*_CSV_QUANTITY, *_CSV_ROW, *_CSV_TESTS], "")
+        writer.writerow(["", *([""] * len(fields)), *(empty | {"quantity": "record", "reason": line}).values()])
     return out.getvalue()
 
 
-def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
+_CSV_QUANTITY = ("method", "label", "params", "task", "quantity", "unit", "direction", "n", "mean", "sd", "values")
+_CSV_ROW = ("n_seeds", "statuses", "reason", "ranked", "audit")
+_CSV_TESTS = ("reference", "difference", "difference_sd", "p", "p_holm", "m", "detectable", "rank")
+
+
+def _csv_lines(table: Table, number: int) -> Iterator[list[object]]:
+    row = table.rows[number]
     name = [row.method, row.label, json.dumps(row.params, ensure_ascii=False, sort_keys=True)]
     statuses = json.dumps({str(seed): status for seed, status in row.statuses.items()})
+    found = [finding_text(finding) for finding in table.audit.findings if number in finding.rows]
     beneath = [len(row.statuses), statuses, "; ".join((*row.failures, *table.banners))]
-    yield [*name, "", "seeds", "", "", row.n, "", "", "", *beneath]
-    for column, summary in zip(table.columns, row.cells, strict=True):
+    beneath += ["yes" if number in table.ranked else "no", " | ".join(found)]
+    yield [*name, "", "seeds", "", "", row.n, "", "", "", *beneath, *([""] * len(_CSV_TESTS))]
+    for position, (column, summary) in enumerate(zip(table.columns, row.cells, strict=True)):
         direction = {None: "", True: "higher", False: "lower"}[column.higher_is_better]
         values = json.dumps({str(seed): value for seed, value in zip(summary.seeds, summary.values, strict=True)})
         numbers = [summary.n, _exact(summary.mean), _exact(summary.sd), values]
-        yield [*name, column.group, column.name, column.unit, direction, *numbers, *beneath]
+        tests = _csv_tests(table, number, position)
+        yield [*name, column.group, column.name, column.unit, direction, *numbers, *beneath, *tests]
+
+
+def _csv_tests(table: Table, number: int, position: int) -> list[object]:
+    """The values of _CSV_TESTS for one cell."""
+    tests = table.statistics.get(position)
+    if tests is None or number not in tests.ranks:
+        return [""] * len(_CSV_TESTS)
+    after = [tests.m, _exact(tests.detectable), tests.ranks[number]]
+    one = tests.comparisons.get(number)
+    if one is None or table.reference is None:
+        return [*([""] * 5), *after]
+    label = table.rows[table.reference].label
+    return [label, _exact(one.mean), _exact(one.sd), _exact(one.p), _exact(one.adjusted), *after]
 
 
 def _exact(value: float | None) -> str:
@@ -202,9 +237,9 @@ def _latex_part(table: Table, part: Part) -> list[str]:
         for position in positions:
             text = _latex(cell_text(row.cells[position], table.columns[position], row.n))
             cells.append(rf"\textbf{{{text}}}" if (number, position) in table.best else text)
-        lines.append(_latex_row([_latex(row.label), _latex(seeds_text(row)), *cells]))
-    lines += [r"\bottomrule", r"\end{tabular}", "", rf"\footnotesize {_latex(_legend(table, part))}"]
-    beneath = _lines_beneath(table) if part == "accuracy" else []
+        lines.append(_latex_row([_latex(row_title(table, number)), _latex(seeds_text(row)), *cells]))
+    lines += [r"\bottomrule", r"\end{tabular}", "", rf"\footnotesize {_latex(legend(table, part))}"]
+    beneath = lines_beneath(table) if part == "accuracy" else []
     return [*lines, *(rf"\par {_latex(line)}" for line in beneath), r"\end{table}"]
 
 

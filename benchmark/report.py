@@ -30,6 +30,12 @@ class FormatChoice(str, Enum):
     latex = "latex"
 
 
+class AllowChoice(str, Enum):
+    """What `--allow` lets through."""
+
+    red = "red"
+
+
 class VariantChoice(str, Enum):
     """Variants of Delta_m."""
 
@@ -45,11 +51,13 @@ def report(
     width: int = WIDTH_OF_FILES,
     color: bool = False,
     keys: Collection[str] | None = None,
+    reference: str | None = None,
+    allow_red: bool = False,
 ) -> str:
     """The tables of all records below a folder, or of the cells `keys`, as text.
 
-    Files that cannot be trusted are listed beneath. width, color: of terminal output. Raises UsageError where the
-    folder holds no records.
+    Files that cannot be trusted are listed beneath. width, color: of terminal output. reference, allow_red: see
+    `benchmark.tables.aggregate`. Raises UsageError where the folder holds no records, or no table that reference.
     """
     store = Store(directory)
     records = store.load_all() if _holds_records(directory) else []
@@ -57,7 +65,7 @@ def report(
         raise UsageError(_nothing_to_report(directory))
     if keys is not None:
         records = [record for record in records if not record.cell or record.key in keys]
-    tables, invalid = aggregate(records, variant), invalid_lines(records)
+    tables, invalid = aggregate(records, variant, reference=reference, allow_red=allow_red), invalid_lines(records)
     match format:
         case "terminal":
             return render_terminal(tables, invalid, width, color)
@@ -95,15 +103,32 @@ def command(
         VariantChoice,
         typer.Option("--metric-variant", help="Delta_m over each task's metrics, or over its primary metric alone."),
     ] = VariantChoice.mean_metrics,
+    reference: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--reference", metavar="ROW", help="Row, or method, that the others are tested against."),
+    ] = None,
+    allow: Annotated[
+        Optional[AllowChoice],  # noqa: UP045
+        typer.Option("--allow", help="red: print tables with red differences under a banner, without ranks and tests."),
+    ] = None,
 ) -> None:
-    """Print tables of the records in DIR: accuracy, Delta_m, size, compute and cost, mean and s.d. over seeds.
+    """Print tables of the records in DIR: accuracy, Delta_m, size, compute and cost, mean and s.d. over seeds, with
+    paired tests and the fairness audit beneath.
 
     Example: python -m benchmark.report results/runs/quick --format markdown --out table.md
     """
     color = out is None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
     try:
-        text = report(directory, format=format.value, variant=metric_variant.value, width=width, color=color)
+        text = report(
+            directory,
+            format=format.value,
+            variant=metric_variant.value,
+            width=width,
+            color=color,
+            reference=reference,
+            allow_red=allow is AllowChoice.red,
+        )
         if out is not None:
             write_atomic(out, text.encode("utf-8"))
     except UsageError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from benchmark.suite import Suite, find_suite, read_suite
+from benchmark.suite import BudgetSettings, Suite, find_suite, read_suite
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -110,23 +110,21 @@ def run_suite(
     """Run what has no record yet and write the tables; returns the exit code. Raises UsageError before the
     first step.
     """
-    from rich.console import Console
-
     from benchmark.cell import RunSettings
-    from benchmark.console import RunView
+    from benchmark.console import RunView, make_console
     from benchmark.executors import LocalExecutor
     from benchmark.planning import missing_reference, plan
     from benchmark.plugins import load_plugins
     from benchmark.store import Store
 
-    console = console or Console()
+    console = console or make_console()
     chosen = pick_device(device)
     load_plugins(suite.plugins)
     cells = plan(suite)
     store = Store(out)
     store.root.mkdir(parents=True, exist_ok=True)
     pending = _pending(cells, store, refresh_stale, console)
-    n_jobs = jobs if jobs is not None else (os.cpu_count() or 1) if chosen == "cpu" else 1
+    n_jobs = _jobs(jobs, chosen)
     kept = len(cells) - len(pending)
     console.print(
         f"Suite {suite.name}: {len(cells)} cells, {kept} with a record, {len(pending)} to run "
@@ -143,6 +141,43 @@ def run_suite(
                 view.show(event)
     _write_tables(out, console)
     return 0 if all(store.is_done(cell.key) for cell in cells) else EXIT_NOT_DONE
+
+
+def smoke_suite(suite: Suite) -> Suite:
+    """The same suite with two final steps: does every cell run at all?"""
+    return suite.model_copy(update={"budget": BudgetSettings(steps=2, cycles=2)})
+
+
+def print_plan(
+    suite: Suite,
+    out: Path,
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    data_root: Path | None = None,
+    probe: bool = True,
+    console: Console | None = None,
+) -> int:
+    """Print what a run would do and take; returns 0, or 1 where a probe failed. Raises UsageError."""
+    from benchmark.cell import RunSettings
+    from benchmark.console import make_console
+    from benchmark.planning import plan
+    from benchmark.plugins import load_plugins
+    from benchmark.show_plan import show_plan
+    from benchmark.store import Store
+
+    chosen = pick_device(device)
+    load_plugins(suite.plugins)
+    cells = plan(suite)
+    settings = RunSettings(out=out, data_root=data_root, device=chosen, plugins=suite.plugins)
+    return show_plan(cells, Store(out), settings, _jobs(jobs, chosen), probe, console or make_console())
+
+
+def _jobs(jobs: int | None, device: str) -> int:
+    """One worker per core on a CPU, one on a GPU, unless asked otherwise."""
+    if jobs is not None:
+        return jobs
+    return (os.cpu_count() or 1) if device == "cpu" else 1
 
 
 def _pending(cells: Sequence[PlannedCell], store: Store, refresh_stale: bool, console: Console) -> list[PlannedCell]:
@@ -199,6 +234,11 @@ def run(
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set.")] = None,
     refresh_stale: Annotated[bool, typer.Option(help="Run cells again whose record other code made.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print cells, time, memory and disk; train nothing.")
+    ] = False,
+    probe: Annotated[bool, typer.Option(help="With --plan: time a few steps of what has no record yet.")] = True,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Run every cell for two steps, into OUT/smoke.")] = False,
 ) -> None:
     """Run a suite: train what has no record yet, then print the tables.
 
@@ -222,6 +262,11 @@ def run(
         )
         folder = out or Path("results") / "runs" / chosen.name
         root = data_root or _data_root_of_environment()
+        if plan_only:
+            code = print_plan(chosen, folder, device=device, jobs=jobs, data_root=root, probe=probe)
+            raise typer.Exit(code)
+        if smoke:
+            chosen, folder = smoke_suite(chosen), folder / "smoke"
         code = run_suite(chosen, folder, device=device, jobs=jobs, data_root=root, refresh_stale=refresh_stale)
     except UsageError as error:
         fail(error)

@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator
 from benchmark.audit import Finding
 from benchmark.labels import DASH
 from benchmark.quantities import Column, Form, Part
-from benchmark.statistics import LEVEL, MIN_SEEDS, PERMUTE_FROM, ColumnStatistics, Comparison, Summary, smallest_p
+from benchmark.statistics import (
+    LEVEL,
+    MIN_SEEDS,
+    PERMUTE_FROM,
+    POWER,
+    ColumnStatistics,
+    Comparison,
+    Summary,
+    smallest_p,
+)
 from benchmark.tables import Row, Table
 
 RED, AMBER = "✗", "~"
@@ -26,7 +35,11 @@ _LEGENDS = {
     "cost": "search cost: everything before the final training; final cost: the final training; "
     "weight_steps: updates that the deployed weights have received",
 }
-_BOLD_NOTE = "bold: best mean among rows with all their seeds, n >= 3; not a test of significance"
+_TWO_SEEDS = "two seeds: mean and both values; no test, no rank: tests begin at three seeds"
+_NO_TESTS = "no tests: fewer than two rows have every seed and no red difference"
+_NO_REFERENCE = "no p-values: no row is the comparison reference (--reference ROW names one)"
+
+
 def head_line(table: Table) -> str:
     """What all rows share, in one line, with the id of the table."""
     return "; ".join([*(f"{field}: {text}" for field, text in table.head.items()), f"table: {table.key}"])
@@ -98,15 +111,101 @@ def seeds_text(row: Row) -> str:
     return f"n={row.n}" if row.is_complete else f"{row.n}/{len(row.statuses)} seeds"
 
 
-def _legend(table: Table, part: Part) -> str:
+def legend(table: Table, part: Part) -> str:
     """What the numbers of a part are; without a word on ± where no row has the seeds for one."""
-    if part == "accuracy" and all(row.n < 3 for row in table.rows):
+    if part == "accuracy" and all(row.n < MIN_SEEDS for row in table.rows):
         return "n = 2: mean and both values" if any(row.n == 2 for row in table.rows) else "values of single runs"
     return _LEGENDS[part]
 
 
-def _lines_beneath(table: Table) -> list[str]:
+def row_title(table: Table, position: int) -> str:
+    """The label of a row, with the mark of a red one."""
+    label = table.rows[position].label
+    return f"{RED} {label}" if position in table.audit.red else label
+
+
+def lines_beneath(table: Table) -> list[str]:
+    """What stands beneath the numbers: failures, tests and ranks, notes, audit."""
     failures = [f"{row.label}: {seeds_text(row)}: {'; '.join(row.failures)}" for row in table.rows if row.failures]
-    return [*failures, *table.notes, *([_BOLD_NOTE] if table.best else [])]
+    return [*failures, *_test_lines(table), *table.notes, *_audit_lines(table)]
 
 
+def _test_lines(table: Table) -> Iterator[str]:
+    most = max((row.n for row in table.rows), default=0)
+    if len(table.rows) < 2 or most < 2:
+        return
+    if most < MIN_SEEDS:
+        yield _TWO_SEEDS
+    elif not table.statistics:
+        yield _NO_TESTS
+    else:
+        if table.reference is None:
+            yield _NO_REFERENCE
+        for position in table.headline:
+            yield from _tests_of_column(table, position, table.statistics[position])
+        yield _test_legend(table)
+
+
+def _tests_of_column(table: Table, position: int, tests: ColumnStatistics) -> Iterator[str]:
+    """The comparisons of a column with the reference, what they could have found, and the ranks."""
+    column = table.columns[position]
+    name = f"{column.group} {column.name}".strip()
+    decimals = _decimals(column.form, table.rows[min(tests.ranks)].cells[position].mean or 0.0, _unit(column))
+    parts = []
+    if tests.comparisons and table.reference is not None:
+        ordered = sorted(tests.comparisons.items(), key=lambda item: (tests.ranks[item[0]], item[0]))
+        compared = [f"{table.rows[row].label} {_comparison(one, decimals)}" for row, one in ordered]
+        parts.append(f"{name} against {table.rows[table.reference].label}: {', '.join(compared)}")
+    else:
+        parts.append(f"{name} against the best row")
+    if tests.detectable is None:
+        parts.append("detectable: unknown")
+    elif math.isinf(tests.detectable):
+        parts.append(f"detectable: nothing (smallest p {_probability(smallest_p(tests.n))} x {tests.m})")
+    else:
+        parts.append(f"detectable: {tests.detectable:.{decimals}f}")
+    yield f"{'; '.join(parts)} (n = {tests.n}, m = {tests.m})"
+    yield f"ranks by {name}: {_ranks(table, tests)}"
+
+
+def _comparison(one: Comparison, decimals: int) -> str:
+    difference = f"{one.mean:+.{decimals}f}"
+    if one.flag is not None or one.adjusted is None:
+        return f"{difference} ({one.flag}, no p)"
+    p = _probability(one.adjusted)
+    return f"{difference} (p {p if p.startswith('<') else f'= {p}'}{' *' if one.is_significant else ''})"
+
+
+def _probability(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _ranks(table: Table, tests: ColumnStatistics) -> str:
+    by_rank: dict[int, list[str]] = {}
+    for row, rank in sorted(tests.ranks.items()):
+        by_rank.setdefault(rank, []).append(table.rows[row].label)
+    if len(by_rank) == 1:
+        return "none: no row differs significantly from the best mean"
+    return "; ".join(f"{rank} {', '.join(labels)}" for rank, labels in sorted(by_rank.items()))
+
+
+def _test_legend(table: Table) -> str:
+    """How p, `detectable` and the bold group were made."""
+    n = max(tests.n for tests in table.statistics.values())
+    test = "paired t (assumes normal differences)" if n < PERMUTE_FROM else "sign-flip permutation"
+    return (
+        f"p: two-sided {test}, Holm over the m rows compared, * below {LEVEL}; detectable: with power {POWER}; "
+        "bold: the best of a column and all that do not differ significantly from it"
+    )
+
+
+def _audit_lines(table: Table) -> Iterator[str]:
+    if table.audit.equal:
+        yield f"audit, equal for all rows ({table.audit.n_equal} fields): {', '.join(table.audit.equal)}"
+    for finding in table.audit.findings:
+        yield f"audit {finding_text(finding)}"
+
+
+def finding_text(finding: Finding) -> str:
+    """A finding with its mark: red rows are not ranked, amber is a footnote."""
+    return f"{RED if finding.rule == 'red' else AMBER} {finding.field}: {finding.text}"

@@ -250,12 +250,16 @@ class Method(abc.ABC, Generic[P]):
 
     Params: class of the parameters. needs_all_labels: every image must be labelled for every task, so the method
     refuses multi-domain sets. is_single_task_reference: its rows are the baseline of Delta_m.
+    is_comparison_reference: with its defaults it is the row that every other is tested against.
+    Optional, read from the instance for the audit: `is_random_architecture` (drawn from a search space, not searched:
+    the control of search cost) and `draws` (final networks trained for one row, 1 where it is absent).
     """
 
     Params: ClassVar[type[MethodParams]]
     fidelity: ClassVar[Fidelity]
     needs_all_labels: ClassVar[bool] = False
     is_single_task_reference: ClassVar[bool] = False
+    is_comparison_reference: ClassVar[bool] = False
 
     def __init__(self, params: P) -> None:
         self.params = params

@@ -41,6 +41,7 @@ class HardSharing(Method[HardSharingParams]):
             Statement("default", "steps_factor: a longer training, for comparison with methods that search first."),
         ),
     )
+    is_comparison_reference: ClassVar[bool] = True
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Train all tasks jointly."""

@@ -151,7 +151,7 @@ def test_training_pass_of_a_block_equals_execute_of_its_skip(name: str, precisio
     backbone = create_backbone(config_of(name, drop_path=0.5), seed=1)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         x = backbone.stem(images_for(name, batch=4)).detach()
-        for block in backbone.blocks:
+        for block in backbone.blocks[:6]:
             if block.skip is not None:
                 plain, split = block.clone(), block.clone()
                 inputs = [x.clone().requires_grad_() for _ in range(2)]

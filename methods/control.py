@@ -1,0 +1,73 @@
+"""The control of every search: an architecture drawn at random from the method's own space, of the size that it found.
+
+A search that does not beat it has found nothing. Spec: measurement 4c: of `n_draws` draws the one nearest in
+`active[all]` (parameters) and `macs_joint`; the deviation is printed, above 5 % it is amber. The drawn architecture is
+trained as the found one is: same final training, same number of draws k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from datasets.errors import UsageError
+
+A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
+N_DRAWS = 1000
+AMBER_DEVIATION = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchitectureSize:
+    """parameters: active[all]. macs: macs_joint, or macs_sum where tasks have their own images."""
+
+    parameters: int
+    macs: int
+
+
+class ArchitectureSpace(Protocol[A]):
+    """What a search method offers besides its search: draws from its space, and what a draw would cost.
+
+    `size` must be cheap: a sum over a cost table, no network built.
+    """
+
+    def draw(self, rng: torch.Generator) -> A:
+        """A random architecture, by the method's own stated distribution over its space."""
+
+    def size(self, architecture: A) -> ArchitectureSize:
+        """Its size, equal to what the deployed network will measure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomArchitecture(Generic[A_co]):
+    """deviation: the larger of the relative differences in parameters and MACs from what was asked for."""
+
+    architecture: A_co
+    size: ArchitectureSize
+    deviation: float
+
+
+def random_architecture(
+    space: ArchitectureSpace[A], target: ArchitectureSize, rng: torch.Generator, n_draws: int = N_DRAWS
+) -> RandomArchitecture[A]:
+    """Of `n_draws` draws the nearest in size to `target`, the earliest on ties.
+
+    Raises UsageError for a target that is not positive.
+    """
+    if target.parameters <= 0 or target.macs <= 0:
+        raise UsageError(f"A random architecture needs a size to match; got {target}.")
+    best: RandomArchitecture[A] | None = None
+    for _ in range(n_draws):
+        architecture = space.draw(rng)
+        size = space.size(architecture)
+        deviation = max(
+            abs(size.parameters - target.parameters) / target.parameters, abs(size.macs - target.macs) / target.macs
+        )
+        if best is None or deviation < best.deviation:
+            best = RandomArchitecture(architecture, size, deviation)
+    if best is None:
+        raise UsageError(f"n_draws is {n_draws}; expected at least 1.")
+    return best
