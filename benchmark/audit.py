@@ -8,11 +8,12 @@ different. Where rows differ, those stand out that differ from most of them.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmark.audit_fields import FIELDS, Field, Rule, Unknown, cost_of
-from benchmark.quantities import SHARED, SINGLE_TASK, seed_of_record
+from benchmark.quantities import SHARED, SINGLE_TASK, method_of, number_at, seed_of_record
 from benchmark.record import Record, canonical_json, value_at
 
 UNKNOWN = "unknown"
@@ -83,7 +84,7 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
             findings.append(finding)
         else:
             equal[field.name] = f"{field.name} {_text(values[0][0])}" if field.shows_value else field.name
-    for special in (_weight_steps, _seeds, _selected_on_report, _developed_here):
+    for special in (_weight_steps, _seeds, _selected_on_report, _developed_here, _random_sizes):
         for found in special(rows):
             if isinstance(found, Finding):
                 findings.append(found)
@@ -209,13 +210,19 @@ def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
         elif steps > budget:
             companion = _companion(row, steps, rows)
             rule: Rule = "red" if companion is None else "amber"
-            marked[rule][row] = f"{steps} ({companion or 'no reinit twin, no reference row with as many'})"
+            marked[rule][row] = f"{steps} ({companion or _NO_COMPANION[row.reference == SHARED]})"
     if not any(marked.values()):
         yield f"weight_steps {budget}"
     for rule, words in marked.items():
         if words:
             text = "; ".join([_text(budget), *(f"{row.label}: {word}" for row, word in words.items())])
             yield Finding("weight_steps", rule, tuple(row.position for row in words), text)
+
+
+_NO_COMPANION = {
+    False: "no reinit twin, no reference row with as many",
+    True: "longer than any search with its final training",
+}
 
 
 def _companion(row: _Row, steps: int, rows: Sequence[_Row]) -> str | None:
@@ -249,7 +256,51 @@ def _total_cost(row: _Row) -> float:
 
 
 def _searches(row: _Row) -> bool:
-    return any(cost_of(record, "search") for record in row.records)
+    """Whether it spent anything before its final training on a choice of its own, not on a draw."""
+    return not _is_random(row) and any(cost_of(record, "search") for record in row.records)
+
+
+def _is_random(row: _Row) -> bool:
+    return any(record.audit.get("random_architecture") is True for record in row.records)
+
+
+def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+    """4c: how far the size of a random architecture is from that of the search it stands beside."""
+    searching = [row for row in rows if _searches(row)]
+    far: dict[_Row, str] = {}
+    for row in filter(_is_random, rows):
+        own = [other for other in searching if _method(other) == _method(row)]  # else the nearest of another method
+        found = [(_size_deviation(row, other), other.label) for other in own or searching]
+        deviation, beside = min(found, default=(None, ""))
+        if deviation is not None:
+            text = f"{row.label} {100 * deviation:.1f} % from the size of {beside}"
+            if deviation > _TOLERANCE:
+                far[row] = text
+            else:
+                yield text
+    if far:
+        yield Finding("random architecture", "amber", tuple(row.position for row in far), "; ".join(far.values()))
+
+
+def _method(row: _Row) -> str:
+    return method_of(row.records[0])
+
+
+def _size_deviation(row: _Row, other: _Row) -> float:
+    """The largest relative difference in parameters and MACs over seeds; infinite where it is not known."""
+    theirs = {seed_of_record(record): _sizes(record) for record in other.records}
+    deviations = []
+    for record in row.records:
+        pairs = zip(_sizes(record), theirs.get(seed_of_record(record), (None, None)), strict=True)
+        for ours, target in pairs:
+            deviations.append(math.inf if ours is None or not target else abs(ours - target) / target)
+    return max(deviations)
+
+
+def _sizes(record: Record) -> tuple[float | None, float | None]:
+    """active[all] and macs_joint; macs_sum where tasks have their own images."""
+    joint = number_at(record.compute, "macs_joint")
+    return number_at(record.size, "total"), number_at(record.compute, "macs_sum") if joint is None else joint
 
 
 def _seeds(rows: Sequence[_Row]) -> Iterator[Finding | str]:
@@ -259,17 +310,15 @@ def _seeds(rows: Sequence[_Row]) -> Iterator[Finding | str]:
     yield f"seeds {_text(rows[0].seeds)}" if finding is None else finding
 
 
-def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
     """Choices made on the report role: red even where all rows did it."""
     marked = [row for row in rows if any(value_at(r.cell, "selection", "select_on") == "test" for r in row.records)]
     if marked:
         names = ", ".join(row.label for row in marked)
         yield Finding("selected on", "red", tuple(row.position for row in marked), f"the report role: {names}")
-    else:
-        yield "selected on select"
 
 
-def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
     """4b: rows whose defaults were chosen on this data set, and rows that do not say."""
     values = [_distinct([record.audit.get("developed_here", UNKNOWN) for record in row.records]) for row in rows]
     marked = [number for number, found in enumerate(values) if found != [False]]
@@ -289,7 +338,7 @@ def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
     if max(references, default=0.0) < (1 - _TOLERANCE) * longest:
         times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
         missing.append(f"the reference row at the largest total budget{times}")
-    if not any(record.audit.get("random_architecture") is True for row in rows for record in row.records):
+    if not any(map(_is_random, rows)):
         missing.append("a random architecture")
     if missing:
         names = ", ".join(row.label for row in searching)

@@ -60,15 +60,16 @@ def _at(*paths: str) -> Read:
     return read
 
 
-_NAMED_APART = ("augmentation", "balancing", "batch_size", "channels_last", "optimizer", "precision", "schedule")
+def _rest(section: str, *named_apart: str) -> Read:
+    """Reader of a section of the cell without what has a field of its own."""
 
+    def read(record: Record) -> object:
+        settings = value_at(record.cell, section)
+        if not isinstance(settings, Mapping):
+            return Unknown()
+        return {name: value for name, value in settings.items() if name not in named_apart}
 
-def _rest_of_recipe(record: Record) -> object:
-    """The recipe without what has a field of its own: name, clipping, bounds."""
-    recipe = value_at(record.cell, "recipe")
-    if not isinstance(recipe, Mapping):
-        return Unknown()
-    return {name: value for name, value in recipe.items() if name not in _NAMED_APART}
+    return read
 
 
 def _balancing(record: Record) -> object:
@@ -104,6 +105,7 @@ def cost_of(record: Record, part: str) -> float | None:
     return number_at(record.cost, part, "images")
 
 
+_OWN_FIELDS = ("augmentation", "balancing", "batch_size", "channels_last", "optimizer", "precision", "schedule")
 FIELDS: tuple[Field, ...] = (
     Field(
         "data",
@@ -132,9 +134,10 @@ FIELDS: tuple[Field, ...] = (
     Field("normalisation", "red", _at("audit.normalisation"), group="input"),
     Field("augmentation", "red", _at("cell.recipe.augmentation"), group="input"),
     Field("extra data", "red", _at("audit.extra_data"), group="input"),
+    Field("selection", "red", _rest("selection", "rule", "evaluations"), group="selection"),
     Field("epoch rule", "red", _at("cell.selection.rule"), group="selection"),
     Field("evaluations", "red", _at("cell.selection.evaluations"), group="selection"),
-    Field("recipe", "red", _rest_of_recipe, group="recipe"),
+    Field("recipe", "red", _rest("recipe", *_OWN_FIELDS), group="recipe"),
     Field("optimizer", "red", _at("cell.recipe.optimizer"), group="recipe"),
     Field("schedule", "red", _at("cell.recipe.schedule"), group="recipe"),
     Field("steps", "red", _at("cell.budget"), group="recipe"),

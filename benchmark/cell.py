@@ -22,6 +22,7 @@ from benchmark.planning import PlannedCell, cell_spec, method_params
 from benchmark.provenance import environment, module_hash, package_hash, versions
 from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
+from benchmark.staleness import stale_reason
 from benchmark.store import Store, write_atomic
 from benchmark.trainer import CellTrainer
 from datasets.contracts import DatasetSpec, MultiTaskDataset
@@ -42,8 +43,8 @@ from methods.task_graph import TaskGraph
 class RunSettings:
     """Where and how a cell runs; nothing here may change a result on the same device, so nothing here is in its key.
 
-    out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests. plugins: files
-    that workers load.
+    out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests.
+    plugins: files that workers load. refresh_stale: train cells again whose finished record other code made.
     """
 
     out: Path
@@ -53,6 +54,7 @@ class RunSettings:
     checkpoint_s: float = 60.0
     checkpoint_steps: int | None = None
     plugins: tuple[str, ...] = ()
+    refresh_stale: bool = False
 
 
 def configure_process(threads: int) -> None:
@@ -67,11 +69,14 @@ def run_cell(
 ) -> Record:
     """Train and measure a cell and store its record, whatever its end: done, diverged, failed or out of memory.
 
-    Raises StorageError where the record cannot be written, UsageError where another process works on the cell.
+    A cell that has been finished meanwhile, by another run on the same folder, is not trained again: its record is
+    returned. Raises StorageError where the record cannot be written.
     """
     store = Store(settings.out)
-    with store.lock(planned.key):
+    with store.lock(planned.key, timeout_s=float("inf")):
         before = store.read(planned.key)
+        if before is not None and before.status == "done" and not _to_refresh(before, planned, settings):
+            return before
         attempts = before.attempts + 1 if before is not None and before.cell else 1
         started = _now()
         try:
@@ -86,6 +91,10 @@ def run_cell(
             write_atomic(_folder(settings, planned) / "traceback.txt", traceback.format_exc().encode())
             record = _failed(planned, "failed", error)
         return store.write(dataclasses.replace(record, attempts=attempts, started=started, finished=_now()))
+
+
+def _to_refresh(record: Record, planned: PlannedCell, settings: RunSettings) -> bool:
+    return settings.refresh_stale and stale_reason(record, planned) is not None
 
 
 def _now() -> str:
@@ -369,19 +378,27 @@ class _CellRun:
 
 
 def _write_single_task(folder: Path, graph: TaskGraph, loss: Sequence[float], spending: Spending) -> None:
-    """Network, then what it cost: the last file says that the others are whole."""
-    write_atomic(folder / "graph.json", json.dumps(graph.to_json()).encode())
-    write_atomic(folder / "weights.safetensors", graph.to_bytes())
-    summary = {"loss": curve_json(loss), "spending": dataclasses.asdict(spending)}
+    """Network, then what it cost: the last file says what the others must be."""
+    files = {"graph.json": json.dumps(graph.to_json()).encode(), "weights.safetensors": graph.to_bytes()}
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    summary = {"loss": curve_json(loss), "spending": dataclasses.asdict(spending), "sha256": digests}
     write_atomic(folder / "summary.json", json.dumps(summary).encode())
 
 
 def _read_single_task(folder: Path) -> tuple[TaskGraph, Sequence[float], Spending] | None:
-    """(network, loss per cycle, cost), or None where none was finished."""
-    summary_file = folder / "summary.json"
-    if not summary_file.exists():
+    """(network, loss per cycle, cost), or None where none was finished or a file is not what was written."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        whole = all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in summary["sha256"].items()
+        )
+    except (OSError, ValueError, KeyError):
         return None
-    summary = json.loads(summary_file.read_text(encoding="utf-8"))
+    if not whole:
+        return None
     graph = TaskGraph.load(folder / "graph.json", folder / "weights.safetensors")
     loss = [float("nan") if value is None else value for value in summary["loss"]]
     return graph, loss, Spending(**summary["spending"])

@@ -39,7 +39,9 @@ def kind_of(cell: PlannedCell) -> bytes:
 
 
 def from_record(record: Record, root: Path, steps: int, source: Literal["record", "probe"]) -> Estimate:
-    """The estimate for `steps` final steps from a finished record of the same kind. root: folder of that record's run."""
+    """The estimate for `steps` final steps from a finished record of the same kind. root: folder of that
+    record's run.
+    """
     factor = steps / _number(record.cell, "budget", "steps")
     shared = {key: _network_seconds(root, key) * factor for key in record.reused_from}
     trained = sum(_number(record.cost, account, "seconds") for account in ("search", "final"))

@@ -63,6 +63,7 @@ def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width:
                 console.print()
                 console.print(_rich_table(table, positions))
             console.print(Text(legend(table, part), style="dim"))
+        console.print()
         for line in lines_beneath(table):
             console.print(Text(line))
         console.print()

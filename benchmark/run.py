@@ -135,7 +135,9 @@ def run_suite(
     if missing_reference(cells):
         console.print("Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
     if pending:
-        settings = RunSettings(out=out, data_root=data_root, device=chosen, plugins=suite.plugins)
+        settings = RunSettings(
+            out=out, data_root=data_root, device=chosen, plugins=suite.plugins, refresh_stale=refresh_stale
+        )
         with RunView(console, [cell.title for cell in pending]) as view:
             for event in LocalExecutor(settings, n_jobs).run(pending):
                 view.show(event)

@@ -16,6 +16,8 @@ from benchmark.executors import LocalExecutor
 from benchmark.planning import PlannedCell
 from benchmark.store import Store
 
+DASH = "\N{EN DASH}"  # what is not known
+
 
 def show_plan(
     cells: Sequence[PlannedCell], store: Store, settings: RunSettings, jobs: int, probe: bool, console: Console
@@ -37,7 +39,9 @@ def show_plan(
 
 
 def _probe(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[str]) -> dict[bytes, Estimate]:
-    """Train each cell for a few steps in a worker, one at a time so that none disturbs another, in a folder of its own."""
+    """Train each cell for a few steps in a worker, one at a time so that none disturbs another, in a folder of
+    its own.
+    """
     found: dict[bytes, Estimate] = {}
     with tempfile.TemporaryDirectory(prefix="sharebench-probe-") as folder:
         root = Path(folder)
@@ -66,7 +70,7 @@ def _table(cells: Sequence[PlannedCell], pending: Sequence[PlannedCell], estimat
             continue
         estimate = estimates.get(kind_of(cell))
         if estimate is None:
-            table.add_row(cell.title, "to run", "–", "–", "–", "–", "–")
+            table.add_row(cell.title, "to run", *[DASH] * 5)
             continue
         table.add_row(
             cell.title,
@@ -85,8 +89,8 @@ def _summarise(pending: Sequence[PlannedCell], estimates: dict[bytes, Estimate],
     text = f"{len(pending)} cells to run on {jobs} workers"
     if summary.unknown < len(pending):
         text += (
-            f": about {duration(summary.seconds)}, {size(summary.memory_bytes)} of memory, {size(summary.disk_bytes)} on "
-            f"disk; {summary.n_networks} single-task networks, each trained once"
+            f": about {duration(summary.seconds)}, {size(summary.memory_bytes)} of memory, "
+            f"{size(summary.disk_bytes)} on disk; {summary.n_networks} single-task networks, each trained once"
         )
     if summary.unknown:
         text += f"; {summary.unknown} cells without an estimate"
@@ -103,5 +107,5 @@ def duration(seconds: float) -> str:
 def size(n_bytes: int | None) -> str:
     """Bytes with a decimal unit; a dash where they are not known."""
     if n_bytes is None:
-        return "–"
+        return DASH
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods.backbone import Backbone
 from torch import Tensor
 
 from benchmark.ledger import Spending
@@ -17,6 +16,7 @@ from benchmark.optimization import Balancer, StageOptimizers
 from benchmark.suite import RecipeSettings, SelectionSettings
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
+from methods.backbone import Backbone
 from methods.contracts import Budget, Role, Stage, StageResult
 from methods.task_graph import TaskGraph
 

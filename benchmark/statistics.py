@@ -2,7 +2,7 @@
 
 Pure functions of numbers; `benchmark.tables` chooses the rows, `benchmark.render` the words. Differences are always of
 two rows at the same seed, d_s = a_s - b_s, because at equal seed both had the same initial weights and data order.
-scipy is imported where a test is made: a table of one seed must not wait for it.
+numpy and scipy are imported where a test is made: a table of one seed must not wait for them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 LEVEL = 0.05  # of all tests, after Holm
 POWER = 0.8  # with which the minimum detectable effect is found
@@ -26,7 +29,6 @@ _DRAW_SEED = 20_240_131  # any fixed number: the same records give the same tabl
 _ROUNDING = 1e-12  # differences below this share of the values are rounding, not effects
 _CHUNK = 32  # comparisons whose sign sums are held in memory at once
 
-Floats = npt.NDArray[np.float64]
 Flag = Literal["identical", "constant"]
 
 
@@ -104,6 +106,8 @@ def analyse(
 
     values: {row: value at each seed}, the same seeds in the same order for every row. reference: a row, or None.
     """
+    import numpy as np
+
     rows = list(values)
     n = len(values[rows[0]]) if rows else 0
     if len(rows) < 2 or n < MIN_SEEDS:
@@ -135,6 +139,8 @@ def analyse(
 
 def compare(rows: Floats, base: Floats) -> list[Comparison]:
     """Each row against `base`, Holm over all of them. rows: [K, n], base: [n], values by seed, n >= 3."""
+    import numpy as np
+
     p = p_values(rows, base)
     adjusted = np.full_like(p, np.nan)
     adjusted[~np.isnan(p)] = holm(p[~np.isnan(p)])
@@ -158,6 +164,8 @@ def compare(rows: Floats, base: Floats) -> list[Comparison]:
 
 
 def _largest(*values: Floats) -> float:
+    import numpy as np
+
     return max(float(np.abs(array).max()) for array in values)
 
 
@@ -166,6 +174,8 @@ def p_values(rows: Floats, base: Floats) -> Floats:
 
     rows: [K, n], base: [n]. 3 <= n <= 5: paired t test; from n = 6: sign-flip permutation of the mean.
     """
+    import numpy as np
+
     differences = rows - base
     n = differences.shape[1]
     if n < MIN_SEEDS:
@@ -181,6 +191,7 @@ def p_values(rows: Floats, base: Floats) -> Floats:
 
 def paired_t(differences: Floats) -> Floats:
     """Two-sided p of the paired t test, n - 1 degrees of freedom. differences: [K, n], not all the same in a row."""
+    import numpy as np
     from scipy.special import stdtr
 
     n = differences.shape[1]
@@ -195,6 +206,8 @@ def sign_flip(differences: Floats) -> Floats:
     differences: [K, n]. All 2^n patterns up to n = 16; beyond, 100 000 drawn ones and the pattern observed (our choice:
     with it p is never 0 and the test keeps its level).
     """
+    import numpy as np
+
     n = differences.shape[1]
     signs = _sign_patterns(n)
     # Patterns that give the observed sum again must count although they add up in another order.
@@ -211,6 +224,8 @@ def sign_flip(differences: Floats) -> Floats:
 @functools.lru_cache(maxsize=1)
 def _sign_patterns(n: int) -> Floats:
     """[patterns, n] of +1 and -1. Exact ones end with +1: flipping all signs changes no absolute sum."""
+    import numpy as np
+
     if n <= EXACT_UP_TO:
         bits = (np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1
     else:
@@ -228,6 +243,8 @@ def smallest_p(n: int) -> float:
 
 def holm(p: Sequence[float] | Floats) -> Floats:
     """Holm's adjusted p: the i-th smallest (i from 0) times m - i, running maximum, at most 1; in the order given."""
+    import numpy as np
+
     given = np.asarray(p, dtype=np.float64)
     order = np.argsort(given, kind="stable")
     adjusted = np.empty_like(given)
@@ -267,6 +284,8 @@ def rank_groups(
     Groups are not chained: who ties with a follower but not with the leader starts or joins a later group.
     p_against(leader, others): p of each, NaN where there is none, which counts as a tie.
     """
+    import numpy as np
+
     left = sorted(range(len(means)), key=lambda position: -means[position] if higher_is_better else means[position])
     groups = []
     while left:

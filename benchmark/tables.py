@@ -269,28 +269,29 @@ def _headline(columns: Sequence[Column], tested: Collection[int], variant: Varia
 
 
 def _identical_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
-    """Rows that agree in every value: with fewer than three seeds only in all metrics at once, as one can by chance."""
+    """Rows that agree at every seed: with fewer than three seeds only in all metrics at once, as one can by chance."""
     metrics = [position for position, column in enumerate(columns) if column.group]
-    shared: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    n_seeds: dict[tuple[str, ...], int] = {}
+    found = {labels: "every metric" for labels, _ in _equal_rows(rows, metrics)}
+    single: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for position in metrics:
-        equal: dict[Summary, list[str]] = defaultdict(list)
-        for row in rows:
-            if row.cells[position].n:
-                equal[row.cells[position]].append(row.label)
-        for summary, labels in equal.items():
-            if len(labels) > 1:
-                shared[tuple(labels)].append(position)
-                n_seeds[tuple(labels)] = summary.n
-    notes = []
-    for together, found in shared.items():
-        everywhere = len(found) == len(metrics)
-        if everywhere or n_seeds[together] >= MIN_SEEDS:
-            where = "every metric" if everywhere else _names(columns, found)
-            notes.append(
-                f"{', '.join(together)}: equal at every seed in {where}: one network under several names, or saturated?"
-            )
-    return notes
+        for labels, n_seeds in _equal_rows(rows, [position]):
+            if labels not in found and n_seeds >= MIN_SEEDS:
+                single[labels].append(position)
+    found |= {labels: _names(columns, positions) for labels, positions in single.items()}
+    question = "one network under several names, or saturated?"
+    return [f"{', '.join(labels)}: equal at every seed in {where}: {question}" for labels, where in found.items()]
+
+
+def _equal_rows(rows: Sequence[Row], positions: Sequence[int]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """(labels, seeds) of the rows that have the same values in all these columns, two rows at least."""
+    labels: dict[tuple[Summary, ...], list[str]] = defaultdict(list)
+    for row in rows:
+        cells = tuple(row.cells[position] for position in positions)
+        if any(cell.n for cell in cells):
+            labels[cells].append(row.label)
+    for cells, together in labels.items():
+        if len(together) > 1:
+            yield tuple(together), max(cell.n for cell in cells)
 
 
 def _constant_notes(

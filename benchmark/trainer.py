@@ -139,7 +139,9 @@ class CellTrainer:
         return max((self._weight_steps.get(parameter, 0) for parameter in graph.parameters()), default=0)
 
     def report(self, graph: TaskGraph) -> tuple[Metrics, dict[str, int]]:
-        """Final numbers on the report role, and samples evaluated; once a cell. Raises ProtocolError the second time."""
+        """Final numbers on the report role, and samples evaluated; once a cell. Raises ProtocolError the
+        second time.
+        """
         if self._reported:
             raise ProtocolError("The report role is evaluated once.")
         self._reported = True

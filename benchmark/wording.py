@@ -149,22 +149,21 @@ def _test_lines(table: Table) -> Iterator[str]:
 def _tests_of_column(table: Table, position: int, tests: ColumnStatistics) -> Iterator[str]:
     """The comparisons of a column with the reference, what they could have found, and the ranks."""
     column = table.columns[position]
-    name = f"{column.group} {column.name}".strip()
+    name = f"{column.group} {column.name.split(' (')[0]}".strip()
     decimals = _decimals(column.form, table.rows[min(tests.ranks)].cells[position].mean or 0.0, _unit(column))
-    parts = []
+    against, compared = "the best row", []
     if tests.comparisons and table.reference is not None:
+        against = table.rows[table.reference].label
         ordered = sorted(tests.comparisons.items(), key=lambda item: (tests.ranks[item[0]], item[0]))
         compared = [f"{table.rows[row].label} {_comparison(one, decimals)}" for row, one in ordered]
-        parts.append(f"{name} against {table.rows[table.reference].label}: {', '.join(compared)}")
-    else:
-        parts.append(f"{name} against the best row")
     if tests.detectable is None:
-        parts.append("detectable: unknown")
+        detectable = "unknown"
     elif math.isinf(tests.detectable):
-        parts.append(f"detectable: nothing (smallest p {_probability(smallest_p(tests.n))} x {tests.m})")
+        detectable = f"nothing (the smallest p of {tests.n} seeds is {_probability(smallest_p(tests.n))})"
     else:
-        parts.append(f"detectable: {tests.detectable:.{decimals}f}")
-    yield f"{'; '.join(parts)} (n = {tests.n}, m = {tests.m})"
+        detectable = f"{tests.detectable:.{decimals}f} {_unit(column)}".strip()
+    shown = "; ".join([*([", ".join(compared)] if compared else []), f"detectable: {detectable}"])
+    yield f"{name} against {against} (n = {tests.n}, m = {tests.m}): {shown}"
     yield f"ranks by {name}: {_ranks(table, tests)}"
 
 

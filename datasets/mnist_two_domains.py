@@ -2,8 +2,8 @@
 
 Ours, the small embedded stand-in for multi-domain data (datasets 1.4): each task has images of its own, so methods and
 harness meet every rule of such sets offline. Digits, parts and their hash order are those of `multi_mnist`; of each
-part and class, the first half in that order belongs to `plain`, the second to `inverted`. The classes
-take turns, so that every stretch of samples mixes them.
+part and class, the first half in that order belongs to `plain`, the second to `inverted`. The classes take turns, so
+that every stretch of samples mixes them.
 """
 
 from __future__ import annotations

@@ -115,9 +115,9 @@ class Stage:
     penalty: a term that is no task's, added after weighting and balancing, once per backward pass.
     tasks: the tasks of this stage, None for all.
     purpose: `search` is charged to search_cost, `final` to retrain_cost.
-    before_cycle: called with the number of the cycle before the stage's phase in it. Sets temperatures and curricula from
-        that number; what it makes of the network's state it must keep in the network (as buffers). After a resume the
-        latest call of every stage is repeated, in order, before the state of the network is put back.
+    before_cycle: called with the number of the cycle before the stage's phase in it. Sets temperatures and curricula
+        from that number; what it makes of the network's state it must keep in the network (as buffers). After a resume
+        the latest call of every stage is repeated, in order, before the state of the network is put back.
     after_step: called after each optimizer step (masks).
     fresh_optimizer: `stage` makes new optimizers at the start of the stage, `cycle` clears their state every cycle.
     first_cycle: in an alternation, the first cycle in which this stage takes part.

@@ -24,10 +24,20 @@ from methods.task_graph import Node, TaskGraph
 
 # Contractions without a formula here or in PyTorch. Meeting one is an error: it would be counted as free.
 _CONTRACTIONS = {
-    "aten.cdist", "aten._cdist_forward", "aten._trilinear", "aten.addr", "aten._native_multi_head_attention", "aten._transformer_encoder_layer_fwd", "aten.lstm", "aten.gru",
-    "aten.rnn_tanh", "aten.rnn_relu", "aten._thnn_fused_lstm_cell", "aten._thnn_fused_gru_cell",
+    "aten.cdist",
+    "aten._cdist_forward",
+    "aten._trilinear",
+    "aten.addr",
+    "aten._native_multi_head_attention",
+    "aten._transformer_encoder_layer_fwd",
+    "aten.lstm",
+    "aten.gru",
+    "aten.rnn_tanh",
+    "aten.rnn_relu",
+    "aten._thnn_fused_lstm_cell",
+    "aten._thnn_fused_gru_cell",
     "aten.mkldnn_rnn_layer",
-}  # fmt: skip
+}
 
 
 def _fused_cpu_attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> int:

@@ -46,7 +46,7 @@ class DepthKind(Kind):
         check_floating(target)
         depth = dense_prediction(prediction, target, 1, flags).squeeze(1)
         valid = self.valid(target)
-        # The label is replaced before the difference: a NaN there would reach the gradient as 0 * NaN.
+        # NaN labels are replaced first, so that no gradient depends on what a backward pass makes of 0 * NaN.
         return mean_of_valid((depth - torch.where(valid, target, 0.0)).abs(), valid)
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:

@@ -50,10 +50,28 @@ def make_cell(
             "tasks": list(tasks),
             "task_weights": dict.fromkeys(tasks, 1.0),
         },
-        "backbone": {"name": "resnet18", "weights": "none", "in_chans": 3, "output_stride": 32},
+        "backbone": {
+            "name": "resnet18",
+            "weights": "none",
+            "in_chans": 3,
+            "output_stride": 32,
+            "zero_init_last": False,
+            "drop_path": 0.0,
+            "dropout": 0.0,
+        },
         "head": {},
-        "recipe": {"name": "suite"},
-        "selection": {"rule": "last"},
+        "recipe": {
+            "name": "suite",
+            "optimizer": {"name": "sgd", "lr": 0.05},
+            "schedule": {"name": "cosine"},
+            "batch_size": 64,
+            "clip_norm": 5.0,
+            "precision": "fp32",
+            "channels_last": False,
+            "balancing": {"name": "equal", "params": {}},
+            "augmentation": [],
+        },
+        "selection": {"rule": "last", "evaluations": 5, "arch_fraction": 0.2, "holdout_fraction": 0.1},
         "budget": {"steps": 100, "cycles": 20},
         "seed": seed,
     }
@@ -68,21 +86,35 @@ def make_record(
     values: Mapping[str, Mapping[str, float | None]] | None = None,
     *,
     reference: bool = False,
+    shared: bool = False,
     audit: Mapping[str, object] | None = None,
     size: Mapping[str, object] | None = None,
     compute: Mapping[str, object] | None = None,
     params: Mapping[str, object] | None = None,
+    search_steps: int = 0,
+    weight_steps: int = 100,
     **sections: Mapping[str, object],
 ) -> Record:
-    """A done record; values default to SHARED, for the reference to SINGLE_TASK."""
+    """A done record; values default to SHARED, for the single-task reference to SINGLE_TASK.
+
+    shared: the row that others are tested against. search_steps and weight_steps: of 64 images each.
+    """
     values = values if values is not None else (SINGLE_TASK if reference else SHARED)
-    spending = {"forward_passes": 100, "images": 6400, "train_macs": 10**12}
     return Record(
         cell=make_cell(method, seed, params, tuple(values), **sections),
         status="done",
         started="2030-01-01T00:00:00Z",
         finished="2030-01-01T00:01:00Z",
-        versions={"suite": "0.1.0", "weights_hash": "f" * 64},
+        versions={
+            "suite": "0.1.0",
+            "package_hash": "p" * 64,
+            "method_hash": f"{method:x<64}",
+            "data_hash": "d" * 32,
+            "weights_hash": f"{seed:064x}",
+            "torch": "2.6.0",
+            "timm": "1.0.31",
+        },
+        environment={"device": "cpu", "determinism": {"algorithms": True}},
         roles={"fit": "a", "arch": "b", "select": "c", "report": "d"},
         n_evaluated=dict.fromkeys(values, 100),
         metrics=metrics(values),
@@ -90,13 +122,38 @@ def make_record(
         or {"total": 312_345, "x_backbone": 1.0, "active": {**dict.fromkeys(values, 200_000), "all": 312_345}},
         compute=compute or {"macs_joint": 1_814_073_344, "macs_sum": 3_628_146_688, "uncounted_ops": {}},
         cost={
-            "weight_steps": 100,
-            "search": {"optimizer_steps": 20, "seconds": 3.25, **spending},
-            "final": {"optimizer_steps": 100, "seconds": 12.5, **spending},
+            "weight_steps": weight_steps,
+            "search": spending(search_steps, 3.25),
+            "final": spending(weight_steps, 12.5),
         },
-        audit={"reference": "single_task" if reference else None, "tier": "verified on twins", **(audit or {})},
+        audit={
+            "reference": "single_task" if reference else "shared" if shared else None,
+            "random_architecture": False,
+            "tuning_trials": 1,
+            "draws": 1,
+            "developed_here": False,
+            "extra_data": "none",
+            "loaders": "joint",
+            "tier": "verified on twins",
+            "fidelity": ["paper"],
+            "normalisation": {"mean": [0.5], "std": [0.5], "bgr": False},
+            "batch_norm": "per_sub_expression",
+            "input_size": [32, 32],
+            **(audit or {}),
+        },
         graph={"hash": "g" * 64, "file": "graph.json"},
     )
+
+
+def spending(steps: int, seconds: float) -> dict[str, object]:
+    """An account of that many steps of 64 images."""
+    return {
+        "optimizer_steps": steps,
+        "seconds": seconds if steps else 0.0,
+        "forward_passes": steps,
+        "images": 64 * steps,
+        "train_macs": 10**9 * steps,
+    }
 
 
 def make_failure(

@@ -15,7 +15,11 @@ from methods.backbone import supported_backbones
 from methods.registry import method_names
 
 ROOT = Path(benchmark.__file__).parent.parent
-ALLOWED = {"datasets": {"datasets"}, "methods": {"datasets", "methods"}, "benchmark": {"datasets", "methods", "benchmark"}}
+ALLOWED = {
+    "datasets": {"datasets"},
+    "methods": {"datasets", "methods"},
+    "benchmark": {"datasets", "methods", "benchmark"},
+}
 FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -76,7 +80,9 @@ def python(code: str) -> str:
 
 
 def test_commands_start_without_heavy_imports() -> None:
-    code = "import sys, benchmark.run, benchmark.report, benchmark.list, benchmark.__main__; print(*sorted(sys.modules))"
+    code = (
+        "import sys, benchmark.run, benchmark.report, benchmark.list, benchmark.__main__; print(*sorted(sys.modules))"
+    )
     loaded = set(python(code).split())
     assert not loaded & {"torch", "timm", "torchvision", "pandas", "scipy", "sklearn", "mmseg", "matplotlib"}
 

@@ -76,19 +76,28 @@ def test_single_task_networks_are_trained_once_for_all_who_need_them(
 ) -> None:
     trained: list[str] = []
     fit = benchmark.cell.fit_plain
-    monkeypatch.setattr(benchmark.cell, "fit_plain", lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps))
+    monkeypatch.setattr(
+        benchmark.cell, "fit_plain", lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps)
+    )
     both, swapped = cells()[0], cells(data=[{"dataset": "multi_mnist", "tasks": ["right", "left"]}])[0]
     first = run_cell(both, RunSettings(tmp_path))
     second = run_cell(swapped, RunSettings(tmp_path))
     assert trained == ["single task left", "single task right"]
-    assert second.cost["final"]["optimizer_steps"] == first.cost["final"]["optimizer_steps"] == 6  # charged all the same
+    assert (
+        second.cost["final"]["optimizer_steps"] == first.cost["final"]["optimizer_steps"] == 6
+    )  # charged all the same
     assert second.metrics["left"] == first.metrics["left"]
     run_cell(cells(budget={"steps": 2})[0], RunSettings(tmp_path))
     assert len(trained) == 4  # another budget, other networks
 
 
 def test_divergence_is_a_result_with_its_place(tmp_path: Path) -> None:
-    recipe = {"batch_size": 16, "optimizer": {"lr": 1e9}, "clip_norm": None, "schedule": {"name": "constant", "warmup": 0.0}}
+    recipe = {
+        "batch_size": 16,
+        "optimizer": {"lr": 1e9},
+        "clip_norm": None,
+        "schedule": {"name": "constant", "warmup": 0.0},
+    }
     record = run_cell(cells(recipe=recipe)[1], RunSettings(tmp_path))
     assert record.status == "diverged"
     assert record.error is not None
@@ -127,7 +136,11 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize(
     ("how", "status", "message"),
-    [("raise", "failed", "a fault of the method"), ("oom", "oom", "9 GiB"), ("empty", "failed", "the cell has the tasks")],
+    [
+        ("raise", "failed", "a fault of the method"),
+        ("oom", "oom", "9 GiB"),
+        ("empty", "failed", "the cell has the tasks"),
+    ],
 )
 def test_a_failing_method_ends_its_cell_only(tmp_path: Path, how: str, status: str, message: str) -> None:
     broken_cell = cells(methods=[{"name": "broken", "params": {"how": how}}])[0]
@@ -167,8 +180,14 @@ def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"methods": ["hard_shring"]}, "Unknown method 'hard_shring'. Nearest: 'hard_sharing'"),
-        ({"methods": [{"name": "hard_sharing", "params": {"steps_facto": 2}}]}, "'steps_facto'. Nearest: 'steps_factor'"),
-        ({"methods": [{"name": "hard_sharing", "params": {"steps_factor": -1}}]}, r"hard_sharing.steps_factor: .*\(given: -1\)"),
+        (
+            {"methods": [{"name": "hard_sharing", "params": {"steps_facto": 2}}]},
+            "'steps_facto'. Nearest: 'steps_factor'",
+        ),
+        (
+            {"methods": [{"name": "hard_sharing", "params": {"steps_factor": -1}}]},
+            r"hard_sharing.steps_factor: .*\(given: -1\)",
+        ),
         ({"data": ["multi_mnits"]}, "Unknown data set 'multi_mnits'. Nearest: 'multi_mnist'"),
         ({"data": [{"dataset": "multi_mnist", "tasks": ["lft"]}]}, "'lft'. Nearest: 'left'"),
         ({"data": [{"dataset": "multi_mnist", "options": {"jiter": 1}}]}, "'jiter'. Nearest: 'jitter'"),

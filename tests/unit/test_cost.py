@@ -1,4 +1,6 @@
-"""Wrong counts make a table lie about what sharing saves. Identifiers P1 ... are those of the measurement specification."""
+"""Wrong counts make a table lie about what sharing saves. Identifiers P1 ... are those of the measurement
+specification.
+"""
 
 from __future__ import annotations
 

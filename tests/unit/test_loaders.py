@@ -1,4 +1,6 @@
-"""Batches decide what a comparison compares: same order for all methods, every sample, the cached path equal to the slow one."""
+"""Batches decide what a comparison compares: same order for all methods, every sample, the cached path equal to the
+slow one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def test_every_sample_comes_once_an_epoch_in_full_batches(n: int, batch: int, ep
     steps = -(-n * epochs // batch)
     drawn = torch.cat([order.batch(step)[0] for step in range(steps)])
     assert len(drawn) == steps * batch
-    assert Counter(drawn[: n * epochs].tolist()) == {position: epochs for position in range(n)}
+    assert Counter(drawn[: n * epochs].tolist()) == dict.fromkeys(range(n), epochs)
 
 
 @settings(max_examples=30, deadline=None)

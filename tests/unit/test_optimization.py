@@ -33,7 +33,9 @@ def test_schedules_by_hand(settings: dict[str, object], expected: list[float]) -
     assert [schedule_factor(schedule, step, 5) for step in range(5)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("name", "cls"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("name", "cls"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
 def test_optimizers_take_the_recipe(name: str, cls: type) -> None:
     recipe = RecipeSettings(optimizer=OptimizerSettings(name=name, lr=0.1, weight_decay=0.2))
     built = StageOptimizers([ParameterGroup("backbone", [nn.Parameter(torch.zeros(1))])], recipe)
@@ -74,7 +76,8 @@ NEEDS_PARAMETERS = {
     "TrimmedMean": {"trim_number": 0},
     "NashMTL": {"n_tasks": 2, "max_norm": 1.0, "update_weights_every": 1, "optim_niter": 20},
 }
-# Their parameters are tensors (weights, references) or wrapped objects, which a suite file cannot hold; and Krum needs at
+# Their parameters are tensors (weights, references) or wrapped objects, which a suite file cannot hold; and Krum needs
+# at
 # least three rows.
 NOT_FROM_A_SUITE = {"COSMOS", "PBI", "Constant", "CRMOGM", "CRMOGMWeighting", "Krum"}
 

@@ -96,7 +96,7 @@ def test_bad_settings_are_one_line(tmp_path: Path, setting: str, message: str) -
 
 
 def test_unknown_suites_name_the_nearest() -> None:
-    with pytest.raises(UsageError, match="'quik'. Nearest: 'quick'"):
+    with pytest.raises(UsageError, match=r"'quik'. Nearest: 'quick'"):
         find_suite("quik")
     with pytest.raises(UsageError, match="does not exist"):
         find_suite("nowhere/quick.yaml")

@@ -9,13 +9,17 @@ import json
 import statistics
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from scipy import stats
+from typer.testing import CliRunner
 
+from benchmark.labels import DASH
 from benchmark.quantities import Column
 from benchmark.render import cell_text, column_title, render_csv, render_latex, render_markdown, render_terminal
-from benchmark.store import Record
-from benchmark.tables import DASH, Summary, aggregate, invalid_lines
+from benchmark.report import app
+from benchmark.statistics import Summary
+from benchmark.store import Record, Store
+from benchmark.tables import aggregate, invalid_lines
+from benchmark.wording import lines_beneath
 from datasets.errors import UsageError
 from tests.unit.records import make_failure, make_record
 
@@ -46,23 +50,6 @@ def cell_of(table, label, name, group=None):
     ]
     assert len(matches) == 1, name
     return matches[0]
-
-
-# statistics
-
-
-def test_mean_and_sample_standard_deviation():
-    summary = Summary((0, 1, 2), (27.1, 27.5, 27.9))
-    assert summary.mean == pytest.approx(27.5)
-    assert summary.sd == pytest.approx(0.4)  # divisor n - 1; with n it would be 0.327
-    assert Summary((0,), (1.0,)).sd is None
-    assert Summary((), ()).mean is None
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8))
-def test_standard_deviation_equals_that_of_the_standard_library(values):
-    summary = Summary(tuple(range(len(values))), tuple(values))
-    assert summary.sd == pytest.approx(statistics.stdev(values), rel=1e-6, abs=1e-6)
 
 
 def test_seeds_are_aggregated_into_one_row():
@@ -150,22 +137,24 @@ def test_two_seeds_show_both_values_and_no_mark():
 
 
 def test_the_best_mean_is_marked_from_three_seeds_on_and_follows_the_arrow():
-    good = [make_record("good", seed, scores(50.0 + seed, abs_err=0.4)) for seed in range(3)]
-    poor = [make_record("poor", seed, scores(40.0 + seed, abs_err=0.5)) for seed in range(3)]
+    good = [make_record("good", seed, scores(50.0 + seed, abs_err=0.39 + 0.01 * seed)) for seed in range(3)]
+    poor = [make_record("poor", seed, scores(40.0 + 1.1 * seed, abs_err=0.5 + 0.011 * seed)) for seed in range(3)]
     table = only(good + poor)
     text = render_markdown([table])
     assert "**51.00 ± 1.00**" in text
-    assert "**0.4000 ± 0.0000**" in text  # lower is better
+    assert "**0.4000 ± 0.0100**" in text  # lower is better
     assert "**41.00" not in text
+    assert "**0.5" not in text
     assert r"\textbf{51.00 $\pm$ 1.00}" in render_latex([table])
     assert "\x1b[1m" in render_terminal([table], color=True)
-    assert "not a test of significance" in text
+    assert "bold: the best of a column and all that do not differ significantly from it" in text
     assert "**0.31 M**" not in text  # a price is not a result
 
 
 def test_a_row_with_fewer_seeds_is_not_ranked():
     few = [make_record("few", seed, scores(90.0)) for seed in range(3)] + [make_failure("few", 3)]
-    full = [make_record(name, seed, scores(miou)) for name, miou in (("a", 50.0), ("b", 40.0)) for seed in range(4)]
+    full = [make_record("a", seed, scores(50.0)) for seed in range(4)]
+    full += [make_record("b", seed, scores(40.0 + seed / 8)) for seed in range(4)]
     text = render_markdown([only([*few, *full])])
     assert "**50.00 ± 0.00**" in text
     assert "90.00 ± 0.00" in text
@@ -179,6 +168,245 @@ def test_one_row_alone_is_not_the_best():
 def test_equal_means_are_both_marked():
     records = [make_record(name, seed, scores(50.0)) for name in ("a", "b") for seed in range(3)]
     assert render_markdown([only(records)]).count("**50.00 ± 0.00**") == 2
+
+
+# tests, ranks and audit beneath a table
+
+LINES = {
+    "shared": (40.0, 41.0, 40.5, 40.2, 40.9),
+    "good": (45.1, 45.9, 45.6, 45.0, 46.1),
+    "same": (40.3, 40.8, 40.9, 40.1, 40.6),
+}
+
+
+def rows_of(n, lines=LINES, **keywords):
+    return [
+        make_record(name, seed, varied(values[seed], seed), shared=name == "shared", **keywords)
+        for name, values in lines.items()
+        for seed in range(n)
+    ]
+
+
+def varied(miou, seed):
+    depth = {"abs_err": 0.5 - miou / 500, "rel_err": 0.3 - miou / 400 + seed / 999}
+    return {"semseg": {"miou": miou, "pixel_acc": 60.0 + miou / 3 - seed / 7}, "depth": depth}
+
+
+def with_baseline(n, lines=LINES):
+    return [*rows_of(n, lines), *(reference(seed, values=varied(39.0 + seed / 16, seed)) for seed in range(n))]
+
+
+def column_index(table, group, name):
+    return next(n for n, column in enumerate(table.columns) if (column.group, column.name) == (group, name))
+
+
+def test_p_values_are_those_of_scipy_after_holm_over_the_rows_of_the_table():
+    table = only(rows_of(5))
+    tests = table.statistics[column_index(table, "semseg", "miou")]
+    assert table.rows[table.reference].label == "shared"
+    labels = [row.label for row in table.rows]
+    p = {name: stats.ttest_rel(LINES[name], LINES["shared"]).pvalue for name in ("good", "same")}
+    assert tests.m == 2
+    assert tests.comparisons[labels.index("good")].p == pytest.approx(p["good"])
+    assert tests.comparisons[labels.index("good")].adjusted == pytest.approx(2 * p["good"])
+    assert tests.comparisons[labels.index("same")].adjusted == pytest.approx(p["same"])
+    assert {labels[row]: rank for row, rank in tests.ranks.items()} == {"good": 1, "same": 2, "shared": 2}
+
+
+def test_what_a_clean_table_says_beneath():
+    lines = lines_beneath(only(with_baseline(5)))
+    (tests,) = [line for line in lines if line.startswith("Delta_m against shared (n = 5, m = 3): ")]
+    assert "good +" in tests
+    assert "*" in tests
+    assert "; detectable: " in tests
+    assert tests.endswith(" %")
+    assert "ranks by Delta_m: 1 good; 2 same, shared; 4 stl" in lines
+    (legend,) = [line for line in lines if line.startswith("p: ")]
+    assert "paired t (assumes normal differences)" in legend
+    (audit,) = [line for line in lines if line.startswith("audit")]
+    assert audit.startswith(f"audit, equal for all rows ({only(with_baseline(5)).audit.n_equal} fields): data, ")
+    drawn = render_terminal([only(with_baseline(5))]).rstrip().splitlines()
+    start = next(number for number, line in enumerate(drawn) if "against" in line)
+    assert len(drawn) - start <= 8  # what a tired reader sees beneath the numbers
+
+
+def test_without_a_baseline_the_primary_metrics_are_tested():
+    lines = "\n".join(lines_beneath(only(rows_of(5))))
+    assert "semseg miou against shared (n = 5, m = 2)" in lines
+    assert "Delta_m against" not in lines
+    assert "pixel_acc against" not in lines
+
+
+def test_six_seeds_are_permuted_and_can_find_nothing_among_two():
+    lines = {name: (*values, values[0] + 0.3) for name, values in LINES.items()}
+    text = "\n".join(lines_beneath(only(rows_of(6, lines))))
+    assert "sign-flip permutation" in text
+    assert "normal differences" not in text
+    assert "detectable: nothing (the smallest p of 6 seeds is 0.031)" in text
+    assert "ranks by semseg miou: none: no row differs significantly from the best mean" in text
+
+
+def test_two_seeds_are_said_in_plain_words():
+    lines = lines_beneath(only(rows_of(2)))
+    assert lines[0] == "two seeds: mean and both values; no test, no rank: tests begin at three seeds"
+    assert not any("p = " in line or "ranks" in line for line in lines)
+
+
+def test_one_seed_has_no_line_of_tests():
+    text = "\n".join(lines_beneath(only(rows_of(1))))
+    for word in ("against", "ranks", "detectable", "p:", "two seeds"):
+        assert word not in text
+
+
+def test_without_a_reference_row_there_are_ranks_but_no_p():
+    records = [record for record in rows_of(5) if record.cell["method"]["name"] != "shared"]
+    text = "\n".join(lines_beneath(only(records)))
+    assert "no p-values: no row is the comparison reference (--reference ROW names one)" in text
+    assert "semseg miou against the best row (n = 5, m = 1): detectable: " in text
+    assert "ranks by semseg miou: 1 good; 2 same" in text
+
+
+def test_any_row_can_be_the_reference():
+    table = only(rows_of(5), reference="same")
+    assert table.rows[table.reference].label == "same"
+    assert "semseg miou against same" in "\n".join(lines_beneath(table))
+    with pytest.raises(UsageError, match=r"Unknown reference row 'sam'\. Nearest: 'same'"):
+        aggregate(rows_of(5), reference="sam")
+
+
+def test_of_several_reference_rows_the_one_with_defaults_is_tested_against():
+    variants = [
+        make_record("shared", seed, scores(40.0 + seed / 8 + k), shared=True, params={"k": k}, audit=non_default)
+        for seed in range(3)
+        for k, non_default in ((1, {"non_default_params": {}}), (2, {"non_default_params": {"k": 2}}))
+    ]
+    table = only([*variants, *(make_record("a", seed, scores(41.0 - seed)) for seed in range(3))])
+    assert table.rows[table.reference].label == "shared (k=1)"
+    bare = [dataclasses.replace(record, audit={**record.audit, "non_default_params": None}) for record in variants]
+    assert only(bare).reference is None
+
+
+def test_incomplete_rows_are_neither_tested_nor_ranked():
+    records = [*rows_of(4), make_record("good", 4, scores(46.1)), make_record("same", 4, scores(40.6))]
+    table = only([*records, make_failure("shared", 4)])
+    assert {table.rows[row].label for row in table.ranked} == {"good", "same"}
+    text = "\n".join(lines_beneath(table))
+    assert "shared: 4/5 seeds" in text
+    assert "against the best row" in text  # the reference itself is incomplete
+    assert all(table.rows[row].label != "shared" for tests in table.statistics.values() for row in tests.ranks)
+
+
+def test_a_null_takes_a_row_out_of_that_column_only():
+    records = [*rows_of(5), *(make_record("null", seed, scores(None if seed else 90.0)) for seed in range(5))]
+    table = only(records)
+    labels = {table.rows[row].label for row in table.statistics[column_index(table, "semseg", "miou")].ranks}
+    assert labels == set(LINES)
+    depth = {table.rows[row].label for row in table.statistics[column_index(table, "depth", "abs_err")].ranks}
+    assert "null" in depth
+
+
+def red_rows(n=5):
+    return [
+        dataclasses.replace(record, audit={**record.audit, "draws": 8})
+        if record.cell["method"]["name"] == "good"
+        else record
+        for record in rows_of(n)
+    ]
+
+
+def test_red_rows_are_marked_in_every_form_and_not_ranked():
+    table = only(red_rows())
+    assert [table.rows[row].label for row in sorted(table.audit.red)] == ["good"]
+    assert all(table.rows[row].label != "good" for tests in table.statistics.values() for row in tests.ranks)
+    assert "| ✗ good |" in render_markdown([table])
+    assert r"$\times$ good" in render_latex([table])
+    assert "✗ good" in render_terminal([table])
+    assert "✗ draws: 1; good: 8" in " ".join(render_terminal([table]).split())
+    lines = list(csv.DictReader(io.StringIO(render_csv([table]))))
+    assert {line["ranked"] for line in lines if line["method"] == "good"} == {"no"}
+    assert {line["audit"] for line in lines if line["method"] == "good"} == {"✗ draws: 1; good: 8"}
+    assert {line["ranked"] for line in lines if line["method"] == "same"} == {"yes"}
+    clean = only(rows_of(5))
+    for render in RENDERERS:
+        assert "✗" not in render([clean])
+        assert "$\\times$" not in render([clean])
+
+
+def test_allowing_red_ranks_nothing_and_says_so():
+    table = only(red_rows(), allow_red=True)
+    assert not table.ranked
+    assert not table.best
+    assert not table.statistics
+    for render in RENDERERS:
+        text = " ".join(render([table]).split())
+        assert "red differences allowed: nothing in this table is ranked or tested" in text
+        assert "draws: 1; good: 8" in text  # nothing switches the audit off
+    assert only(rows_of(5), allow_red=True) == only(rows_of(5))
+
+
+def test_report_takes_both_options(tmp_path):
+    store = Store(tmp_path)
+    for record in red_rows(3):
+        store.write(record)
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(tmp_path), "--format", "markdown", *arguments])
+
+    assert "red differences allowed" not in run().stdout
+    assert "red differences allowed" in run("--allow", "red").stdout
+    assert "against same" in run("--reference", "same").stdout
+    assert run("--allow", "amber").exit_code == 2
+    wrong = run("--reference", "sme")
+    assert wrong.exit_code == 2
+    assert "Nearest: 'same'" in wrong.output
+
+
+def test_one_network_under_two_names_is_flagged():
+    twice = {"a": LINES["good"], "b": LINES["good"], "shared": LINES["shared"]}
+    for n in (1, 2, 3, 5):
+        text = "\n".join(lines_beneath(only(rows_of(n, twice))))
+        assert "a, b: equal at every seed in every metric: one network under several names, or saturated?" in text
+        assert "equal at every seed" not in "\n".join(lines_beneath(only(rows_of(n))))
+
+
+def test_one_equal_metric_is_flagged_from_three_seeds_on():
+    def text(n):
+        records = [
+            make_record(name, s, scores(miou + s, miou / 99))
+            for name, miou in (("a", 4.0), ("b", 5.0))
+            for s in range(n)
+        ]
+        return "\n".join(lines_beneath(only(records)))
+
+    assert "a, b: equal at every seed in semseg pixel_acc, depth rel_err: one network" in text(3)
+    assert "equal at every seed" not in text(2)  # chance
+
+
+def test_a_constant_difference_is_flagged_and_has_no_p():
+    shifted = {"shared": LINES["shared"], "a": tuple(value + 1.0 for value in LINES["shared"])}
+    table = only(rows_of(5, shifted))
+    text = "\n".join(lines_beneath(table))
+    assert "a: the same difference from the reference at every seed in semseg miou" in text
+    assert "a +1.00 (constant, no p); detectable: unknown" in text
+    assert set(table.statistics[column_index(table, "semseg", "miou")].ranks.values()) == {1}
+
+
+def test_a_search_without_controls_is_said_above_the_table():
+    records = [*rows_of(3), *(make_record("search", seed, search_steps=50) for seed in range(3))]
+    for render in RENDERERS:
+        assert "no equal-cost control for the search of search" in " ".join(render([only(records)]).split())
+
+
+def test_csv_holds_the_tests_in_full_precision():
+    lines = list(csv.DictReader(io.StringIO(render_csv([only(rows_of(5))]))))
+    (good,) = [line for line in lines if (line["method"], line["quantity"]) == ("good", "miou")]
+    p = stats.ttest_rel(LINES["good"], LINES["shared"]).pvalue
+    assert float(good["p"]) == pytest.approx(p, rel=1e-12)
+    assert float(good["p_holm"]) == pytest.approx(2 * p, rel=1e-12)
+    assert (good["reference"], good["m"], good["rank"]) == ("shared", "2", "1")
+    assert float(good["difference"]) == pytest.approx(5.02)
+    (size,) = [line for line in lines if (line["method"], line["quantity"]) == ("good", "total parameters")]
+    assert size["p"] == size["rank"] == ""
 
 
 # failures
@@ -314,7 +542,7 @@ def test_multi_domain_sets_have_no_joint_pass():
 
 
 def test_search_and_final_training_are_priced_apart():
-    table = only([make_record()])
+    table = only([make_record(search_steps=20)])
     assert cell_of(table, "hard_sharing", "search cost [optimizer steps]").mean == 20
     assert cell_of(table, "hard_sharing", "search cost [s]").mean == 3.25
     assert cell_of(table, "hard_sharing", "final cost [optimizer steps]").mean == 100

@@ -53,7 +53,9 @@ class SkipNetwork(nn.Module):
 
 
 class Alternating:
-    """AdaShare: a warm-up, then weight and policy phases with fresh optimizers, regularisers, a temperature per cycle."""
+    """AdaShare: a warm-up, then weight and policy phases with fresh optimizers, regularisers, a temperature
+    per cycle.
+    """
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int, float]] = []
