@@ -9,7 +9,10 @@ import pytest
 
 from benchmark.audit import audit_rows
 from benchmark.audit_fields import FIELDS
+from benchmark.cell import RunSettings, run_cell
+from benchmark.planning import plan
 from benchmark.record import Record
+from benchmark.suite import Suite
 from tests.unit.records import entry, make_failure, make_record
 
 GONE = object()
@@ -378,3 +381,29 @@ def test_a_random_architecture_of_another_size_is_amber():
 def test_a_drawn_row_is_no_search():
     drawn = row("random", search_steps=200, audit={"random_architecture": True})
     assert audit(row("a", shared=True), drawn).banners == ()
+
+
+# what a run writes
+
+
+def test_records_of_a_run_leave_no_field_unknown(tmp_path):
+    longer = {"name": "hard_sharing", "params": {"steps_factor": 2.0}}
+    suite = Suite.model_validate(
+        {
+            "name": "tiny",
+            "data": [{"dataset": "multi_mnist", "tasks": ["left", "right"]}],
+            "backbones": ["test_resnet"],
+            "methods": ["single_task", "hard_sharing", longer],
+            "seeds": [0],
+            "budget": {"steps": 2, "cycles": 2},
+            "recipe": {"batch_size": 8},
+        }
+    )
+    stl, shared, long = (run_cell(cell, RunSettings(tmp_path)) for cell in plan(suite))
+    assert [one.audit["reference"] for one in (stl, shared, long)] == ["single_task", "shared", "shared"]
+    assert [one.audit["non_default_params"] for one in (stl, shared, long)] == [{}, {}, {"steps_factor": 2.0}]
+    found = audit([stl], [shared])
+    assert {one.field for one in found.findings} <= {"fidelity"}
+    assert found.banners == ()
+    assert not any("unknown" in one.text for one in found.findings)
+    assert finding(audit([stl], [shared], [long]), "weight_steps").rows == (2,)

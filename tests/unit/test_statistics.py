@@ -158,7 +158,7 @@ def test_two_seeds_are_refused():
     [
         ([1, 2, 3], [1, 2, 3], "identical"),
         ([1.5, 2.5, 3.5], [1, 2, 3], "constant"),
-        ([41.2, 40.3, 42.1], [40.2, 39.3, 41.1], "constant"),  # 1.0 up to the last bit; a t test would give p = 1e-30
+        ([1.4, 2.7, 4.3], [1.3, 2.6, 4.2], "constant"),  # 0.1 up to the last bits; a t test would give p = 2e-30
         ([0.3, 0.3, 0.3], [0.1 + 0.2] * 3, "identical"),
         ([1, 2, 3], [1, 2, 3.001], None),
     ],
@@ -169,6 +169,10 @@ def test_differences_without_spread_have_a_flag_and_no_p(values, base, flag):
     assert (one.p is None) == (flag is not None)
     assert (one.adjusted is None) == (flag is not None)
     assert not one.is_significant
+
+
+def test_the_last_bits_really_differ():
+    assert len({1.4 - 1.3, 2.7 - 2.6, 4.3 - 4.2}) > 1
 
 
 def test_rows_without_spread_are_no_part_of_holms_family():

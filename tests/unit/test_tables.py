@@ -321,10 +321,10 @@ def test_red_rows_are_marked_in_every_form_and_not_ranked():
     assert "| ✗ good |" in render_markdown([table])
     assert r"$\times$ good" in render_latex([table])
     assert "✗ good" in render_terminal([table])
-    assert "✗ draws: 1; good: 8" in " ".join(render_terminal([table]).split())
+    assert "✗ (not ranked) draws: 1; good: 8" in " ".join(render_terminal([table]).split())
     lines = list(csv.DictReader(io.StringIO(render_csv([table]))))
     assert {line["ranked"] for line in lines if line["method"] == "good"} == {"no"}
-    assert {line["audit"] for line in lines if line["method"] == "good"} == {"✗ draws: 1; good: 8"}
+    assert {line["audit"] for line in lines if line["method"] == "good"} == {"✗ (not ranked) draws: 1; good: 8"}
     assert {line["ranked"] for line in lines if line["method"] == "same"} == {"yes"}
     clean = only(rows_of(5))
     for render in RENDERERS:
