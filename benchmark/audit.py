@@ -8,15 +8,15 @@ different. Where rows differ, those stand out that differ from most of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmark.audit_fields import FIELDS, Field, Rule, Unknown, cost_of
+from benchmark.audit_fields import FIELDS, UNKNOWN, Field, Rule, cost_of
 from benchmark.quantities import SHARED, SINGLE_TASK, method_of, number_at, seed_of_record
 from benchmark.record import Record, canonical_json, value_at
 
-UNKNOWN = "unknown"
 _TOLERANCE = 0.05  # total costs that are equal for a control
 _MAX_TEXT = 72  # characters of a value in a footnote
 _HASH = re.compile(r"[0-9a-f]{16,}")
@@ -41,7 +41,7 @@ class Audit:
     findings: tuple[Finding, ...]
     banners: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def red(self) -> frozenset[int]:
         """Rows with a red finding."""
         return frozenset(row for finding in self.findings if finding.rule == "red" for row in finding.rows)
@@ -78,7 +78,7 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
     unknown: dict[Rule, list[str]] = {"red": [], "amber": []}
     for field in FIELDS:
         values = _values(field, rows)
-        if all(isinstance(value, Unknown) for found in values for value in found):
+        if all(value is UNKNOWN for found in values for value in found):
             unknown[field.rule].append(field.name)
         elif (finding := _compared(field, rows, values)) is not None:
             findings.append(finding)
@@ -124,15 +124,15 @@ def _values_at_one_seed(field: Field, rows: Sequence[_Row]) -> list[list[object]
         usual = _usual([rows[number] for number in found], [[value] for value in found.values()])
         for number, value in found.items():
             if usual is None or value != usual[0]:
-                result[number] = [value if isinstance(value, Unknown) else f"{_text(value)} at seed {seed}"]
+                result[number] = [value if value is UNKNOWN else f"{_text(value)} at seed {seed}"]
     return result
 
 
 def _distinct(values: Sequence[object]) -> list[object]:
-    """The values without repetition; unknown ones, which equal nothing, once."""
+    """The values without repetition; they are JSON values, which need not be hashable."""
     result: list[object] = []
     for value in values:
-        if value not in result and not (isinstance(value, Unknown) and any(isinstance(v, Unknown) for v in result)):
+        if value not in result:
             result.append(value)
     return result
 
@@ -155,7 +155,7 @@ def _compared(field: Field, rows: Sequence[_Row], values: Sequence[list[object]]
 
 
 def _is_settled(values: Sequence[object]) -> bool:
-    return len(values) == 1 and not isinstance(values[0], Unknown)
+    return len(values) == 1 and values[0] is not UNKNOWN
 
 
 def _usual(rows: Sequence[_Row], values: Sequence[list[object]]) -> tuple[object] | None:
@@ -177,8 +177,8 @@ def _usual(rows: Sequence[_Row], values: Sequence[list[object]]) -> tuple[object
 
 def _text(value: object) -> str:
     """A value in a footnote: short hashes, `a=1 b=2` for objects, commas in lists."""
-    if isinstance(value, Unknown):
-        return UNKNOWN
+    if value is UNKNOWN:
+        return "unknown"
     text = _plain(value)
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
 
@@ -204,7 +204,7 @@ def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
         found = _distinct([value_at(record.cost, "weight_steps") for record in row.records])
         steps = found[0]
         if len(found) > 1 or not isinstance(steps, int) or not isinstance(budget, int):
-            marked["red"][row] = " and ".join(UNKNOWN if value is None else _text(value) for value in found)
+            marked["red"][row] = " and ".join(_text(UNKNOWN if value is None else value) for value in found)
         elif steps < budget:
             marked["red"][row] = f"{steps} (fewer than the budget)"
         elif steps > budget:
@@ -323,7 +323,7 @@ def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
     values = [_distinct([record.audit.get("developed_here", UNKNOWN) for record in row.records]) for row in rows]
     marked = [number for number, found in enumerate(values) if found != [False]]
     if marked:
-        names = [rows[number].label + ("" if True in values[number] else f" ({UNKNOWN})") for number in marked]
+        names = [rows[number].label + ("" if True in values[number] else " (unknown)") for number in marked]
         yield Finding("developed here", "amber", tuple(rows[n].position for n in marked), ", ".join(names))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Final, Literal
 
 from benchmark.labels import flat_params
 from benchmark.quantities import number_at, params_of
@@ -18,15 +18,11 @@ Rule = Literal["red", "amber"]
 Scope = Literal["rows", "rows at one seed", "seeds of a row"]
 
 
-class Unknown:
-    """A value that a record does not hold; equal to nothing, not even to itself."""
-
-    def __eq__(self, other: object) -> bool:
-        return False
-
-    __hash__ = None  # type: ignore[assignment]
+class _Unknown:
+    """The type of UNKNOWN."""
 
 
+UNKNOWN: Final = _Unknown()  # stands for a value that a record does not hold; never the same as another row's
 Read = Callable[[Record], object]
 
 
@@ -54,7 +50,7 @@ def _at(*paths: str) -> Read:
     def read(record: Record) -> object:
         values = [value_at(getattr(record, first), *rest) for first, *rest in split]
         if any(value is None for value in values):
-            return Unknown()
+            return UNKNOWN
         return values[0] if len(values) == 1 else values
 
     return read
@@ -66,7 +62,7 @@ def _rest(section: str, *named_apart: str) -> Read:
     def read(record: Record) -> object:
         settings = value_at(record.cell, section)
         if not isinstance(settings, Mapping):
-            return Unknown()
+            return UNKNOWN
         return {name: value for name, value in settings.items() if name not in named_apart}
 
     return read
@@ -74,7 +70,7 @@ def _rest(section: str, *named_apart: str) -> Read:
 
 def _balancing(record: Record) -> object:
     name, params = (value_at(record.cell, "recipe", "balancing", key) for key in ("name", "params"))
-    return Unknown() if name is None else [name, params] if params else name
+    return UNKNOWN if name is None else [name, params] if params else name
 
 
 def _loss_weights(record: Record) -> object:
@@ -97,7 +93,7 @@ def _searched_images(record: Record) -> object:
     """The roles whose images updated weights before the final training."""
     if not cost_of(record, "search"):
         return "none"
-    return record.audit.get("search_roles") or Unknown()
+    return record.audit.get("search_roles") or UNKNOWN
 
 
 def cost_of(record: Record, part: str) -> float | None:

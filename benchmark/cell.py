@@ -18,7 +18,7 @@ import torch
 from benchmark.ledger import Spending
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from benchmark.memory import peak_bytes, reset_peak
-from benchmark.planning import PlannedCell, cell_spec, method_params
+from benchmark.planning import PlannedCell, backbone_config, cell_spec, method_params
 from benchmark.provenance import environment, module_hash, package_hash, versions
 from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
@@ -31,7 +31,7 @@ from datasets.protocols import get_protocol
 from datasets.registry import load
 from datasets.roles import role_hash, role_indices
 from datasets.transforms import Normalise, augmentation
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbone import Backbone, create_backbone
 from methods.contracts import Budget, Fidelity, Role
 from methods.cost import compute, size
 from methods.plain import fit_plain
@@ -204,16 +204,7 @@ class _CellRun:
         )
 
     def _prototype(self) -> Backbone:
-        settings = self.cell.backbone
-        config = BackboneConfig(
-            name=settings.name,
-            in_chans=settings.in_chans,
-            image_size=self.spec.native_size,
-            output_stride=settings.output_stride,
-            zero_init_last=settings.zero_init_last,
-            drop_path=settings.drop_path,
-            dropout=settings.dropout,
-        )
+        config = backbone_config(self.cell, self.spec)
         return create_backbone(config, weights=self.planned.weights, seed=self.cell.seed)
 
     def _loaders(self) -> dict[Role, RoleLoader]:
@@ -255,7 +246,7 @@ class _CellRun:
             size=_plain(size(graph, self.prototype.n_parameters())),
             compute=_plain(compute(graph, self._input_shapes())),
             cost=self._cost(trainer, graph),
-            audit=self._audit(),
+            audit=self._audit(trainer),
             reused_from=list(trainer.ledger.reused_from),
             curves={name: curve_json(values) for name, values in trainer.curves.items()},
             artifacts=self._artifacts(trainer, graph),
@@ -294,7 +285,7 @@ class _CellRun:
             "io_seconds": ledger.io_seconds,
         }
 
-    def _audit(self) -> dict[str, Any]:
+    def _audit(self, trainer: CellTrainer) -> dict[str, Any]:
         """What a fair comparison must hold equal or say (measurement 6); read by tables, never by training.
 
         What the cell, the versions and the costs say already is read from there.
@@ -308,6 +299,7 @@ class _CellRun:
             "random_architecture": bool(getattr(method, "is_random_architecture", False)),
             "non_default_params": params.model_dump(mode="json", exclude_defaults=True),
             "tuning_trials": 1,  # one setting a row: the published defaults, or what the suite's author wrote
+            "search_roles": sorted(role.value for role in trainer.search_roles),
             "draws": int(getattr(method, "draws", 1)),
             "developed_here": False,  # no default of ours was chosen by trials on a data set
             "extra_data": "none",

@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from benchmark.optimization import balancing_names
-from benchmark.record import cell_key
+from benchmark.record import canonical_json, cell_key
 from benchmark.suite import Cell, Suite
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec, read_options
 from datasets.transforms import augmentation
-from methods.backbone import supported_backbones
+from methods.backbone import BackboneConfig, create_backbone, supported_backbones
 from methods.registry import AnyMethod, get_method
 
 # Heads are the suite's own and equal for all rows; their name is part of every cell's key.
@@ -53,12 +53,41 @@ class PlannedCell:
 def plan(suite: Suite) -> list[PlannedCell]:
     """All cells of a suite, baselines of Delta_m first so that others find their networks. Raises UsageError."""
     cells = [resolve(cell) for cell in suite.cells()]
+    _check_backbones(cells)
     keys: dict[str, str] = {}
     for cell in cells:
         if cell.key in keys:
             raise UsageError(f"Suite {suite.name!r} asks twice for the cell {cell.title}.")
         keys[cell.key] = cell.title
     return sorted(cells, key=lambda cell: not cell.is_reference)
+
+
+def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
+    """The backbone of a cell, for images of the data set's size."""
+    settings = cell.backbone
+    return BackboneConfig(
+        name=settings.name,
+        in_chans=settings.in_chans,
+        image_size=spec.native_size,
+        output_stride=settings.output_stride,
+        zero_init_last=settings.zero_init_last,
+        drop_path=settings.drop_path,
+        dropout=settings.dropout,
+    )
+
+
+def _check_backbones(cells: Sequence[PlannedCell]) -> None:
+    """Build each distinct backbone once: sizes, options and weight files that do not fit are found here."""
+    seen: set[bytes] = set()
+    for cell in cells:
+        key = canonical_json([cell.document["backbone"], cell.document["data"]])
+        if key not in seen:
+            seen.add(key)
+            config = backbone_config(cell.settings, cell_spec(cell.settings))
+            # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
+            # them.
+            weights = "none" if cell.weights == "pretrained" else cell.weights
+            create_backbone(config, weights=weights, seed=0)
 
 
 def missing_reference(cells: Sequence[PlannedCell]) -> bool:
@@ -85,6 +114,10 @@ def resolve(cell: Cell) -> PlannedCell:
     augmentation(cell.recipe.augmentation, spec.native_size, get_protocol(spec.protocol, spec.name))
     if cell.recipe.balancing.name not in balancing_names():
         raise unknown("loss balancing", cell.recipe.balancing.name, balancing_names())
+    if cell.recipe.batch_size > spec.splits["train"]:
+        raise UsageError(
+            f"recipe.batch_size is {cell.recipe.batch_size}; {spec.name!r} has {spec.splits['train']} training samples."
+        )
     weights = cell.backbone.weights
     document = {
         "method": {"name": cell.method.name, "params": params.model_dump(mode="json")},

@@ -115,14 +115,19 @@ def run_suite(
     from benchmark.executors import LocalExecutor
     from benchmark.planning import missing_reference, plan
     from benchmark.plugins import load_plugins
-    from benchmark.store import Store
+    from benchmark.store import Store, write_atomic
 
     console = console or make_console()
     chosen = pick_device(device)
     load_plugins(suite.plugins)
     cells = plan(suite)
     store = Store(out)
-    store.root.mkdir(parents=True, exist_ok=True)
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        write_atomic(store.root / ".writable", b"")  # before hours of training, not after
+        (store.root / ".writable").unlink()
+    except OSError as error:
+        raise UsageError(f"Results folder {out} cannot be used: {error.strerror or error}.") from error
     pending = _pending(cells, store, refresh_stale, console)
     n_jobs = _jobs(jobs, chosen)
     kept = len(cells) - len(pending)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ def failure_of(error: Exception) -> Failure:
     return Failure("oom" if isinstance(error, MemoryError) else "failed", f"{type(error).__name__}: {text}"[:300])
 
 
-class ReferenceError_(RuntimeError):
+class ReferenceFailedError(RuntimeError):
     """The reference itself could not be measured, so nothing else can be."""
 
     def __init__(self, failure: Failure) -> None:
@@ -216,7 +217,7 @@ def abba_pairs(
     """Single calls in ABBA order: ref A A ref | ref B B ref | ref ref' ref' ref | again from A; each half is a pair.
 
     copy: ref', a second copy of the reference; None calls the reference itself in its place. A network that raises is
-    not called again and stands under `failures`; ReferenceError_ where ref or ref' raises.
+    not called again and stands under `failures`; ReferenceFailedError where ref or ref' raises.
     """
     if pairs < 1:
         raise ValueError(f"{pairs} pairs; at least one is needed.")
@@ -242,7 +243,7 @@ def _take(part: _Pairs, halves: Iterable[bool], name: str | None, failures: dict
             part.take(reference_first=reference_first)
     except Exception as error:  # as in the warm-up
         if name is None:
-            raise ReferenceError_(failure_of(error)) from error
+            raise ReferenceFailedError(failure_of(error)) from error
         failures[name] = failure_of(error)
 
 
@@ -279,8 +280,10 @@ class Device(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One network's turn in one round. wall_ns: from one synchronisation to the other; enqueue_ns: what the host took to
-    enqueue the first step after the synchronisation; step_ms: each step on the device.
+    """One network's turn in one round. wall_ns: from one synchronisation to the other.
+
+    enqueue_ns: what the host took to enqueue the first step after the synchronisation; step_ms: of each step, on the
+    device.
     """
 
     n_steps: int
@@ -319,7 +322,7 @@ def slots(
     """In each round one slot for every network in the same order: ref, A, B, C, ref'. steps: {name: steps of a slot}.
 
     Two synchronisations a slot, none in it. A network that raises gets no further slot and stands under `failures`;
-    ReferenceError_ where ref or ref' raises.
+    ReferenceFailedError where ref or ref' raises.
     """
     taken: dict[str, list[Slot]] = {name: [] for name in networks}
     first: list[Slot] = []
@@ -344,7 +347,7 @@ def _reference_slot(network: Network, n_steps: int, device: Device, clock: Clock
     try:
         return _slot(network, n_steps, device, clock)
     except Exception as error:  # as in the warm-up
-        raise ReferenceError_(failure_of(error)) from error
+        raise ReferenceFailedError(failure_of(error)) from error
 
 
 def _slot(network: Network, n_steps: int, device: Device, clock: Clock) -> Slot:
@@ -366,7 +369,7 @@ def _slot(network: Network, n_steps: int, device: Device, clock: Clock) -> Slot:
         end = clock()
     finally:
         network.unload()
-    step_ms = tuple(before.elapsed_time(after) for before, after in zip(marks, marks[1:], strict=False))
+    step_ms = tuple(before.elapsed_time(after) for before, after in itertools.pairwise(marks))
     return Slot(n_steps, end - start, enqueued - start, step_ms)
 
 

@@ -8,6 +8,7 @@ baseline of Delta_m and the row that the others are tested against say so in `au
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ class Table:
     statistics: Mapping[int, ColumnStatistics]
     headline: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def best(self) -> frozenset[tuple[int, int]]:
         """(row, column) of the first rank group of every column: the leader and all that do not differ from it."""
         found = self.statistics.items()

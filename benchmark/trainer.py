@@ -47,6 +47,7 @@ class CellTrainer:
         self.curves: dict[str, list[float]] = {}
         self.artifacts: dict[str, np.ndarray] = {}
         self.selected: dict[str, int] = {}
+        self.search_roles: set[Role] = set()
         self._checkpoints = Checkpoints(folder, context.version)
         self._generators: dict[str, torch.Generator] = {}
         self._weight_steps = WeakIdKeyDictionary()
@@ -170,6 +171,7 @@ class CellTrainer:
             stage.network.to(self.device)
             if self.context.recipe.channels_last:
                 stage.network.to(memory_format=torch.channels_last)
+        self.search_roles |= {stage.role for stage in stages if stage.purpose == "search"}
         flags = [(p, p.requires_grad) for stage in stages for p in stage.network.parameters()]
         runs = [StageRun(stage, self.context) for stage in stages]
         signature = [[s.name, s.steps, s.role.value, s.purpose, s.step, cycles] for s in stages]

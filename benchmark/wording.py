@@ -169,6 +169,8 @@ def _tests_of_column(table: Table, position: int, tests: ColumnStatistics) -> It
 
 def _comparison(one: Comparison, decimals: int) -> str:
     difference = f"{one.mean:+.{decimals}f}"
+    if float(difference) == 0.0:
+        difference = difference[1:]  # no signed zero
     if one.flag is not None or one.adjusted is None:
         return f"{difference} ({one.flag}, no p)"
     p = _probability(one.adjusted)
@@ -207,4 +209,5 @@ def _audit_lines(table: Table) -> Iterator[str]:
 
 def finding_text(finding: Finding) -> str:
     """A finding with its mark: red rows are not ranked, amber is a footnote."""
-    return f"{RED if finding.rule == 'red' else AMBER} {finding.field}: {finding.text}"
+    mark = f"{RED} (not ranked)" if finding.rule == "red" else AMBER
+    return f"{mark} {finding.field}: {finding.text}"

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torchvision import tv_tensors
 
 from datasets.contracts import TaskSpec
+from datasets.errors import UsageError
 from datasets.metrics import Evaluator, LabelError
 from datasets.protocols import STANDARD, ProtocolFlags
 
@@ -24,12 +25,14 @@ class Kind(abc.ABC):
 
     name: as in `TaskSpec.kind`. dense: one label per pixel. ignore: which labels are ignored, in words.
     fill: the ignore value itself, which padding puts into labels; None for labels without pixels.
+    fewest_channels: with one class there is nothing to tell apart.
     """
 
     name: ClassVar[str]
     dense: ClassVar[bool]
     ignore: ClassVar[str]
     fill: ClassVar[float | int | None]
+    fewest_channels: ClassVar[int] = 1
 
     @abc.abstractmethod
     def valid(self, target: Tensor) -> Tensor:
@@ -46,6 +49,14 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """A fresh evaluator of the metrics that the task lists. Raises UnknownNameError for one of another kind."""
+
+    def check_task(self, task: TaskSpec) -> None:
+        """Raise UsageError for a task that this kind cannot judge, before any file is opened."""
+        if task.channels < self.fewest_channels:
+            raise UsageError(
+                f"Task {task.name!r} of kind {self.name!r} has channels = {task.channels}; "
+                f"expected at least {self.fewest_channels}."
+            )
 
     def head_channels(self, task: TaskSpec) -> int:
         """Outputs that the head of such a task has."""

@@ -24,6 +24,7 @@ class ClassKind(Kind):
     dense = False
     ignore = "-1"
     fill = None
+    fewest_channels = 2
 
     def valid(self, target: Tensor) -> Tensor:
         """Labels other than -1."""

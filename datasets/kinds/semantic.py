@@ -24,6 +24,7 @@ class SemanticKind(Kind):
     dense = True
     ignore = "255"
     fill = IGNORE
+    fewest_channels = 2
 
     def valid(self, target: Tensor) -> Tensor:
         """Labels other than 255."""

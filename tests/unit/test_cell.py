@@ -116,6 +116,7 @@ class BrokenParams(MethodParams):
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     from methods import registry
 
+    registry.load_methods()  # else what is imported in the test registers in the copy, and is gone after it
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
     @register_method("broken")
@@ -195,6 +196,12 @@ def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
         ({"data": [{"dataset": "multi_mnist", "protocol": "mtan"}]}, "no labels for protocol 'mtan'"),
         ({"backbones": ["resnet-18"]}, "Unknown backbone 'resnet-18'. Nearest: 'resnet18'"),
         ({"backbones": [{"name": "test_resnet", "weights": "nowhere.pt"}]}, "'nowhere.pt'"),
+        ({"recipe": {"batch_size": 20000}}, "multi_mnist' has 17500 training samples"),
+        (
+            {"backbones": ["vit_tiny_patch16_224"]},
+            "36x36 is no multiple of the 16x16 patches.*nearest: 32x32 and 48x48",
+        ),
+        ({"backbones": [{"name": "test_vit", "output_stride": 8}]}, "output_stride"),
         ({"recipe": {"augmentation": ["flip"]}}, "Unknown augmentation 'flip'"),
         ({"recipe": {"balancing": {"name": "uw"}}}, "Unknown loss balancing 'uw'. Nearest: 'UW'"),
         ({"methods": ["hard_sharing", "hard_sharing"]}, "asks twice for the cell hard_sharing"),
@@ -204,6 +211,28 @@ def test_faults_are_found_before_the_first_step(changes: dict[str, Any], message
     with pytest.raises(UsageError, match=message) as caught:
         cells(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_found_before_the_first_step(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {"conv1.0.weight": torch.zeros(2, 2), "bn1.weight": torch.zeros(32)}
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(UsageError, match=r"weights\.safetensors") as caught:
+        cells(backbones=[{"name": "test_resnet", "weights": str(tmp_path / "weights.safetensors")}])
+    assert "\n" not in str(caught.value)
+    (tmp_path / "weights.pt").write_bytes(b"not a file of torch")
+    with pytest.raises(UsageError, match=r"weights\.pt"):
+        cells(backbones=[{"name": "test_resnet", "weights": str(tmp_path / "weights.pt")}])
+
+
+def test_a_task_with_one_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import multi_mnist
+
+    single = tuple(dataclasses.replace(task, channels=1) for task in multi_mnist._TASKS)
+    monkeypatch.setattr(multi_mnist, "_TASKS", single)
+    with pytest.raises(UsageError, match="'left' of kind 'class' has channels = 1; expected at least 2"):
+        cells()
 
 
 def test_keys_do_not_depend_on_what_changes_no_result() -> None:

@@ -91,6 +91,29 @@ def test_mistakes_are_one_line_and_exit_2(arguments: list[str], message: str, tm
     assert "Traceback" not in result.output
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(suite: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    result = CliRunner().invoke(app, [str(suite), "--out", str(tmp_path / "file" / "out")])
+    assert result.exit_code == 2
+    assert "cannot be used" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_damaged_and_foreign_records_are_run_again_and_kept(suite: Path, tmp_path: Path) -> None:
+    from benchmark.planning import plan
+    from benchmark.store import Store
+
+    planned = plan(select(str(suite), methods="hard_sharing"))[0]
+    store = Store(tmp_path / "out")
+    path = store.record_path(planned.document)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1, "status": "done"', encoding="utf-8")
+    result = CliRunner().invoke(app, [str(suite), "--methods", "hard_sharing", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert store.is_done(planned.key)
+    assert [file.read_text(encoding="utf-8") for file in (tmp_path / "out" / "history").rglob("*.json")]
+
+
 def test_cuda_without_cuda_is_refused() -> None:
     import torch
 
