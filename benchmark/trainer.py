@@ -181,6 +181,7 @@ class CellTrainer:
             torch.manual_seed(seed_of(self.context.seed, f"noise/{number}/{stages[0].name}"))
             best = self._selector(runs)
             if stored is not None and stored[1]:
+                _repeat_cycle_starts(runs, cycles, cycles - 1, None)
                 self._restore(runs, stored[0], best, finished=True)
             else:
                 self._run_cycles(number, runs, cycles, signature, best, stored[0] if stored else None)
@@ -225,6 +226,9 @@ class CellTrainer:
                 run.balancer.end_cycle()
                 if self._checkpoint_due(run):
                     self._save(number, runs, signature, best)
+        if resumed is not None:  # stopped after the last step, before the end was written
+            _repeat_cycle_starts(runs, cycles, cycles - 1, None)
+            self._restore(runs, resumed, best, finished=False)
         if best is not None:
             self.selected = {"step": best.step}
             best.restore()
@@ -348,8 +352,11 @@ class CellTrainer:
             best.load_state_dict(payload["best"])
 
 
-def _repeat_cycle_starts(runs: Sequence[StageRun], cycles: int, cycle: int, current: StageRun) -> None:
-    """Before a resumed phase: let every stage set again what it had set at the start of its latest phase, in order."""
+def _repeat_cycle_starts(runs: Sequence[StageRun], cycles: int, cycle: int, current: StageRun | None) -> None:
+    """Let every stage set again what it had set at the start of its latest phase, in order.
+
+    current: the stage whose phase in `cycle` comes next; None where all phases up to `cycle` are over.
+    """
     latest: dict[int, int] = {}
     for past in range(cycle + 1):
         for number, run in enumerate(runs):

@@ -80,6 +80,30 @@ def test_killed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, t
         assert outcome(trainer, graph) == expected, case
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_kill_between_the_last_step_and_the_end_of_a_stage_loses_nothing(name: str, tmp_path: Path) -> None:
+    straight = toy_trainer(tmp_path / "straight")
+    expected = outcome(straight, METHODS[name]().run(straight))
+    folder = tmp_path / "killed"
+    for _ in range(10):
+        trainer = toy_trainer(folder, checkpoint_steps=1)
+        save = trainer._checkpoints.save
+
+        def dying(number: int, payload: dict, *, finished: bool, save: Callable = save) -> None:
+            if finished and not (folder / f"stage-{number:03d}.end.pt.once").exists():
+                (folder / f"stage-{number:03d}.end.pt.once").touch()
+                raise Killed
+            save(number, payload, finished=finished)
+
+        trainer._checkpoints.save = dying
+        try:
+            graph = METHODS[name]().run(trainer)
+        except Killed:
+            continue
+        break
+    assert outcome(trainer, graph) == expected
+
+
 @pytest.mark.parametrize("balancing", ["UW", "DWA", "FAMO", "GradVac", "PCGrad", "Random"])
 def test_balancers_resume_with_what_they_remember(balancing: str, tmp_path: Path) -> None:
     recipe = {"balancing": {"name": balancing, "params": {}}}

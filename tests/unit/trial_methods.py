@@ -76,7 +76,7 @@ class Alternating:
             "policy", network, 4, Role.ARCH, logits, losses, "search", penalty=lambda: 0.05 * network.logits[:, 0].sum()
         )
         trainer.alternate([weight_phase, policy_phase])
-        trainer.artifact("policy", network.logits)
+        trainer.artifact("policy", network.logits / network.temperature)  # set by the last cycle, also after a resume
         trainer.rng("draw").seed  # noqa: B018  (the stream exists; draws follow from it)
         torch.rand(3, generator=trainer.rng("draw"))
         return fit_plain(trainer, "retrain", trainer.budget.steps)[0]
