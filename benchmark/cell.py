@@ -23,7 +23,7 @@ from benchmark.provenance import environment, module_hash, package_hash, version
 from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import stale_reason
-from benchmark.store import Store, write_atomic
+from benchmark.store import Store, remove_torn, write_atomic
 from benchmark.trainer import CellTrainer
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
@@ -77,6 +77,7 @@ def run_cell(
         before = store.read(planned.key)
         if before is not None and before.status == "done" and not _to_refresh(before, planned, settings):
             return before
+        store.remove_torn(planned.document)
         attempts = before.attempts + 1 if before is not None and before.cell else 1
         started = _now()
         try:
@@ -338,7 +339,12 @@ class _CellRun:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         threads = {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()}
         deterministic = {"algorithms": torch.are_deterministic_algorithms_enabled()}
-        return environment(device=device, threads=threads, determinism=deterministic)
+        return environment(
+            device=device,
+            threads=threads,
+            determinism=deterministic,
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        )
 
     # Single-task networks, kept for every method that needs them
 
@@ -347,6 +353,7 @@ class _CellRun:
         key = self._single_task_key(task)
         folder = self.settings.out / "single_task" / key[:2] / key
         with self.store.lock(key, timeout_s=float("inf")):
+            remove_torn(folder)
             kept = _read_single_task(folder)
             if kept is None:
                 spec = self.spec.with_tasks([task])

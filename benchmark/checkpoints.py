@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmark.store import write_atomic
+from benchmark.store import remove_torn, write_atomic
 
 FORMAT = 1
 
@@ -60,5 +60,6 @@ class Checkpoints:
         """Remove the files, once the record stands."""
         for path in self.folder.glob("stage-*.pt"):
             path.unlink()
+        remove_torn(self.folder)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()

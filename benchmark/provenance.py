@@ -170,12 +170,17 @@ def environment(
     threads: Mapping[str, int],
     determinism: Mapping[str, bool | str],
     driver: str | None = None,
+    cpu_capability: str | None = None,
 ) -> dict[str, object]:
-    """The `environment` block of a record. device: "cpu" or a GPU's name; threads: intra- and inter-op."""
+    """The `environment` block of a record. device: "cpu" or a GPU's name; threads: intra- and inter-op.
+
+    cpu_capability: the instruction set that torch's CPU kernels use, asked of torch by the caller.
+    """
     return {
         "device": device,
         "driver": driver,
         "cpu": cpu_name(),
+        "cpu_capability": cpu_capability,
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": dict(threads),
         "env": {name: os.environ[name] for name in VARIABLES if name in os.environ},

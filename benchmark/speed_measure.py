@@ -25,6 +25,7 @@ from benchmark.speed import (
     WarmUp,
     WarmUpRule,
     abba_pairs,
+    failure_of,
     residency,
     slots,
     steps_per_slot,
@@ -294,7 +295,7 @@ def _warm_up_on(device: Device, network: Network, rule: WarmUpRule, clock: Clock
         result = warm_up({"": step}, rule, clock)[""]
         return result, max(0, device.peak_bytes() - network.weights_bytes)
     except MemoryError as error:  # the weights alone do not fit
-        return Failure("oom", str(error)), 0
+        return failure_of(error), 0
     finally:
         network.unload()
 

@@ -96,6 +96,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def remove_torn(folder: Path, prefix: str = "") -> None:
+    """Remove what a killed process left half-written in a folder. Hold the lock of whatever is written there."""
+    for path in folder.glob(f".{prefix}*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the new name durable. Windows and some network file systems cannot open or sync a folder: then it is not."""
     try:
@@ -210,6 +217,12 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def remove_torn(self, cell: Mapping[str, object]) -> None:
+        """Remove what a killed process left half-written of this cell's record and artifacts. Hold the cell's lock."""
+        key = cell_key(cell)
+        remove_torn(self.record_path(cell).parent, key)
+        remove_torn(self.root / "artifacts" / key[:2] / key)
 
     def write_artifact(self, key: str, name: str, data: bytes, kind: str) -> ArtifactEntry:
         """Store the bytes of a named artifact and return its entry. kind decides the suffix (`array`: .npy)."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_NOT_MEASURED = 1
 INFERENCE = ("joint", "mixed", "task")
+_WIDEST = 1000  # characters
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -188,7 +189,9 @@ def show(measurement: MeasurementFile, labels: Mapping[str, str], records: Seque
     for line in _about(measurement):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if measurement.status == "done":
-        console.print(_table(measurement, labels))
+        table = _table(measurement, labels)
+        width = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+        console.print(table, width=width, crop=False)  # numbers that a narrow terminal would cut are no numbers
 
 
 def _about(measurement: MeasurementFile) -> Iterator[str]:
@@ -215,12 +218,13 @@ def _about(measurement: MeasurementFile) -> Iterator[str]:
 
 
 def _table(measurement: MeasurementFile, labels: Mapping[str, str]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     step = "latency ms" if measurement.settings.batch == 1 else "step ms"
     table = Table(box=None, pad_edge=False)
-    columns = ["network", "mode", "images/s ↑", "[min, max]", "predictions/s", step, "p10", "p90", "r ↑", "r_stl ↑"]
-    columns += ["compile s", "graphs", "breaks"] if measurement.settings.compiled else []
+    columns = ["network", "mode", "images/s ↑", "[min, max]", "predictions/s", step, "[p10, p90]", "r ↑", "r_stl ↑"]
+    columns += ["compiled in s", "graphs", "breaks"] if measurement.settings.compiled else []
     with_memory = any(entry.memory for entry in measurement.networks)
     columns += ["peak MB"] if with_memory else []
     for name in (*columns, "flags"):
@@ -232,7 +236,7 @@ def _table(measurement: MeasurementFile, labels: Mapping[str, str]) -> Table:
         if with_memory:
             peak = (entry.memory or {}).get("peak_bytes")
             cells.append(_text(None if peak is None else peak / 1e6, ",.0f"))
-        table.add_row(*cells, ", ".join((() if entry.status == "done" else (entry.status,)) + entry.flags))
+        table.add_row(*map(escape, cells), ", ".join((() if entry.status == "done" else (entry.status,)) + entry.flags))
     return table
 
 
@@ -240,15 +244,17 @@ _COMPILE = (("seconds", ".1f"), ("graphs", "d"), ("graph_breaks", "d"))
 
 
 def _numbers(entry: NetworkEntry) -> list[str]:
-    """images/s, [min, max], predictions/s, step, p10, p90, r, r_stl."""
+    """images/s, [min, max], predictions/s, step, [p10, p90], r, r_stl."""
     speed, step = entry.images_per_s, entry.step_ms
     if speed is None or step is None:
-        return [_text(None, "")] * 8
+        return [_text(None, "")] * 7
+    form = ".3g" if step.median < 100 else ",.0f"
     return [
         _text(speed.median, ",.0f"),
         f"[{speed.low:,.0f}, {speed.high:,.0f}]",
         _text(entry.predictions_per_s, ",.0f"),
-        *(_text(value, ".3g" if value < 100 else ",.0f") for value in (step.median, step.p10, step.p90)),
+        _text(step.median, form),
+        f"[{step.p10:{form}}, {step.p90:{form}}]",
         _text(entry.r, ".3f"),
         _text(entry.r_stl, ".3f"),
     ]
