@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 from benchmark.delta import Delta, Variant, delta_m
 from benchmark.record import Record, value_at
 
-Part = Literal["accuracy", "size and compute", "cost"]
+if TYPE_CHECKING:
+    from benchmark.speed_files import NetworkSpeed
+
+Part = Literal["accuracy", "size and compute", "cost", "speed"]
 Form = Literal["value", "signed", "count", "ratio", "share", "steps", "seconds"]
 
 # Values of the audit field `reference`: the baseline of Delta_m; the row that the others are tested against, which is
@@ -58,6 +61,13 @@ COST_COLUMNS = (
     Column("", "final cost", "s", False, "cost", "seconds"),
     Column("", "weight_steps", "", None, "cost", "steps"),
 )
+# All tasks for one batch: `joint`, or `mixed` where each task has its own images. r: relative to the plain backbone.
+SPEED_COLUMNS = (
+    Column("", "throughput", "images/s", True, "speed", "steps"),
+    Column("", "throughput, r", "", True, "speed", "ratio"),
+    Column("", "throughput, r_stl", "", True, "speed", "ratio"),
+)
+SpeedOf = Callable[[Record], "NetworkSpeed | None"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +104,16 @@ def is_reference(record: Record) -> bool:
     return record.audit.get("reference") == SINGLE_TASK
 
 
-def measure(record: Record, baselines: Mapping[int, Record], tasks: Sequence[str], variant: Variant) -> Measured:
-    """The numbers of a done record. baselines: the single-task record of each seed; tasks: those of the table."""
+def measure(
+    record: Record,
+    baselines: Mapping[int, Record],
+    tasks: Sequence[str],
+    variant: Variant,
+    speed_of: SpeedOf | None = None,
+) -> Measured:
+    """The numbers of a done record. baselines: the single-task record of each seed; tasks: those of the table;
+    speed_of: the measurement of a record's network.
+    """
     values: dict[Column, float | None] = {}
     for task, scores in record.metrics.items():
         for name, entry in scores.items():
@@ -110,6 +128,11 @@ def measure(record: Record, baselines: Mapping[int, Record], tasks: Sequence[str
     values[delta_column(variant)] = relative.value
     values.update(zip(SIZE_COLUMNS, _sizes(record, tasks), strict=True))
     values.update(zip(COST_COLUMNS, _costs(record), strict=True))
+    speed = speed_of(record) if speed_of is not None else None
+    if speed is not None and speed.entry.images_per_s is not None:
+        values.update(
+            zip(SPEED_COLUMNS, (speed.entry.images_per_s.median, speed.entry.r, speed.entry.r_stl), strict=True)
+        )
     return Measured(seed_of_record(record), values, relative.reason)
 
 
@@ -139,9 +162,10 @@ def _costs(record: Record) -> tuple[float | None, ...]:
     return (*(number_at(record.cost, *path) for path in paths), number_at(record.cost, "weight_steps"))
 
 
-def ordered_columns(found: Iterable[Column], tasks: Sequence[str], variant: Variant) -> tuple[Column, ...]:
-    """Metrics in the order of tasks and registry, then Delta_m, sizes and costs; these three are always there."""
-    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS)
+def ordered_columns(found: Collection[Column], tasks: Sequence[str], variant: Variant) -> tuple[Column, ...]:
+    """Metrics in the order of tasks and registry, then Delta_m, sizes and costs, which are always there, and speed."""
+    speed = [column for column in SPEED_COLUMNS if column in set(found)]
+    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *speed)
     task_rank = {task: position for position, task in enumerate(tasks)}
     metric_rank = {name: position for position, name in enumerate(_METRIC_ORDER)}
 

@@ -25,7 +25,7 @@ from benchmark.wording import (
     seeds_text,
 )
 
-PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost")
+PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "speed")
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -43,6 +43,11 @@ _LATEX = {
 }
 
 
+def _parts(table: Table) -> list[Part]:
+    """Parts that the table has columns of: speed is not always measured."""
+    return [part for part in PARTS if _columns_of(table, part)]
+
+
 def _columns_of(table: Table, part: Part) -> list[int]:
     return [position for position, column in enumerate(table.columns) if column.part == part]
 
@@ -58,7 +63,7 @@ def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width:
         console.print(Text(head_line(table), style="bold"))
         for banner in table.banners:
             console.print(Text(f"! {banner}", style="bold"))
-        for part in PARTS:
+        for part in _parts(table):
             for positions in _fitting(table, _columns_of(table, part), width):
                 console.print()
                 console.print(_rich_table(table, positions))
@@ -128,7 +133,7 @@ def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str
     for table in tables:
         lines += [f"**{_markdown(head_line(table))}**", ""]
         lines += [line for banner in table.banners for line in (f"> **{_markdown(banner)}**", "")]
-        for part in PARTS:
+        for part in _parts(table):
             lines += [*_markdown_part(table, _columns_of(table, part)), "", f"*{_markdown(legend(table, part))}*", ""]
         notes = [f"- {_markdown(line)}" for line in lines_beneath(table)]
         lines += [*notes, ""] if notes else []
@@ -220,7 +225,7 @@ def render_latex(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
     """LaTeX tables for the package booktabs, one `table` environment per part."""
     lines = [r"% needs \usepackage{booktabs}"]
     for table in tables:
-        for part in PARTS:
+        for part in _parts(table):
             lines += ["", *_latex_part(table, part)]
     lines += [rf"\par {_latex(line)}" for line in _invalid(invalid)]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Collection
@@ -12,7 +13,10 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from benchmark.delta import Variant
+from benchmark.record import Record, value_at
 from benchmark.render import render_csv, render_latex, render_markdown, render_terminal
+from benchmark.speed_files import NetworkSpeed, SpeedResults, read_speed
+from benchmark.speed_jobs import light_settings
 from benchmark.store import Store, write_atomic
 from benchmark.tables import aggregate, invalid_lines
 from datasets.errors import UsageError
@@ -65,7 +69,11 @@ def report(
         raise UsageError(_nothing_to_report(directory))
     if keys is not None:
         records = [record for record in records if not record.cell or record.key in keys]
-    tables, invalid = aggregate(records, variant, reference=reference, allow_red=allow_red), invalid_lines(records)
+    speed = read_speed(directory)
+    tables = aggregate(
+        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
+    )
+    invalid = [*invalid_lines(records), *speed.problems]
     match format:
         case "terminal":
             return render_terminal(tables, invalid, width, color)
@@ -75,6 +83,18 @@ def report(
             return render_csv(tables, invalid)
         case "latex":
             return render_latex(tables, invalid)
+
+
+def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
+    """The light measurement of a record's network, of the device that it was trained on where there are several."""
+    graph = record.graph.get("hash")
+    devices = ("cpu", "cuda") if value_at(record.environment, "device") == "cpu" else ("cuda", "cpu")
+    for device in devices:
+        for mode in ("joint", "mixed"):
+            found = speed.find(str(graph), light_settings(device).name, mode)
+            if found is not None:
+                return found
+    return None
 
 
 def _holds_records(directory: Path) -> bool:

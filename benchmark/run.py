@@ -16,6 +16,7 @@ from datasets.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from benchmark.cell import RunSettings
     from benchmark.planning import PlannedCell
     from benchmark.report import Format
     from benchmark.store import Store
@@ -105,6 +106,7 @@ def run_suite(
     jobs: int | None = None,
     data_root: Path | None = None,
     refresh_stale: bool = False,
+    speed: bool = True,
     console: Console | None = None,
 ) -> int:
     """Run what has no record yet and write the tables; returns the exit code. Raises UsageError before the
@@ -139,13 +141,15 @@ def run_suite(
     )
     if missing_reference(cells):
         console.print("Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
+    settings = RunSettings(
+        out=out, data_root=data_root, device=chosen, plugins=suite.plugins, refresh_stale=refresh_stale
+    )
     if pending:
-        settings = RunSettings(
-            out=out, data_root=data_root, device=chosen, plugins=suite.plugins, refresh_stale=refresh_stale
-        )
         with RunView(console, [cell.title for cell in pending]) as view:
             for event in LocalExecutor(settings, n_jobs).run(pending):
                 view.show(event)
+    if speed:
+        _measure_speed(store, cells, settings, console)
     _write_tables(out, console)
     return 0 if all(store.is_done(cell.key) for cell in cells) else EXIT_NOT_DONE
 
@@ -209,6 +213,23 @@ def _pending(cells: Sequence[PlannedCell], store: Store, refresh_stale: bool, co
     return pending
 
 
+def _measure_speed(store: Store, cells: Sequence[PlannedCell], settings: RunSettings, console: Console) -> None:
+    """The light measurement of what is new, with no worker busy. Speed never decides the exit code of a run."""
+    from benchmark.speed_jobs import measure_light
+
+    keys = {cell.key for cell in cells if store.is_done(cell.key)}
+    if not keys:
+        return
+    console.print("Measuring throughput; keep the machine quiet for a moment ...")
+    try:
+        found = measure_light(store, keys=keys, device=settings.device, plugins=settings.plugins)
+    except UsageError as error:
+        console.print(f"Speed was not measured: {error}", highlight=False, markup=False, soft_wrap=True)
+        return
+    for line in found.failures:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _write_tables(out: Path, console: Console) -> None:
     """Tables to the terminal, and as files beside the records."""
     from benchmark.report import report
@@ -245,6 +266,7 @@ def run(
         bool, typer.Option("--plan", help="Print cells, time, memory and disk; train nothing.")
     ] = False,
     probe: Annotated[bool, typer.Option(help="With --plan: time a few steps of what has no record yet.")] = True,
+    speed: Annotated[bool, typer.Option(help="Measure throughput at the end, about 15 seconds for quick.")] = True,
     smoke: Annotated[bool, typer.Option("--smoke", help="Run every cell for two steps, into OUT/smoke.")] = False,
 ) -> None:
     """Run a suite: train what has no record yet, then print the tables.
@@ -273,8 +295,10 @@ def run(
             code = print_plan(chosen, folder, device=device, jobs=jobs, data_root=root, probe=probe)
             raise typer.Exit(code)
         if smoke:
-            chosen, folder = smoke_suite(chosen), folder / "smoke"
-        code = run_suite(chosen, folder, device=device, jobs=jobs, data_root=root, refresh_stale=refresh_stale)
+            chosen, folder, speed = smoke_suite(chosen), folder / "smoke", False
+        code = run_suite(
+            chosen, folder, device=device, jobs=jobs, data_root=root, refresh_stale=refresh_stale, speed=speed
+        )
     except UsageError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ from benchmark.quantities import (
     SHARED,
     Column,
     Measured,
+    SpeedOf,
     delta_column,
     is_reference,
     measure,
@@ -102,18 +103,20 @@ def aggregate(
     *,
     reference: str | None = None,
     allow_red: bool = False,
+    speed_of: SpeedOf | None = None,
 ) -> list[Table]:
     """One table per table key, ordered by what their heads say; invalid records are left out.
 
     reference: label or method of the row that the others are tested against, None for the method that is one by
-    itself. allow_red: a table with red rows is not ranked at all, under a banner. Raises UsageError for a reference
-    that no table has, and where one cell has two records, which counted twice would pass for two seeds.
+    itself. speed_of: the measurement of a record's network, where it was measured. allow_red: a table with red rows is
+    not ranked at all, under a banner. Raises UsageError for a reference that no table has, and where one cell has two
+    records, which counted twice would pass for two seeds.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
             groups[table_key(record.cell)].append(record)
-    tables = [_table(key, group, variant, reference, allow_red) for key, group in groups.items()]
+    tables = [_table(key, group, variant, reference, allow_red, speed_of) for key, group in groups.items()]
     if reference is not None and all(table.reference is None for table in tables):
         raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
     return sorted(tables, key=lambda table: (*table.head.values(), table.key))
@@ -124,13 +127,21 @@ def invalid_lines(records: Iterable[Record]) -> list[str]:
     return [record.error["message"] for record in records if record.status == INVALID and record.error is not None]
 
 
-def _table(key: str, records: Sequence[Record], variant: Variant, wanted: str | None, allow_red: bool) -> Table:
+def _table(
+    key: str,
+    records: Sequence[Record],
+    variant: Variant,
+    wanted: str | None,
+    allow_red: bool,
+    speed_of: SpeedOf | None,
+) -> Table:
     tasks = [str(task) for task in cast("Sequence[object]", value_at(records[0].cell, "data", "tasks"))]
     seeds = sorted({seed_of_record(record) for record in records})
     baselines, notes = _baselines(records)
     labels, groups = _labelled_rows(records)
     measured = [
-        [measure(record, baselines, tasks, variant) for record in group if record.status == "done"] for group in groups
+        [measure(record, baselines, tasks, variant, speed_of) for record in group if record.status == "done"]
+        for group in groups
     ]
     columns = ordered_columns([column for row in measured for one in row for column in one.values], tasks, variant)
     rows = [_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
@@ -141,7 +152,7 @@ def _table(key: str, records: Sequence[Record], variant: Variant, wanted: str | 
     statistics = dict(_statistics(rows, columns, ranked, reference))
     notes += _delta_notes(labels, measured) if baselines else [NO_REFERENCE]
     notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
-    notes += _sparse_notes(labels, groups)
+    notes += [*_sparse_notes(labels, groups), *_speed_notes(records, speed_of)]
     banners = [TEST_SELECTED] if value_at(records[0].cell, "selection", "select_on") == "test" else []
     banners += [RED_ALLOWED] if allow_red and audit.red else []
     return Table(
@@ -330,6 +341,22 @@ def _delta_notes(labels: Sequence[str], measured: Sequence[Sequence[Measured]]) 
             if one.reason is not None:
                 seeds[label, one.reason].append(str(one.seed))
     return [f"Delta_m {DASH} of {label}, seed {', '.join(at)}: {reason}" for (label, reason), at in seeds.items()]
+
+
+def _speed_notes(records: Sequence[Record], speed_of: SpeedOf | None) -> list[str]:
+    """How speed was measured, with the A/A ratio; several measurements in one table are not compared with
+    each other.
+    """
+    found = [speed for record in records if speed_of is not None and (speed := speed_of(record)) is not None]
+    measurements = {speed.measurement.started: speed.measurement for speed in found}
+    notes = []
+    for measurement in measurements.values():
+        aa = DASH if measurement.aa is None else f"{measurement.aa:.3f}"
+        flags = f" ({', '.join(measurement.flags)})" if measurement.flags else ""
+        notes.append(f"speed: {measurement.settings.name} on {measurement.device}, A/A {aa}{flags}")
+    if len(measurements) > 1:
+        notes.append("speed: rows of several measurements; compare r, not images/s")
+    return notes
 
 
 def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:

@@ -49,6 +49,8 @@ def test_a_run_prints_a_table_and_the_next_one_trains_nothing(suite: Path, tmp_p
     files = {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")}
     assert len(files) == 2
     assert {path.name for path in out.glob("table.*")} == {"table.md", "table.csv", "table.tex"}
+    assert "A/A" in first.stdout
+    assert "images/s" in first.stdout
     second = command(suite, "--out", out)
     assert second.returncode == 0
     assert "2 with a record, 0 to run" in second.stdout
@@ -108,7 +110,9 @@ def test_damaged_and_foreign_records_are_run_again_and_kept(suite: Path, tmp_pat
     path = store.record_path(planned.document)
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "status": "done"', encoding="utf-8")
-    result = CliRunner().invoke(app, [str(suite), "--methods", "hard_sharing", "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, [str(suite), "--methods", "hard_sharing", "--out", str(tmp_path / "out"), "--no-speed"]
+    )
     assert result.exit_code == 0, result.output
     assert store.is_done(planned.key)
     assert [file.read_text(encoding="utf-8") for file in (tmp_path / "out" / "history").rglob("*.json")]
@@ -143,7 +147,7 @@ def test_a_missing_baseline_is_said_at_the_start(suite: Path, tmp_path: Path, mo
 def test_the_console_script_has_the_same_commands() -> None:
     result = CliRunner().invoke(sharebench.app, ["--help"])
     assert result.exit_code == 0
-    for name in ("run", "report", "list"):
+    for name in ("run", "report", "list", "throughput"):
         assert name in result.stdout
     assert CliRunner().invoke(sharebench.app, ["list", "hard_sharing"]).exit_code == 0
 

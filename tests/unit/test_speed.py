@@ -323,6 +323,15 @@ def test_a_shared_warm_up_counts_its_seconds_for_the_whole() -> None:
     assert clock.now == 2300 * MS  # not 8 s; three of four were a step short of 2 s when their fifth group ended
 
 
+@pytest.mark.parametrize(("shared", "seconds"), [(False, 6), (True, 2)])
+def test_networks_are_warmed_up_one_after_another_unless_they_share(shared: bool, seconds: float) -> None:
+    clock = Clock()
+    networks = {"A": clock.network(10)}
+    rule = WarmUpRule(shared=shared)
+    measure_pairs(clock.network(10), clock.network(10), networks, pairs=2, rule=rule, clock=clock)
+    assert seconds <= (clock.now - 8 * 10 * MS) / 1e9 <= seconds + 0.3
+
+
 def test_unstable_networks_are_flagged() -> None:
     clock = Clock()
     rule = WarmUpRule(steps=10, seconds=0, limit_s=0.1)
