@@ -189,7 +189,10 @@ class TaskGraph:
             values[node.name] = graph.call_module(node.name, tuple(values[value.name] for value in node.inputs))
         graph.output({task: values[self.outputs[task].name] for task in tasks or self.tasks})
         root: dict[str, Any] = {node.name: node.module for node in nodes}
-        return fx.GraphModule(root, graph, class_name="TaskGraphModule")
+        module = fx.GraphModule(root, graph, class_name="TaskGraphModule")
+        # fx wraps every call to annotate errors with its source; at batch size 1 the wrapper costs a percent or two.
+        type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+        return module
 
     def network(self) -> GraphNetwork:
         """The graph as a network that is called with images and the tasks wanted."""

@@ -295,6 +295,8 @@ def test_two_measurements_or_another_device_say_nothing() -> None:
     assert code == 0
     assert any("another at cpu-b8-fp32-contiguous-t1-eager has 0" in line for line in lines(findings))
     assert judged(two(), speeds=[measured(0.1, number=9, settings=SpeedSettings(batch=1))])[0] == 0
+    held = {"env": {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}}
+    assert judged(two(), speeds=[measured(0.1, number=9, environment=held)])[0] == 0
 
 
 def test_a_run_without_speed_is_said_and_passes() -> None:
@@ -391,6 +393,10 @@ def test_an_accepted_speed_ends_the_old_measurements() -> None:
     assert judged(two(), after, slower)[0] == 0
     again = accepted(two(), slower, "again", after, ())
     assert len(again.speed) == 3  # a measurement counts once
+    # A folder that was measured before and after the change brings its old measurement along: it stays ended.
+    old, new = measured(0.90, number=0), measured(0.5, number=10)
+    after = accepted(two(), [old, new], "x", base(), superseded(compare(two(), base(), [old, new])))
+    assert [next(iter(entry.r.values()))["joint"] for entry in after.speed] == [0.5]
 
 
 def test_bits_of_two_threads_are_no_baseline() -> None:
