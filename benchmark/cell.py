@@ -311,6 +311,8 @@ class _CellRun:
             "units": {task.name: task.unit for task in self.spec.tasks},
             "batch_norm": "per_sub_expression",
             "input_size": list(self.spec.native_size),
+            "facts": dict(trainer.facts),
+            "flags": list(trainer.flags),
         }
 
     def _artifacts(self, trainer: CellTrainer, graph: TaskGraph) -> dict[str, Any]:
@@ -323,6 +325,9 @@ class _CellRun:
             buffer = io.BytesIO()
             np.save(buffer, array, allow_pickle=False)
             entries[name] = self.store.write_artifact(self.planned.key, name, buffer.getvalue(), "array")
+        for name, figure in trainer.figures.items():
+            text = figure.model_dump_json(exclude_defaults=False).encode()
+            entries[f"figure-{name}"] = self.store.write_artifact(self.planned.key, f"figure-{name}", text, "figure")
         return entries
 
     def _versions(self) -> dict[str, Any]:

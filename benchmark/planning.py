@@ -18,7 +18,8 @@ from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec, read_options
 from datasets.transforms import augmentation
-from methods.backbone import BackboneConfig, create_backbone, supported_backbones
+from methods.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
+from methods.contracts import Budget
 from methods.registry import AnyMethod, get_method
 
 # Heads are the suite's own and equal for all rows; their name is part of every cell's key.
@@ -30,13 +31,14 @@ class PlannedCell:
     """A cell whose names are known and whose defaults are filled in.
 
     document: what the key is the hash of; without paths, so that a folder of results can move. weights: `none`,
-    `pretrained` or a path.
+    `pretrained` or a path. notes: what its method says of this pairing, for whoever reads the plan.
     """
 
     settings: Cell
     document: dict[str, Any]
     weights: str
     is_reference: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -52,8 +54,7 @@ class PlannedCell:
 
 def plan(suite: Suite) -> list[PlannedCell]:
     """All cells of a suite, baselines of Delta_m first so that others find their networks. Raises UsageError."""
-    cells = [resolve(cell) for cell in suite.cells()]
-    _check_backbones(cells)
+    cells = _checked([resolve(cell) for cell in suite.cells()])
     keys: dict[str, str] = {}
     for cell in cells:
         if cell.key in keys:
@@ -76,18 +77,41 @@ def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
     )
 
 
-def _check_backbones(cells: Sequence[PlannedCell]) -> None:
-    """Build each distinct backbone once: sizes, options and weight files that do not fit are found here."""
-    seen: set[bytes] = set()
+def _checked(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """The cells with the notes of their methods.
+
+    Each distinct backbone is built once and shown to each distinct method: sizes, options and weight files that do not
+    fit, and methods that cannot run on it, are found here. Raises UsageError.
+    """
+    backbones: dict[bytes, Backbone] = {}
+    notes: dict[bytes, tuple[str, ...]] = {}
+    checked = []
     for cell in cells:
+        spec = cell_spec(cell.settings)
         key = canonical_json([cell.document["backbone"], cell.document["data"]])
-        if key not in seen:
-            seen.add(key)
-            config = backbone_config(cell.settings, cell_spec(cell.settings))
+        if key not in backbones:
             # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
             # them.
             weights = "none" if cell.weights == "pretrained" else cell.weights
-            create_backbone(config, weights=weights, seed=0)
+            backbones[key] = create_backbone(backbone_config(cell.settings, spec), weights=weights, seed=0)
+        pair = canonical_json([cell.document[part] for part in ("method", "backbone", "data", "budget")])
+        if pair not in notes:
+            name, budget = cell.settings.method.name, cell.settings.budget
+            method = get_method(name)
+            made = method(method_params(method, name, cell.settings.method.params))
+            notes[pair] = tuple(made.check(spec, backbones[key], Budget(budget.steps, budget.cycles)))
+        checked.append(dataclasses.replace(cell, notes=notes[pair]))
+    return checked
+
+
+def notes_of(cells: Sequence[PlannedCell]) -> list[str]:
+    """The notes of the cells, each once, with the method and backbone that it is about."""
+    lines = {
+        f"{cell.settings.method.name} on {cell.settings.backbone.name}, {cell.settings.data.dataset}: {note}": None
+        for cell in cells
+        for note in cell.notes
+    }
+    return list(lines)
 
 
 def missing_reference(cells: Sequence[PlannedCell]) -> bool:

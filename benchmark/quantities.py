@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 from benchmark.delta import Delta, Variant, delta_m
-from benchmark.record import Record, value_at
+from benchmark.record import Fact, Record, value_at
 
 if TYPE_CHECKING:
     from benchmark.speed_files import NetworkSpeed
 
-Part = Literal["accuracy", "size and compute", "cost", "speed"]
-Form = Literal["value", "signed", "count", "ratio", "share", "steps", "seconds"]
+Part = Literal["accuracy", "size and compute", "cost", "found", "speed"]
+Form = Literal["value", "signed", "count", "ratio", "share", "steps", "seconds", "plain"]
 
 # Values of the audit field `reference`: the baseline of Delta_m; the row that the others are tested against, which is
 # also the control of search cost where it trains for the whole budget of a search.
@@ -128,6 +128,7 @@ def measure(
     values[delta_column(variant)] = relative.value
     values.update(zip(SIZE_COLUMNS, _sizes(record, tasks), strict=True))
     values.update(zip(COST_COLUMNS, _costs(record), strict=True))
+    values.update(_facts(record))
     speed = speed_of(record) if speed_of is not None else None
     if speed is not None and speed.entry.images_per_s is not None:
         values.update(
@@ -162,10 +163,19 @@ def _costs(record: Record) -> tuple[float | None, ...]:
     return (*(number_at(record.cost, *path) for path in paths), number_at(record.cost, "weight_steps"))
 
 
+def _facts(record: Record) -> dict[Column, float | None]:
+    """What the method tells of what it found: no results, so neither ranked nor given an arrow."""
+    facts = cast("Mapping[str, Fact]", record.audit.get("facts") or {})
+    return {Column("", name, fact["unit"], None, "found", "plain"): fact["value"] for name, fact in facts.items()}
+
+
 def ordered_columns(found: Collection[Column], tasks: Sequence[str], variant: Variant) -> tuple[Column, ...]:
-    """Metrics in the order of tasks and registry, then Delta_m, sizes and costs, which are always there, and speed."""
+    """Metrics in the order of tasks and registry, then Delta_m, sizes and costs, which are always there, what methods
+    tell of what they found, in their own order, and speed.
+    """
+    facts = dict.fromkeys(column for column in found if column.part == "found")
     speed = [column for column in SPEED_COLUMNS if column in set(found)]
-    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *speed)
+    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *facts, *speed)
     task_rank = {task: position for position, task in enumerate(tasks)}
     metric_rank = {name: position for position, name in enumerate(_METRIC_ORDER)}
 

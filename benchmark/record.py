@@ -53,6 +53,13 @@ class ErrorEntry(TypedDict):
     task: str | None
 
 
+class Fact(TypedDict):
+    """One number about what a method found, in the audit part of a record; value is None where it could not be had."""
+
+    value: float | None
+    unit: str
+
+
 class ArtifactEntry(TypedDict):
     """A file beside the records; `file` is relative to the store's root, with forward slashes."""
 

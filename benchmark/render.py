@@ -25,7 +25,7 @@ from benchmark.wording import (
     seeds_text,
 )
 
-PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "speed")
+PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "found", "speed")
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",

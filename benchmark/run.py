@@ -115,7 +115,7 @@ def run_suite(
     from benchmark.cell import RunSettings
     from benchmark.console import RunView, make_console
     from benchmark.executors import LocalExecutor
-    from benchmark.planning import missing_reference, plan
+    from benchmark.planning import missing_reference, notes_of, plan
     from benchmark.plugins import load_plugins
     from benchmark.store import Store, write_atomic
 
@@ -141,6 +141,8 @@ def run_suite(
     )
     if missing_reference(cells):
         console.print("Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
+    for line in notes_of(pending):
+        console.print(f"Note: {line}", highlight=False, markup=False, soft_wrap=True)
     settings = RunSettings(
         out=out, data_root=data_root, device=chosen, plugins=suite.plugins, refresh_stale=refresh_stale
     )

@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmark.cell import RunSettings
 from benchmark.estimate import Estimate, estimates_from, from_record, kind_of, probe_cell, total
 from benchmark.executors import LocalExecutor
-from benchmark.planning import PlannedCell
+from benchmark.planning import PlannedCell, notes_of
 from benchmark.store import Store
 
 DASH = "\N{EN DASH}"  # what is not known
@@ -33,7 +33,7 @@ def show_plan(
             estimates |= _probe(list(unknown.values()), settings, failures)
     console.print(_table(cells, pending, estimates))
     _summarise(pending, estimates, jobs, console)
-    for line in failures:
+    for line in [*notes_of(cells), *failures]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 1 if failures else 0
 

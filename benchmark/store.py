@@ -61,6 +61,7 @@ _SUFFIXES = {
     "array": ".npy",
     "weights": ".safetensors",
     "graph": ".json",
+    "figure": ".json",
     "json": ".json",
     "text": ".txt",
     "image": ".png",

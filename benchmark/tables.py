@@ -152,7 +152,7 @@ def _table(
     statistics = dict(_statistics(rows, columns, ranked, reference))
     notes += _delta_notes(labels, measured) if baselines else [NO_REFERENCE]
     notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
-    notes += [*_sparse_notes(labels, groups), *_speed_notes(records, speed_of)]
+    notes += [*_flag_notes(labels, groups), *_sparse_notes(labels, groups), *_speed_notes(records, speed_of)]
     banners = [TEST_SELECTED] if value_at(records[0].cell, "selection", "select_on") == "test" else []
     banners += [RED_ALLOWED] if allow_red and audit.red else []
     return Table(
@@ -356,6 +356,18 @@ def _speed_notes(records: Sequence[Record], speed_of: SpeedOf | None) -> list[st
         notes.append(f"speed: {measurement.settings.name} on {measurement.device}, A/A {aa}{flags}")
     if len(measurements) > 1:
         notes.append("speed: rows of several measurements; compare r, not images/s")
+    return notes
+
+
+def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
+    """What methods say is not as it should be in their runs, with the seeds."""
+    notes = []
+    for label, group in zip(labels, groups, strict=True):
+        seeds: dict[str, list[str]] = defaultdict(list)
+        for record in group:
+            for flag in cast("Sequence[str]", record.audit.get("flags") or ()):
+                seeds[flag].append(str(seed_of_record(record)))
+        notes += [f"{label}: {flag} (seed {', '.join(found)})" for flag, found in seeds.items()]
     return notes
 
 

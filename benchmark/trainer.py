@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from benchmark.checkpoints import Checkpoints
 from benchmark.evaluate import evaluate
 from benchmark.ledger import Ledger
+from benchmark.record import Fact
 from benchmark.selection import BestOnSelect
 from benchmark.stage_run import Progress, StageRun, TrainingContext
 from datasets.contracts import Batch, DatasetSpec
@@ -28,6 +29,7 @@ from datasets.errors import ProtocolError
 from methods.backbone import Backbone
 from methods.contracts import Budget, Metrics, Purpose, Role, SingleTask, Stage, StageResult
 from methods.cost import MacCounter
+from methods.figures import Figure
 from methods.heads import create_head
 from methods.operations import Operation
 from methods.streams import generator, seed_of
@@ -46,6 +48,9 @@ class CellTrainer:
         self.ledger = Ledger()
         self.curves: dict[str, list[float]] = {}
         self.artifacts: dict[str, np.ndarray] = {}
+        self.figures: dict[str, Figure] = {}
+        self.facts: dict[str, Fact] = {}
+        self.flags: list[str] = []
         self.selected: dict[str, int] = {}
         self.search_roles: set[Role] = set()
         self._checkpoints = Checkpoints(folder, context.version)
@@ -132,6 +137,21 @@ class CellTrainer:
     def artifact(self, name: str, array: np.ndarray | Tensor) -> None:
         """Store an array with the record; a later one of that name replaces it."""
         self.artifacts[name] = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+    # What follows comes from code between stages, which a resumed run repeats: checkpoints need not hold it.
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Store a picture, as data."""
+        self.figures[name] = figure
+
+    def fact(self, name: str, value: float | None, unit: str = "") -> None:
+        """Store a number about what was found."""
+        self.facts[name] = {"value": None if value is None else float(value), "unit": unit}
+
+    def flag(self, text: str) -> None:
+        """Store a sentence about what is not as it should be."""
+        if text not in self.flags:
+            self.flags.append(text)
 
     # What the harness adds
 

@@ -36,6 +36,7 @@ _LEGENDS = {
     "r: relative to the plain backbone without heads, r_stl: to the single-task row, in the same run",
     "cost": "search cost: everything before the final training; final cost: the final training; "
     "weight_steps: updates that the deployed weights have received",
+    "found": "what each method tells of what it found; list METHOD says what the numbers are",
 }
 _TWO_SEEDS = "two seeds: mean and both values; no test, no rank: tests begin at three seeds"
 _NO_TESTS = "no tests: fewer than two rows have every seed and no red difference"
@@ -103,6 +104,8 @@ def _decimals(form: Form, mean: float, unit: str) -> int:
         return 2
     if form == "share":
         return 3
+    if form == "plain":
+        return 0 if mean == int(mean) else 2 if abs(mean) >= 1 else 4
     if form in ("steps", "seconds"):
         return 0 if mean == int(mean) or abs(mean) >= 100 else 1
     return _DECIMALS.get(unit, 4 if abs(mean) < 10 else 2)

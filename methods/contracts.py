@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from methods.backbone import Backbone
+    from methods.figures import Figure
     from methods.task_graph import Operation, TaskGraph
 
 
@@ -241,6 +242,17 @@ class Trainer(Protocol):
     def artifact(self, name: str, array: np.ndarray | Tensor) -> None:
         """Store an array with the record (affinities, policies, gate paths)."""
 
+    def figure(self, name: str, figure: Figure) -> None:
+        """Store a picture with the record, as data; reports draw it. A later one of that name replaces it."""
+
+    def fact(self, name: str, value: float | None, unit: str = "") -> None:
+        """Store one number about what was found (edges kept, units executed, accuracy lost at a cut): a column of the
+        tables. None: it could not be had. Full words; the later one of a name holds.
+        """
+
+    def flag(self, text: str) -> None:
+        """Say beneath the tables that something of this run is not as it should be (gates that never moved)."""
+
 
 P = TypeVar("P", bound=MethodParams)
 
@@ -263,6 +275,13 @@ class Method(abc.ABC, Generic[P]):
 
     def __init__(self, params: P) -> None:
         self.params = params
+
+    def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
+        """Called when a run is planned, before anything is trained: notes for whoever reads the plan.
+
+        Raises UsageError where this method with its parameters cannot run on this data, backbone and budget.
+        """
+        return ()
 
     @abc.abstractmethod
     def run(self, trainer: Trainer) -> TaskGraph:
