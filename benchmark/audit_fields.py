@@ -68,6 +68,15 @@ def _rest(section: str, *named_apart: str) -> Read:
     return read
 
 
+_OWN_FIELDS = ("augmentation", "balancing", "batch_size", "channels_last", "optimizer", "precision", "schedule")
+
+
+def _recipe(record: Record) -> object:
+    """What the recipe holds beside the fields that have a name, and whether the method trains by its own instead."""
+    settings = _rest("recipe", *_OWN_FIELDS)(record)
+    return [settings, "the method's own"] if record.audit.get("recipe") == "published" else settings
+
+
 def _balancing(record: Record) -> object:
     name, params = (value_at(record.cell, "recipe", "balancing", key) for key in ("name", "params"))
     return UNKNOWN if name is None else [name, params] if params else name
@@ -101,7 +110,6 @@ def cost_of(record: Record, part: str) -> float | None:
     return number_at(record.cost, part, "images")
 
 
-_OWN_FIELDS = ("augmentation", "balancing", "batch_size", "channels_last", "optimizer", "precision", "schedule")
 FIELDS: tuple[Field, ...] = (
     Field(
         "data",
@@ -133,7 +141,7 @@ FIELDS: tuple[Field, ...] = (
     Field("selection", "red", _rest("selection", "rule", "evaluations"), group="selection"),
     Field("epoch rule", "red", _at("cell.selection.rule"), group="selection"),
     Field("evaluations", "red", _at("cell.selection.evaluations"), group="selection"),
-    Field("recipe", "red", _rest("recipe", *_OWN_FIELDS), group="recipe"),
+    Field("recipe", "red", _recipe, group="recipe"),
     Field("optimizer", "red", _at("cell.recipe.optimizer"), group="recipe"),
     Field("schedule", "red", _at("cell.recipe.schedule"), group="recipe"),
     Field("steps", "red", _at("cell.budget"), group="recipe"),

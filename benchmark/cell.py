@@ -302,6 +302,7 @@ class _CellRun:
             "tuning_trials": 1,  # one setting a row: the published defaults, or what the suite's author wrote
             "search_roles": sorted(role.value for role in trainer.search_roles),
             "draws": int(getattr(method, "draws", 1)),
+            "recipe": str(getattr(method, "recipe", "suite")),
             "developed_here": False,  # no default of ours was chosen by trials on a data set
             "extra_data": "none",
             "loaders": "joint" if self.spec.domains == "single" else "per task",

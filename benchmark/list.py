@@ -72,6 +72,8 @@ def _method(name: str) -> Iterator[str]:
     yield "Parameters" if method.Params.model_fields else "No parameters"
     for key, field in method.Params.model_fields.items():
         yield f"  {key} = {field.get_default(call_default_factory=True)!r}"
+    for paragraph in method.about():
+        yield from textwrap.wrap(paragraph, _WIDTH, subsequent_indent="  ")
     yield "Where each part comes from"
     for statement in method.fidelity.statements:
         yield from textwrap.wrap(

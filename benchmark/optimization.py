@@ -86,10 +86,15 @@ class StageOptimizers:
         if scheduled:
             self._optimizers.append(_optimizer(settings, scheduled))
         self._rates = [group["lr"] for group in scheduled]
-        self._optimizers.extend(_optimizer(spec, [{"params": parameters}]) for spec, parameters in own)
+        self._own = [(spec, _optimizer(spec, [{"params": parameters}])) for spec, parameters in own]
+        self._optimizers.extend(optimizer for _, optimizer in self._own)
 
     def set_rates(self, step: int, steps: int) -> None:
-        """Apply the recipe's schedule for this step of the stage."""
+        """Apply the recipe's schedule for this step of the stage, and what own optimizers prescribe."""
+        for spec, optimizer in self._own:
+            if spec.decay_every is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = spec.lr * spec.decay ** (step // spec.decay_every)
         if self._rates:
             factor = schedule_factor(self.recipe.schedule, step, steps)
             for group, rate in zip(self._optimizers[0].param_groups, self._rates, strict=True):

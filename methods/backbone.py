@@ -37,6 +37,7 @@ from methods.operations import Config, Operation, register_operation
 from methods.streams import seeded
 
 Part = Literal["stem", "block", "skip", "execute", "tail", "pool_norm"]
+_PRETRAINING_SIZE = (224, 224)  # takes every family with a position embedding; blocks do not depend on it
 _PROBE_SIZE = (256, 256)  # any multiple of the largest reduction; features are measured on it, on the meta device
 
 
@@ -196,6 +197,15 @@ class Backbone:
 def supported_backbones() -> list[str]:
     """Names that `create_backbone` takes, each also with one of timm's pretrained tags, in alphabetical order."""
     return supported_names()
+
+
+def count_units(name: str) -> tuple[int, int]:
+    """(blocks that can be skipped, blocks) of a backbone, without its weights. Raises UsageError as
+    `create_backbone`.
+    """
+    size = _PRETRAINING_SIZE if find_family(name).fixed_size else None
+    cut = _skeleton(BackboneConfig(name, image_size=size))
+    return sum(form.skips(module) for module, form in cut.blocks), len(cut.blocks)
 
 
 def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", seed: int) -> Backbone:

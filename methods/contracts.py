@@ -73,9 +73,10 @@ class MethodParams(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimizer that a method's paper prescribes for a group of parameters, in place of the recipe's; constant rate.
+    """An optimizer that a method's paper prescribes for a group of parameters, in place of the recipe's.
 
-    `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it.
+    `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. The rate is constant, or
+    multiplied by `decay` every `decay_every` steps of the stage.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -83,13 +84,15 @@ class OptimizerSpec:
     weight_decay: float = 0.0
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    decay_every: int | None = None
+    decay: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that a stage trains. `added` and `heads` use the heads' learning rate of the recipe (measurement 4g).
 
-    optimizer: None takes the recipe's optimizer and schedule; else its own, at a constant rate.
+    optimizer: None takes the recipe's optimizer and schedule; else its own, with its own rate.
     """
 
     name: Literal["backbone", "added", "heads", "arch"]
@@ -264,7 +267,8 @@ class Method(abc.ABC, Generic[P]):
     refuses multi-domain sets. is_single_task_reference: its rows are the baseline of Delta_m.
     is_comparison_reference: with its defaults it is the row that every other is tested against.
     Optional, read from the instance for the audit: `is_random_architecture` (drawn from a search space, not searched:
-    the control of search cost) and `draws` (final networks trained for one row, 1 where it is absent).
+    the control of search cost), `draws` (final networks trained for one row, 1 where it is absent) and `recipe`
+    (`published` where the final network is trained by the method's own recipe, `suite` where it is absent).
     """
 
     Params: ClassVar[type[MethodParams]]
@@ -275,6 +279,11 @@ class Method(abc.ABC, Generic[P]):
 
     def __init__(self, params: P) -> None:
         self.params = params
+
+    @classmethod
+    def about(cls) -> Sequence[str]:
+        """What `list` says beyond parameters and fidelity, a paragraph each."""
+        return ()
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """Called when a run is planned, before anything is trained: notes for whoever reads the plan.
