@@ -174,14 +174,14 @@ class AdaShare(Method[AdaShareParams]):
         return network
 
     def _look(self, trainer: Trainer, network: SearchNetwork, plan: Schedule, c: int) -> None:
-        """Note the course after c completed cycles and, from `best_after` on, judge the policies on select.
+        """Note the course after c completed cycles; where the plan says so, judge the policies on select.
 
         Everything goes into the network's buffers, which a resumed run gets back.
         """
         network.course[c].copy_(network.policies.alpha().detach())
         trainer.log("search/tau", network.policies.tau)
         trainer.log("search/unlocked units", network.policies.n)
-        if c < plan.best_after:
+        if c not in plan.looks:
             return
         metrics = trainer.evaluate(network, Role.SELECT)
         if network.best_cycle < 0:

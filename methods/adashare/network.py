@@ -77,16 +77,16 @@ class SkipNetwork(nn.Module):
         """Decisions for one call, [K][L]; all executed."""
         return [[True] * len(self.units)] * len(self.tasks)
 
-    def n_common(self) -> int:
-        """Leading blocks that are computed once: those that every task executes on an equal input."""
-        return 0
+    def n_common(self) -> int | None:
+        """Leading blocks that all tasks execute on an equal input: computed once. None where inputs differ."""
+        return None
 
     def forward(self, images: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
         """images: {input: float [B, C, H, W]}; gives {task: prediction}."""
         decisions = self.decide()
         positions = [self.tasks.index(task) for task in tasks]
         n_common = self.n_common()
-        if n_common:
+        if n_common is not None:
             features = self._together(images[SINGLE_INPUT], n_common, positions, decisions)
         else:
             features = {k: self._apart(k, images[self.inputs[k]], decisions[k]) for k in positions}
@@ -233,10 +233,10 @@ class SearchNetwork(SkipNetwork):
             return self.policies.sample(self.streams["gumbel"])
         return self.policies.draw(self.streams["evaluation"])
 
-    def n_common(self) -> int:
+    def n_common(self) -> int | None:
         """The blocks before the first free unit, where tasks share image and norms."""
         if not self.one_image:
-            return 0
+            return None
         return self.n_blocks if self.warming_up else self.units[self.policies.first_free]
 
     @contextmanager

@@ -67,9 +67,10 @@ class AdaShareParams(MethodParams):
     of the cycles. first_free_unit: units below it are never skipped. batch_norm: of the search; `shared` under
     `published` also of the final network, bn_stats_on_skip then lets units that a task skips move the statistics.
     retrain_init: `search` goes on from the searched weights. best_after_cycles: completed cycles before a policy can be
-    the best on select, null takes half of them. n_policies: policies drawn and trained, the best on select is kept.
-    random_policy: the control of the search, a random policy of the size that the same search finds, or of random_size
-    (parameters, macs) without one.
+    the best on select, null takes half of them. search_evaluations: how often the search looks at select from then on,
+    at equal distances. n_policies: policies drawn and trained, the best on select is kept. random_policy: the control
+    of the search, a random policy of the size that the same search finds, or of random_size (parameters, macs) without
+    one.
     """
 
     variant: Literal["official", "paper"] = "official"
@@ -97,6 +98,7 @@ class AdaShareParams(MethodParams):
     bn_stats_on_skip: bool = True
     retrain_init: Literal["initial", "search"] = "initial"
     best_after_cycles: Annotated[int, Field(ge=0)] | None = None
+    search_evaluations: Count = 5
     n_policies: Count = 1
     policy_draw: Literal["bernoulli", "argmax"] = "bernoulli"
     random_policy: bool = False

@@ -91,7 +91,7 @@ def _pairs(values: Tensor, weights: Tensor) -> Tensor:
 def official_sharing(logits: Tensor) -> Tensor:
     """L_sh = sum over pairs and all l of (l / L) |Z_i[l] - Z_j[l]|: deep units weigh most."""
     n_units = logits.shape[1]
-    depth = torch.arange(1, n_units + 1, device=logits.device) / n_units
+    depth = torch.arange(1, n_units + 1, dtype=logits.dtype, device=logits.device) / n_units
     return _pairs(logits[..., 0], depth)
 
 
@@ -100,7 +100,7 @@ def paper_sharing(logits: Tensor) -> Tensor:
     most.
     """
     n_units = logits.shape[1]
-    depth = torch.arange(1, n_units + 1, device=logits.device) / n_units
+    depth = torch.arange(1, n_units + 1, dtype=logits.dtype, device=logits.device) / n_units
     return _pairs(execute_probabilities(logits), 1 - depth)
 
 
@@ -148,7 +148,7 @@ class Policies(nn.Module):
             noise = logistic(self.n_units, rng).to(logits.device, non_blocking=True)
             p = relaxed(logits, noise, self.tau)
             if self.params.hard_samples:  # straight-through: hard forward, the relaxation's gradient
-                p = (p > 0.5).to(p.dtype) + p - p.detach()
+                p = (p > 0.5).to(p.dtype) + (p - p.detach())
             drawn.append([*[True] * first, *p[first:].unbind()])
         return drawn
 

@@ -17,7 +17,9 @@ ARCH_FRACTION = 0.2  # of the training images, the official 80/20 split: how man
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Steps of each stage. best_after: completed cycles before a policy can be the best."""
+    """Steps of each stage. best_after: completed cycles before a policy can be the best. looks: completed cycles after
+    which policies are judged, the last of them the whole search.
+    """
 
     warmup_steps: int
     weight_steps: int
@@ -25,6 +27,7 @@ class Schedule:
     n_cycles: int
     final_steps: int
     best_after: int
+    looks: frozenset[int] = frozenset()
 
 
 def schedule(params: AdaShareParams, data: DatasetSpec, budget: Budget, n_units: int) -> Schedule:
@@ -55,7 +58,13 @@ def schedule(params: AdaShareParams, data: DatasetSpec, budget: Budget, n_units:
         )
     _check_cycles(params, made.n_cycles, n_units)
     best_after = made.best_after if params.best_after_cycles is None else params.best_after_cycles
-    return dataclasses.replace(made, best_after=min(best_after, made.n_cycles))
+    first = min(best_after, made.n_cycles)
+    return dataclasses.replace(made, best_after=first, looks=_spread(first, made.n_cycles, params.search_evaluations))
+
+
+def _spread(first: int, last: int, n: int) -> frozenset[int]:
+    """Up to n whole numbers at equal distances from first to last, last among them."""
+    return frozenset(last - (last - first) * k // max(1, n - 1) for k in range(n))
 
 
 def _unlocked_after(params: AdaShareParams, n_units: int) -> int:
