@@ -83,8 +83,8 @@ class PolicySpace:
     ) -> None:
         self.n_tasks, self.first_free = len(data.task_names), first_free
         self.own_norms = rule == "per_task"
-        self.shares_activations = data.domains == "single" and not self.own_norms
-        units = set(units_of(backbone))
+        self.domains = data.domains
+        self.n_units = len(units_of(backbone))
         shape: Shape = (1, backbone.config.in_chans, *data.native_size)
         self.always, shape = _measure(backbone.stem_operation().module, shape)
         # One entry a block, in order: (shortcut or whole block, branch); no branch where it cannot be skipped.
@@ -100,7 +100,6 @@ class PolicySpace:
                 self.blocks.append((shortcut, branch))
         self.tail, shape = _measure(backbone.tail_operation().module, shape)
         self.heads = [_measure(head(task).module, shape)[0] for task in data.task_names]
-        self.n_units = len(units)
 
     def draw(self, rng: torch.Generator) -> Policy:
         """A random policy."""
@@ -113,15 +112,16 @@ class PolicySpace:
         """Parameters and multiply-accumulates of the deployed network: joint, or the sum where nothing is shared."""
         parameters = sum(head.parameters for head in self.heads)
         macs = sum(head.macs for head in self.heads)
-        paths: list[tuple[object, ...]] = [
-            () if self.shares_activations else (k,) for k in range(self.n_tasks)
-        ]  # what each task has run so far: equal paths are equal features
+        # What each task has run so far: equal paths are equal features. Tasks with images of their own start apart.
+        paths: list[tuple[object, ...]] = [() if self.domains == "single" else (k,) for k in range(self.n_tasks)]
 
         def run(part: _Part, users: Sequence[int]) -> None:
             nonlocal parameters, macs
+            own = self.own_norms and part.norm_parameters > 0
+            for k in users:
+                paths[k] = (*paths[k], k if own else None)
             if users:
-                copies = len(users) - 1 if self.own_norms else 0
-                parameters += part.parameters + copies * part.norm_parameters
+                parameters += part.parameters + own * (len(users) - 1) * part.norm_parameters
                 macs += len({paths[k] for k in users}) * part.macs
 
         everyone = range(self.n_tasks)
@@ -131,7 +131,8 @@ class PolicySpace:
             run(kept, everyone)
             if branch is not None:
                 run(branch, [k for k in everyone if architecture[k][unit]])
-                paths = [(*paths[k], architecture[k][unit]) for k in everyone]
+                for k in everyone:
+                    paths[k] = (*paths[k], architecture[k][unit])
                 unit += 1
         run(self.tail, everyone)
         return ArchitectureSize(parameters, macs)
