@@ -310,7 +310,7 @@ class _CellRun:
             "fidelity": sorted({statement.tag for statement in fidelity.statements}),
             "normalisation": dataclasses.asdict(self.normalise),
             "units": {task.name: task.unit for task in self.spec.tasks},
-            "batch_norm": "per_sub_expression",
+            "batch_norm": str(getattr(method, "final_batch_norm", "per_sub_expression")),
             "input_size": list(self.spec.native_size),
             "facts": dict(trainer.facts),
             "flags": list(trainer.flags),

@@ -267,8 +267,9 @@ class Method(abc.ABC, Generic[P]):
     refuses multi-domain sets. is_single_task_reference: its rows are the baseline of Delta_m.
     is_comparison_reference: with its defaults it is the row that every other is tested against.
     Optional, read from the instance for the audit: `is_random_architecture` (drawn from a search space, not searched:
-    the control of search cost), `draws` (final networks trained for one row, 1 where it is absent) and `recipe`
-    (`published` where the final network is trained by the method's own recipe, `suite` where it is absent).
+    the control of search cost), `draws` (final networks trained for one row, 1 where it is absent), `recipe`
+    (`published` where the final network is trained by the method's own recipe, `suite` where it is absent) and
+    `final_batch_norm` (the norm rule of the final network, `per_sub_expression` where it is absent: that of graphs).
     """
 
     Params: ClassVar[type[MethodParams]]

@@ -56,6 +56,8 @@ class AdaShare(Method[AdaShareParams]):
         self.is_random_architecture = params.random_policy
         self.draws = params.n_policies
         self.recipe = params.recipe
+        if params.batch_norm == "per_task" or self._one_polluted_set:
+            self.final_batch_norm = params.batch_norm
 
     @classmethod
     def about(cls) -> Sequence[str]:
@@ -265,12 +267,17 @@ class AdaShare(Method[AdaShareParams]):
         if params.published is None:
             fit_graph(trainer, name, graph, plan.final_steps)
             return graph
-        if params.batch_norm != "shared":
+        if not self._one_polluted_set:
             trainer.fit(self._final_stage(trainer, plan, name, graph, graph.network()))
             return graph
         fixed = FixedNetwork(data, backbones, {t: head(t) for t in data.task_names}, policy, params.bn_stats_on_skip)
         trainer.fit(self._final_stage(trainer, plan, name, graph, fixed))
         return deploy(data, policy, backbones, head)  # every node starts from the one set of statistics
+
+    @property
+    def _one_polluted_set(self) -> bool:
+        """Whether the final network keeps one set of norm statistics that all tasks move, as the official one does."""
+        return self.params.recipe == "published" and self.params.batch_norm == "shared"
 
     def _final_rule(self) -> BatchNorm:
         """Of the deployed network: norms of each task's own, or one set of weights (statistics belong to nodes)."""

@@ -116,6 +116,14 @@ def test_equal_rows_have_no_findings():
     assert "batch norm per_sub_expression" in found.equal
 
 
+def test_a_row_trained_by_its_own_recipe_is_red():
+    own = [change(record, "audit.recipe", "published") for record in row("b")]
+    suite = [change(record, "audit.recipe", "suite") for record in row("c")]
+    found = finding(audit(row("a"), own, suite), "recipe")
+    assert found.rule == "red"
+    assert "the method's own" in found.text
+
+
 def test_every_field_is_tried():
     assert set(CHANGES) == set(PARAMS)
 

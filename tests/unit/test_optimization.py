@@ -13,7 +13,7 @@ from torch import nn
 from benchmark.optimization import Balancer, StageOptimizers, balancing_names, schedule_factor
 from benchmark.suite import BalancingSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from datasets.errors import UsageError
-from methods.contracts import ParameterGroup
+from methods.contracts import OptimizerSpec, ParameterGroup
 from methods.plain import fit_plain
 from tests.unit.harness import toy_trainer
 
@@ -42,6 +42,23 @@ def test_optimizers_take_the_recipe(name: str, cls: type) -> None:
     (optimizer,) = built._optimizers
     assert type(optimizer) is cls
     assert optimizer.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_own_optimizers_keep_their_rate_or_let_it_fall_by_steps() -> None:
+    """Whatever the recipe's schedule does."""
+    groups = [
+        ParameterGroup("backbone", [nn.Parameter(torch.zeros(1))]),
+        ParameterGroup("heads", [nn.Parameter(torch.zeros(1))], OptimizerSpec("adam", 0.1)),
+        ParameterGroup("arch", [nn.Parameter(torch.zeros(1))], OptimizerSpec("sgd", 0.8, decay_every=3, decay=0.5)),
+    ]
+    built = StageOptimizers(groups, RecipeSettings(schedule=ScheduleSettings(name="poly", warmup=0.0, power=1.0)))
+    found = []
+    for step in range(8):
+        built.set_rates(step, 8)
+        found.append([optimizer.param_groups[0]["lr"] for optimizer in built._optimizers])
+    assert [rates[0] for rates in found] == pytest.approx([0.05 * (1 - step / 8) for step in range(8)])
+    assert {rates[1] for rates in found} == {0.1}
+    assert [rates[2] for rates in found] == pytest.approx([0.8] * 3 + [0.4] * 3 + [0.2] * 2)
 
 
 def test_tied_parameters_are_stepped_once() -> None:
