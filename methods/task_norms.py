@@ -125,4 +125,4 @@ class TaskNorms(nn.Module):
 
 def has_statistics(module: nn.Module) -> bool:
     """Whether a module is a norm that gathers statistics over batches."""
-    return isinstance(module, _NormBase) and module.track_running_stats and module.running_mean is not None
+    return isinstance(module, _NormBase) and module.track_running_stats

@@ -11,7 +11,7 @@ from methods.task_norms import BatchNormRule
 
 Score = Literal["contribution", "ratio", "magnitude", "random"]
 Stop = Literal["budget", "first_bridge", "threshold"]
-GateInit = Literal["auto", "zero", "chain"]
+GateInit = Literal["zero", "chain"]
 Aggregate = Literal["weighted_mean", "sum"]
 
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -59,8 +59,8 @@ class DagSearchParams(MethodParams):
     """variant: `recalled` switches the defaults that replace a recalled form of the paper back to it.
     flow_constant: M, the longest span of an edge; `all` for N - 1. kappa: inner edges per task, N - 1 where it is null.
     squeeze_weight: of L_sq; squeeze_reads: read-ins and read-outs are squeezed too, to kappa + 2 in all.
-    aggregate: `weighted_mean` or `sum` of what enters a state. gate_init: `zero` (all gates 0.5), `chain` (the plain
-    backbone's edges open), `auto`: chain for weights that are not random, else zero.
+    aggregate: `weighted_mean` or `sum` of what enters a state. gate_init: `zero` (all gates 0.5) or `chain` (the plain
+    backbone's edges open).
     gate_lr: of Adam on the gates. warmup_ratio, search_ratio: in units of budget.steps.
     read_in, read_out: switched off, tasks read the stem's feature at the first state and leave at the last one only.
     reinit: train what was found from initial weights. batch_norm: rule during the search.
@@ -72,7 +72,7 @@ class DagSearchParams(MethodParams):
     squeeze_weight: Ratio = 1e-2
     squeeze_reads: bool = False
     aggregate: Aggregate = "weighted_mean"
-    gate_init: GateInit = "auto"
+    gate_init: GateInit = "chain"
     gate_lr: Positive = 1e-2
     warmup_ratio: Ratio = 0.2
     search_ratio: Positive = 0.8

@@ -59,6 +59,16 @@ class Gates(nn.Module):
         """Write the gates of now into the path."""
         self.path[cycle] = self.sigma()
 
+    def remembered(self) -> Tensor:
+        """The path, float64 on the CPU. Cycles without a step, of a search that is shorter than its cycles, repeat the
+        one before.
+        """
+        path = self.path.cpu().double()
+        for cycle in range(1, len(path)):
+            if path[cycle].isnan().any():
+                path[cycle] = path[cycle - 1]
+        return path
+
     def squeeze(self, kappa: int, reads: bool) -> Tensor:
         """L_sq = sum_k max(sum_E sigma(gamma_ij^k) - kappa, 0), a scalar. Section 6.
 
@@ -205,13 +215,17 @@ def _accumulate(total: Tensor | None, value: Tensor, weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _as_lent(norms: Sequence[_NormBase], lend: Callable[[], None]) -> Iterator[None]:
-    """While activations are computed again: norms have their task's tensors, and leave statistics that were updated."""
+    """While activations are computed again: norms have their task's tensors, with copies of the statistics, which were
+    updated by the first pass already.
+    """
     lend()
-    before = [norm.track_running_stats for norm in norms]
+    before = [dict(norm.__dict__) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            norm.__dict__[name] = getattr(norm, name).clone()
     try:
         yield
     finally:
-        for norm, value in zip(norms, before, strict=True):
-            norm.track_running_stats = value
+        for norm, attributes in zip(norms, before, strict=True):
+            norm.__dict__.clear()
+            norm.__dict__.update(attributes)
