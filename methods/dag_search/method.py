@@ -73,8 +73,8 @@ class DagSearch(Method[DagSearchParams]):
             Statement("default", "States are means of what enters, weighted by gates; sums grow with depth."),
             Statement(
                 "default",
-                "Gates start with the plain backbone's edges open. Pretrained features survive only so; from scratch it "
-                "was chosen on the select role of multi_mnist without depth cue, with jitter, seeds 100 to 102.",
+                "Gates start with the plain backbone's edges open. Pretrained features survive only so; from scratch "
+                "it was chosen on the select role of multi_mnist without depth cue, with jitter, seeds 100 and 101.",
             ),
             Statement("default", "Gates: Adam, lr 1e-2, no decay; warm-up 0.2, search 0.8 of the final steps."),
             Statement("default", "Reduction by contribution to a budget of kappa inner edges per task."),
