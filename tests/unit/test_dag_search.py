@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from methods.dag_search.space import DagSpace, build_space
 from methods.dag_search.supernet import Gates, Supernet
 from methods.figures import Figure
 from methods.heads import create_head
-from methods.plain import task_losses
+from methods.plain import fit_graph, task_losses
 from methods.streams import seed_of
 from methods.task_graph import TaskGraph, estimate_statistics
 from tests.unit.harness import toy_spec, toy_trainer
@@ -252,6 +253,21 @@ def test_fine_tuning_knows_no_gate_and_no_supernet(tmp_path: Path) -> None:
     stored = sum(value.numel() for network in state["networks"] for value in network.values())
     held = sum(value.numel() for value in graph.network().state_dict().values())
     assert stored == held
+
+
+def test_nothing_of_the_supernet_lives_on_while_fine_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[list[str]] = []
+
+    def watched(*arguments: Any) -> object:
+        gc.collect()
+        alive.append([type(o).__name__ for o in gc.get_objects() if isinstance(o, (Supernet, Gates, DagSpace))])
+        return fit_graph(*arguments)
+
+    monkeypatch.setattr("methods.dag_search.method.fit_graph", watched)
+    gc.collect()
+    before = [type(o).__name__ for o in gc.get_objects() if isinstance(o, (Supernet, Gates, DagSpace))]
+    method_of().run(toy_trainer(tmp_path, steps=4))
+    assert alive == [before]
 
 
 # Traps 5, 6, 7
