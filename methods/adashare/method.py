@@ -318,6 +318,12 @@ class AdaShare(Method[AdaShareParams]):
             trainer.fact(f"units executed, {task}", sum(executed), f"of {len(units)}")
         trainer.fact("units that no task executes", sum(not any(unit) for unit in zip(*policy, strict=True)))
         trainer.fact("decisions that two tasks share", 100 * agreement(policy), "percent")
+        trainer.chosen(
+            f"{task}: block {block}"
+            for task, executed in zip(tasks, policy, strict=True)
+            for block, runs in zip(units, executed, strict=True)
+            if runs
+        )
         if self.params.sharing_weight == 0 and self.params.sparsity_form == "neg_log_skip_mean":
             trainer.flag(
                 "sharing_weight is 0: sparsity keeps its plain form, the released code would weigh it by depth."

@@ -23,11 +23,12 @@ from methods.adashare.schedule import schedule
 from methods.backbone import BackboneConfig, create_backbone
 from methods.contracts import Role, Stage
 from methods.plain import parameter_groups, plain_graph, task_losses
-from tests.perf.abba import ratio
+from tests.perf.abba import PairedRatio
 from tests.perf.test_figures import tasks_of
 from tests.unit.harness import toy_trainer
 
 SIZE, K = 64, 3
+Assert = Callable[..., PairedRatio]
 
 
 @pytest.fixture(autouse=True)
@@ -73,21 +74,22 @@ def search(trainer: Any, **values: Any) -> tuple[SearchNetwork, Stage, Stage]:
     return network, method.warm_up_stage(trainer, network, plan), policy
 
 
-def test_warm_up_step_against_hard_sharing(tmp_path: Path) -> None:
+def test_warm_up_step_against_hard_sharing(tmp_path: Path, assert_bounded: Assert) -> None:
     """Features are computed once for all tasks."""
     trainer, batch = setting(tmp_path, "resnet18"), batch_of(16)
     _, warm_up, _ = search(trainer)
     graph = plain_graph(trainer.data, trainer.data.task_names, trainer.backbone(), trainer.head)
     losses = task_losses(trainer.data, graph.network())
     joint = Stage("joint", graph.network(), 100_000, Role.FIT_ARCH, parameter_groups(graph), losses, "final")
-    found = ratio(step_of(warm_up, trainer, batch), step_of(joint, trainer, batch), bound=1.05)
-    assert found.passes
+    assert_bounded(step_of(warm_up, trainer, batch), step_of(joint, trainer, batch), bound=1.05)
 
 
 # Of 16 blocks n are forced. By forward operations (n + 1 + K (15 - n)) / 16 K: the first free block's branch is common
 # too, only its mix differs. The backward pass reaches the free blocks alone and costs as much for both.
 @pytest.mark.parametrize(("n_forced", "bound"), [(0, 1.02), (8, 0.80), (15, 0.40)])
-def test_policy_step_against_a_pass_for_each_task(n_forced: int, bound: float, tmp_path: Path) -> None:
+def test_policy_step_against_a_pass_for_each_task(
+    n_forced: int, bound: float, tmp_path: Path, assert_bounded: Assert
+) -> None:
     trainer, batch = setting(tmp_path, "resnet34", 32), batch_of(4, 32)
     steps = []
     for once in (True, False):
@@ -96,12 +98,9 @@ def test_policy_step_against_a_pass_for_each_task(n_forced: int, bound: float, t
         network.policies.n = 16 - n_forced
         network.one_image = once  # False: the official code's K passes
         steps.append(step_of(policy, trainer, batch))
-    found = ratio(*steps, bound=bound, pairs=24)
-    operations = (n_forced + 1 + K * (15 - n_forced)) / (16 * K)
-    print(
-        f"{n_forced} of 16 blocks forced: {K * found.r:.2f} full passes; forward operations allow {K * operations:.2f}"
-    )
-    assert found.passes
+    found = assert_bounded(*steps, bound=bound, pairs=24)
+    allowed = (n_forced + 1 + K * (15 - n_forced)) / 16
+    print(f"{n_forced} of 16 blocks forced: {K * found.r:.2f} of {K} full passes; forward operations allow {allowed:.2f}")
 
 
 def deployed(trainer: Any) -> Any:
@@ -114,7 +113,7 @@ def deployed(trainer: Any) -> Any:
 
 
 @pytest.mark.parametrize("batch_size", [1, 16])
-def test_joint_forward_against_its_nodes(batch_size: int, tmp_path: Path) -> None:
+def test_joint_forward_against_its_nodes(batch_size: int, tmp_path: Path, assert_bounded: Assert) -> None:
     """Every node once, on inputs that lie ready."""
     graph = deployed(setting(tmp_path, "resnet18"))
     joint = graph.module().eval()
@@ -129,11 +128,10 @@ def test_joint_forward_against_its_nodes(batch_size: int, tmp_path: Path) -> Non
             for module, inputs in calls:
                 module(*inputs)
 
-        found = ratio(lambda: joint(images), apart, bound=1.05)
-    assert found.passes
+        assert_bounded(lambda: joint(images), apart, bound=1.05)
 
 
-def test_joint_forward_against_a_pass_for_each_task(tmp_path: Path) -> None:
+def test_joint_forward_against_a_pass_for_each_task(tmp_path: Path, assert_bounded: Assert) -> None:
     """Below 1 by what the tasks share before they part."""
     graph = deployed(setting(tmp_path, "resnet18"))
     joint, single = graph.module().eval(), [graph.module(task).eval() for task in graph.tasks]
@@ -144,5 +142,4 @@ def test_joint_forward_against_a_pass_for_each_task(tmp_path: Path) -> None:
             module(images)
 
     with torch.inference_mode():
-        found = ratio(lambda: joint(images), passes, bound=0.9)
-    assert found.passes
+        assert_bounded(lambda: joint(images), passes, bound=0.9)

@@ -216,6 +216,8 @@ def test_a_search_ends_in_a_network_with_the_drawn_policy(rule: str, domains: st
         assert sorted(node.operation.config["index"] for node in nodes) == [i for i in range(4) if policy[k][i]]
         assert facts[f"units executed, {task}"] == sum(policy[k])
     assert facts["units that no task executes"] == sum(not (x or y) for x, y in zip(*policy, strict=True))
+    executed = [f"{task}: block {i}" for k, task in enumerate(("a", "b")) for i in range(4) if policy[k][i]]
+    assert trainer.elements == executed
     assert trainer.artifacts["probabilities"].shape == (2, 4)
     assert trainer.artifacts["course"].shape == (5, 2, 4)
     assert set(trainer.figures) == {"policy", "policy-course"}
@@ -282,7 +284,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bits(domains: str, tmp_path: P
     options: dict[str, Any] = {"domains": domains, "steps": 10}
 
     def told(trainer: CellTrainer) -> object:
-        return trainer.facts, trainer.figures, trainer.flags
+        return trainer.facts, trainer.elements, trainer.figures, trainer.flags
 
     straight = toy_trainer(tmp_path / "straight", **options)
     expected = outcome(straight, method().run(straight))
@@ -405,6 +407,7 @@ def test_several_draws_are_trained_and_the_best_on_select_is_kept(
         if node.operation.config.get("part") == "execute"
     }
     assert nodes == {unit for unit in range(4) if kept[0][unit]}
+    assert {name for name in trainer.elements if name.startswith("a: ")} == {f"a: block {unit}" for unit in nodes}
     assert trainer.ledger.final.optimizer_steps == 3 * 4  # all are charged
     assert trainer.facts["score of the draws on select, best"]["value"] == scores.max()
     # One set of statistics, moved by every task, starts every node of a shared operation.
