@@ -100,7 +100,9 @@ def test_policy_step_against_a_pass_for_each_task(
         steps.append(step_of(policy, trainer, batch))
     found = assert_bounded(*steps, bound=bound, pairs=24)
     allowed = (n_forced + 1 + K * (15 - n_forced)) / 16
-    print(f"{n_forced} of 16 blocks forced: {K * found.r:.2f} of {K} full passes; forward operations allow {allowed:.2f}")
+    print(
+        f"{n_forced} of 16 blocks forced: {K * found.r:.2f} of {K} full passes; forward operations allow {allowed:.2f}"
+    )
 
 
 def deployed(trainer: Any) -> Any:
