@@ -14,13 +14,13 @@ from torch import nn
 
 from datasets.contracts import DatasetSpec
 from methods.adashare.network import norm_parameters, units_of
-from methods.adashare.parameters import BatchNorm
 from methods.adashare.policy import Policy
 from methods.backbone import Backbone
 from methods.control import ArchitectureSize
 from methods.cost import Shape, count
 from methods.operations import Operation
 from methods.task_graph import TaskGraph
+from methods.task_norms import BatchNormRule
 
 
 def deploy(
@@ -78,7 +78,7 @@ class PolicySpace:
         data: DatasetSpec,
         backbone: Backbone,
         head: Callable[[str], Operation],
-        rule: BatchNorm,
+        rule: BatchNormRule,
         first_free: int = 0,
     ) -> None:
         self.n_tasks, self.first_free = len(data.task_names), first_free

@@ -16,7 +16,7 @@ from methods.adashare.deployment import PolicySpace, deploy
 from methods.adashare.fidelity import FIDELITY
 from methods.adashare.judging import gain, values_of
 from methods.adashare.network import FixedNetwork, SearchNetwork, task_backbones, units_of
-from methods.adashare.parameters import AdaShareParams, BatchNorm
+from methods.adashare.parameters import AdaShareParams
 from methods.adashare.pictures import agreement, course_figure, policy_figure
 from methods.adashare.policy import Policies, Policy, draw_policy
 from methods.adashare.schedule import Schedule, check_preset, check_units, schedule
@@ -35,6 +35,7 @@ from methods.control import AMBER_DEVIATION, ArchitectureSize, random_architectu
 from methods.plain import fit_graph, parameter_groups, task_losses
 from methods.registry import register_method
 from methods.task_graph import TaskGraph, estimate_statistics
+from methods.task_norms import BatchNormRule
 
 _EXAMPLES = (  # backbones whose units `list` shows
     *("resnet18", "resnet34", "resnet50", "efficientnet_b0", "mobilenetv2_100", "mobilenetv3_small_100"),
@@ -279,7 +280,7 @@ class AdaShare(Method[AdaShareParams]):
         """Whether the final network keeps one set of norm statistics that all tasks move, as the official one does."""
         return self.params.recipe == "published" and self.params.batch_norm == "shared"
 
-    def _final_rule(self) -> BatchNorm:
+    def _final_rule(self) -> BatchNormRule:
         """Of the deployed network: norms of each task's own, or one set of weights (statistics belong to nodes)."""
         return "per_task" if self.params.batch_norm == "per_task" else "shared"
 

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec
-from methods.adashare.parameters import BatchNorm
 from methods.adashare.policy import Policies, Policy, execute_probabilities
 from methods.backbone import Backbone, Block
 from methods.operations import Operation
+from methods.task_norms import BatchNormRule, has_statistics
 
 Decision = Tensor | bool  # executed, skipped, or mixed with weight p
 Decisions = Sequence[Sequence[Decision]]  # [K][L]
 
 
-def task_backbones(backbone: Backbone, n_tasks: int, rule: BatchNorm) -> list[Backbone]:
+def task_backbones(backbone: Backbone, n_tasks: int, rule: BatchNormRule) -> list[Backbone]:
     """One backbone a task, all with the weights of `backbone`, which is the first of them.
 
     shared: the same object. per_task_stats: own norm statistics. per_task: own statistics and own affine parameters of
@@ -41,8 +41,7 @@ def task_backbones(backbone: Backbone, n_tasks: int, rule: BatchNorm) -> list[Ba
 
 def norm_parameters(module: nn.Module) -> dict[int, nn.Parameter]:
     """{id: affine parameter} of the norms that hold statistics."""
-    norms = [part for part in module.modules() if isinstance(part, _NormBase)]
-    return {id(parameter): parameter for norm in norms for parameter in norm.parameters(recurse=False)}
+    return {id(parameter): parameter for norm in _norms(module) for parameter in norm.parameters(recurse=False)}
 
 
 def units_of(backbone: Backbone) -> list[int]:
@@ -205,7 +204,7 @@ class SearchNetwork(SkipNetwork):
         policies: Policies,
         streams: Mapping[str, torch.Generator],
         n_cycles: int,
-        rule: BatchNorm,
+        rule: BatchNormRule,
     ) -> None:
         super().__init__(data, backbones, heads)
         self.policies, self.streams, self.rule = policies, dict(streams), rule
@@ -288,7 +287,7 @@ class SearchNetwork(SkipNetwork):
 
 def _norms(module: nn.Module) -> list[_NormBase]:
     """The norms that keep running statistics."""
-    return [part for part in module.modules() if isinstance(part, _NormBase) and part.track_running_stats]
+    return [cast(_NormBase, part) for part in module.modules() if has_statistics(part)]
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 
 from methods.adashare.presets import PRESETS, Phase, Preset, PresetName
 from methods.contracts import MethodParams
+from methods.task_norms import BatchNormRule
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-BatchNorm = Literal["shared", "per_task_stats", "per_task"]
 
 _OF_PRESET = (  # what `published` takes from its preset where it is not given
     *("warmup_steps", "search_steps", "retrain_steps", "w_steps", "a_steps"),
@@ -94,7 +94,7 @@ class AdaShareParams(MethodParams):
     first_free_unit: Count = 1
     lr_logits: Positive = 0.01
     wd_logits: NonNegative = 5e-4
-    batch_norm: BatchNorm = "per_task_stats"
+    batch_norm: BatchNormRule = "per_task_stats"
     bn_stats_on_skip: bool = True
     retrain_init: Literal["initial", "search"] = "initial"
     best_after_cycles: Annotated[int, Field(ge=0)] | None = None
