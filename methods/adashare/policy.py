@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -23,12 +24,17 @@ def n_unlocked(c: int, n_units: int, n_cycles: int, params: AdaShareParams) -> i
         return n_units
     if params.curriculum_speed == "auto":
         return min(n_units, 2 * c * (n_units - 1) // n_cycles + 1)
-    return min(n_units, int(c // params.curriculum_speed) + 1)
+    return min(n_units, c // _exact(params.curriculum_speed) + 1)
 
 
 def cycles_to_unlock(n_units: int, speed: float) -> int:
     """Fewest cycles of a search in whose last one all units are unlocked."""
-    return math.ceil((n_units - 1) * speed) + 1
+    return math.ceil((n_units - 1) * _exact(speed)) + 1
+
+
+def _exact(speed: float) -> Fraction:
+    """The decimal number that was written: with floats 3 // 0.1 is 29, and the curriculum would end a cycle late."""
+    return Fraction(str(speed))
 
 
 def temperature(c: int, n_cycles: int, params: AdaShareParams) -> float:

@@ -97,6 +97,16 @@ def test_cycles_that_a_curriculum_needs() -> None:
     assert n_unlocked(44, 16, 100, params(curriculum_speed=3)) == 15
 
 
+@given(st.integers(1, 60), st.integers(1, 40))
+def test_the_last_of_the_cycles_needed_is_the_first_to_see_all_units(n_units: int, tenths: int) -> None:
+    """Also at speeds that no binary number holds: by floats 3 // 0.1 is 29."""
+    speed = tenths / 10
+    last, given_speed = cycles_to_unlock(n_units, speed) - 1, params(curriculum_speed=speed)
+    assert n_unlocked(last, n_units, 1000, given_speed) == n_units
+    if last:
+        assert n_unlocked(last - 1, n_units, 1000, given_speed) < n_units
+
+
 def test_units_below_the_first_free_one_stay() -> None:
     made = policies(first_free_unit=3)
     made.unlock(20, 20)
