@@ -134,6 +134,8 @@ class CellTrainer:
         graph, loss, spending, key = self.context.single_task(self.data.task(task).name)
         self.ledger.account(purpose).add(spending)
         self.ledger.reused_from.append(key)
+        if purpose == "search":
+            self.search_roles.add(Role.FIT_ARCH)  # what it was trained on
         graph.network().to(self.device)
         for parameter in graph.parameters():
             self._weight_steps[parameter] = self.budget.steps

@@ -110,7 +110,7 @@ class BmtasSupernet(Supernet):
         return predictions
 
     def _mixed(self, number: int, t: int, x: Tensor) -> Tensor:
-        copies = [copy[t] for copy in cast("list[nn.ModuleList]", list(self.layers[number]))]
+        copies = [cast(nn.ModuleList, copy)[t] for copy in cast(nn.ModuleList, self.layers[number])]
         if self.warm:  # w = e_t: T independent encoders behind the stem
             return copies[t](x)
         alpha = self.alpha[number, t]
@@ -245,7 +245,7 @@ class Bmtas(Method[BmtasParams]):
 
             stem, copies = searched_copies(network, trainer, tree, choose)
         graph = tree_graph(trainer, tree, stem, copies)
-        tell_tree(trainer, tree, segments, graph)
+        tell_tree(trainer, tree, segments, graph, p.fixed_tree is None)
         fit_tree(trainer, graph, p.lr_share_scaling)
         return graph
 

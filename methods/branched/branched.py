@@ -167,7 +167,7 @@ class Branched(Method[BranchedParams]):
             found = self._affinities(trainer, segments)
             tree = self._select(trainer, found, segments, limit)
         graph = tree_graph(trainer, tree, *self._start(trainer, segments, tree))
-        tell_tree(trainer, tree, segments, graph)
+        tell_tree(trainer, tree, segments, graph, self.params.fixed_tree is None)
         fit_tree(trainer, graph, self.params.lr_share_scaling)
         return graph
 
@@ -187,7 +187,7 @@ class Branched(Method[BranchedParams]):
         found = affinity(features(), tasks, locations, p.degenerate, p.feature_dtype)
         trainer.artifact("affinity", found.values)
         trainer.fact("probe images", found.n_images)
-        if found.n_images < p.n_probe:
+        if found.n_images < n_asked(trainer.data, p.n_probe):
             trainer.flag(f"{found.n_images} probe images instead of {p.n_probe}: {p.probe_split} has no more to give")
         if p.probe_split == "select":
             trainer.flag("affinities were measured on images of select, as the paper's held-out ones")
@@ -245,9 +245,14 @@ def plain_parts(network: SingleTask, task: str) -> list[Operation]:
     return [node.operation for node in network.graph.reachable([task]) if node.operation.origin == "backbone"]
 
 
+def n_asked(data: DatasetSpec, n_probe: int) -> int:
+    """K as far as equal parts of all domains can make it up."""
+    return max(1, n_probe // len(data.inputs)) * len(data.inputs)
+
+
 def probe_batches(trainer: Trainer, n_probe: int, role: Role, seed: int) -> list[Batch]:
     """The K probe images, the same in the same order for every network; on multi-domain data in equal parts from every
     domain (DESIGN 5).
     """
-    inputs = trainer.data.inputs
-    return list(trainer.batches(role, max(1, n_probe // len(inputs)), draw_seed=seed))
+    each = n_asked(trainer.data, n_probe) // len(trainer.data.inputs)
+    return list(trainer.batches(role, each, draw_seed=seed))

@@ -4,10 +4,10 @@ P. Guo, C.-Y. Lee, D. Ulbricht, "Learning to Branch for Multi-Task Learning", IC
 code is known.
 
 From the paper's abstract: branching as Gumbel-softmax sampling in a tree-structured space, trained end to end.
-Recalled: one parent per child, a warm-up without branching decisions, soft sampling, the argmax topology trained from scratch.
-From LibMTL: the mixture on the input side of a node, one node per task at the last level. Ours: all numbers, which
-follow BMTAS; child j reads parent j in the warm-up, as initial weights are equal; nodes that no task needs are pruned;
-`budget`. variant: libmtl is that library's network (`methods.branched.libmtl`), which never becomes a tree.
+Recalled: one parent per child, a warm-up without branching decisions, soft sampling, the argmax topology trained from
+scratch. From LibMTL: the mixture on the input side of a node, one node per task at the last level. Ours: all numbers,
+which follow BMTAS; child j reads parent j in the warm-up, as initial weights are equal; nodes that no task needs are
+pruned; `budget`. variant: libmtl is that library's network (`methods.branched.libmtl`), which never becomes a tree.
 Left out: several stems.
 
 Symbols: T tasks, L levels; level l has n_l nodes; theta_l [n_l, n_(l-1)] logits, row = child, column = parent;
@@ -246,7 +246,7 @@ class LearningToBranch(Method[LearningToBranchParams]):
 
                 stem, copies = searched_copies(network, trainer, tree, choose)
             graph = tree_graph(trainer, tree, stem, copies)
-        tell_tree(trainer, tree, segments, graph)
+        tell_tree(trainer, tree, segments, graph, p.fixed_tree is None)
         fit_tree(trainer, graph, p.lr_share_scaling)
         return graph
 

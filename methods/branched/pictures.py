@@ -82,8 +82,8 @@ def budget_picture(
     return Figure(title="From one affinity computation: a tree for every budget", panels=(panel,))
 
 
-def tell_tree(trainer: Trainer, tree: Tree, segments: Segments, graph: TaskGraph) -> None:
-    """Picture, artifact and numbers of the deployed tree."""
+def tell_tree(trainer: Trainer, tree: Tree, segments: Segments, graph: TaskGraph, was_chosen: bool) -> None:
+    """Picture, artifact and numbers of the deployed tree; its copies by name where it was not given."""
     tasks = trainer.data.task_names
     nodes = [graph.nodes[graph.outputs[task].name] for task in tasks]
     heads = [sum(p.numel() for p in node.module.parameters()) for node in nodes]
@@ -93,6 +93,17 @@ def tell_tree(trainer: Trainer, tree: Tree, segments: Segments, graph: TaskGraph
     if trainer.data.domains == "single":  # tasks with images of their own never compute together
         trainer.fact("encoder compute", segments.size(tree, "macs") / segments.reference("macs"), "x plain backbone")
     trainer.fact("copies of segments", sum(map(len, tree)), "")
+    if was_chosen:
+        trainer.chosen(chosen_names(tree, segments.names, tasks))
+
+
+def chosen_names(tree: Tree, segments: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """A name for every copy: the segment and the tasks that share it."""
+    return [
+        f"{name}: {'+'.join(tasks[t] for t in cluster)}"
+        for name, partition in zip(segments, tree, strict=True)
+        for cluster in partition
+    ]
 
 
 def tell_choices(

@@ -164,6 +164,6 @@ class RandomTree(Method[RandomTreeParams]):
             trainer.fact("trees to draw from", counter.total())
             trainer.fact("budget", limit.relative, "x plain backbone")
         graph = tree_graph(trainer, tree, *initial_copies(trainer, segments, tree))
-        tell_tree(trainer, tree, segments, graph)
+        tell_tree(trainer, tree, segments, graph, self.params.fixed_tree is None)
         fit_tree(trainer, graph, self.params.lr_share_scaling)
         return graph

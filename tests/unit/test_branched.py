@@ -18,6 +18,7 @@ from methods.branched.bmtas import Bmtas, BmtasParams
 from methods.branched.branched import Branched, BranchedParams
 from methods.branched.learning_to_branch import LearningToBranch, LearningToBranchParams
 from methods.branched.network import _groups_by_users, initial_copies, tree_graph
+from methods.branched.pictures import chosen_names
 from methods.branched.random_tree import RandomTree, RandomTreeParams
 from methods.branched.segments import segments_of
 from methods.branched.supernet import Schedule
@@ -133,6 +134,7 @@ def test_branched_charges_its_networks_and_says_what_it_found(tmp_path: Path) ->
     assert trainer.ledger.search.optimizer_steps == 2 * 4
     assert trainer.ledger.search.forward_passes == 2 * 4 + 2  # and a pass of each network over the probes
     assert trainer.ledger.reused_from == ["key of a", "key of b"]
+    assert trainer.search_roles == {Role.FIT_ARCH}
     assert trainer.weight_steps(graph) == 4
     facts = {name: fact["value"] for name, fact in trainer.facts.items()}
     assert facts["probe images"] == 20
@@ -174,6 +176,32 @@ def test_probes_come_from_the_role_that_was_asked_for(split: str, tmp_path: Path
     Branched(BranchedParams(probe_split=split, n_probe=16)).run(trainer)
     assert asked == [(Role(split), 8)]  # equal parts of both domains
     assert trainer.facts["probe images"]["value"] == 16
+
+
+def test_probes_that_do_not_divide_by_the_domains_are_not_called_few(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, steps=2, domains="multi")
+    Branched(BranchedParams(n_probe=17)).run(trainer)
+    assert trainer.facts["probe images"]["value"] == 16
+    assert not any("instead of" in flag for flag in trainer.flags)
+
+
+def test_a_tree_names_what_was_chosen_and_nothing_where_it_was_given(tmp_path: Path) -> None:
+    tree = read_tree(((0, 0, 0), (0, 1, 0), (0, 1, 2)), 3, 3)
+    assert chosen_names(tree, ("stage 1", "stage 2", "stage 3"), ("left", "right", "edge")) == [
+        "stage 1: left+right+edge",
+        "stage 2: left+edge",
+        "stage 2: right",
+        "stage 3: left",
+        "stage 3: right",
+        "stage 3: edge",
+    ]
+    for method, params in METHODS:
+        trainer = toy_trainer(tmp_path / f"{method.__name__}-found", steps=3)
+        method(params()).run(trainer)
+        assert len(trainer.elements) == trainer.facts["copies of segments"]["value"]
+        given = toy_trainer(tmp_path / f"{method.__name__}-given", steps=1)
+        method(params(fixed_tree=LATE)).run(given)
+        assert given.elements == []
 
 
 def test_a_beam_on_few_tasks_reports_its_gap(tmp_path: Path) -> None:

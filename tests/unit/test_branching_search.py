@@ -475,7 +475,7 @@ def test_a_budget_gives_the_most_probable_nested_tree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("n_tasks", "expected"),
-    [(2, (2, 3 / 2, 5 / 4, 9 / 8)), (3, (3, 19 / 9, 137 / 81)), (5, (5, 2101 / 625))],
+    [(2, (2, 3 / 2, 5 / 4, 9 / 8)), (3, (3, 19 / 9, 137 / 81, 1057 / 729)), (5, (5, 2101 / 625))],
 )
 def test_lineages_coalesce_towards_the_root(n_tasks: int, expected: tuple[float, ...]) -> None:
     n_levels = len(expected)
@@ -565,6 +565,21 @@ def test_equal_nodes_part_in_the_warm_up_and_theta_learns(tmp_path: Path) -> Non
     gradient, equal = theta_gradient(mean=True)
     assert gradient <= 1e-7
     assert equal
+
+
+def test_evaluations_of_the_search_draw_no_noise(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path)
+    network = BranchingSupernet(trainer, LearningToBranchParams())
+    network.warm = False
+    with torch.no_grad():  # nodes that differ, or every mixture of them would be the same
+        for number, p in enumerate(network.layers.parameters()):
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
+    images = batch_of(trainer).images
+    with torch.inference_mode():
+        one, other = (network.eval()(images, network.tasks) for _ in range(2))
+        noisy = [network.train()(images, network.tasks)["a"] for _ in range(2)]
+    assert all(torch.equal(one[task], other[task]) for task in network.tasks)
+    assert not torch.allclose(noisy[0], noisy[1], atol=1e-3)
 
 
 # The variant of LibMTL
