@@ -149,7 +149,8 @@ def most_probable_lineages(theta: Sequence[Tensor], segments: Segments, limit: S
                 if larger + rest <= limit.total:
                     parent = dict(zip(used, choice, strict=True))
                     added = -math.fsum(logs[j, i] for j, i in parent.items())
-                    grown[(tuple(parent[node] for node in paths[0]), *paths)] = (cost + added, larger)
+                    longer = (tuple(parent[node] for node in paths[0]), *paths)
+                    grown[longer] = (cost + added, larger)
         if not grown:
             floor = constant + sum(per_copy[:-1]) + n_tasks * per_copy[-1]
             raise UsageError(f"budget is {limit.total:,}; the last level has a node per task, so at least {floor:,}.")
