@@ -29,10 +29,9 @@ def tree_picture(tree: Tree, segments: Segments, tasks: Sequence[str], heads: Se
         )
         levels.append((name, branches))
         above = labels_of(partition)
-    ends = tuple(
-        Branch(tasks=(task,), parent=parent, parameters=parameters)
-        for task, parent, parameters in zip(tasks, above, heads, strict=True)
-    )
+    paths = list(zip(*map(labels_of, tree), strict=True))
+    side_by_side = sorted(range(len(tasks)), key=paths.__getitem__)  # else a shared node lies on a task that it has not
+    ends = tuple(Branch(tasks=(tasks[t],), parent=above[t], parameters=heads[t]) for t in side_by_side)
     levels.append(("heads", ends))
     panel = TreePanel(title=describe(tree, tasks), levels=tuple(levels))
     return Figure(title="The tree: who shares which segment", panels=(panel,))

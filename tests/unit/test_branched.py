@@ -18,7 +18,7 @@ from methods.branched.bmtas import Bmtas, BmtasParams
 from methods.branched.branched import Branched, BranchedParams
 from methods.branched.learning_to_branch import LearningToBranch, LearningToBranchParams
 from methods.branched.network import _groups_by_users, initial_copies, tree_graph
-from methods.branched.pictures import chosen_names
+from methods.branched.pictures import chosen_names, tree_picture
 from methods.branched.random_tree import RandomTree, RandomTreeParams
 from methods.branched.segments import segments_of
 from methods.branched.supernet import Schedule
@@ -202,6 +202,28 @@ def test_a_tree_names_what_was_chosen_and_nothing_where_it_was_given(tmp_path: P
         given = toy_trainer(tmp_path / f"{method.__name__}-given", steps=1)
         method(params(fixed_tree=LATE)).run(given)
         assert given.elements == []
+
+
+def test_tasks_that_share_stand_side_by_side_in_the_picture() -> None:
+    """A renderer places leaves in their order and a node in the middle of its leaves."""
+    rows = ((0, 1, 2, 3, 2), (0, 1, 2, 3, 2), (0, 1, 2, 3, 2), (0, 1, 2, 3, 4))
+    spec = toy_spec()
+    data = dataclasses.replace(spec, tasks=tuple(dataclasses.replace(spec.tasks[0], name=name) for name in "abcde"))
+    segments = segments_of(toy_backbone(), data, "stage")
+    (panel,) = tree_picture(read_tree(rows, 5, 4), segments, data.task_names, [1, 2, 3, 4, 5]).panels
+    heads = panel.levels[-1][1]
+    assert [(head.tasks, head.parent, head.parameters) for head in heads] == [
+        (("a",), 0, 1),
+        (("b",), 1, 2),
+        (("c",), 2, 3),
+        (("e",), 4, 5),
+        (("d",), 3, 4),
+    ]
+    leaves = [head.tasks[0] for head in heads]
+    for _, nodes in panel.levels:
+        for node in nodes:
+            places = sorted(leaves.index(task) for task in node.tasks)
+            assert places == list(range(places[0], places[-1] + 1))
 
 
 def test_a_beam_on_few_tasks_reports_its_gap(tmp_path: Path) -> None:
