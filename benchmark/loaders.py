@@ -131,12 +131,18 @@ class InputLoader:
             keys.append([(int(position), epoch) for position in positions])
         yield from self._load(keys, self.augment)
 
-    def ordered(self, n_samples: int | None, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+    def ordered(
+        self, n_samples: int | None, batch_size: int, draw_seed: int | None = None
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
         """The first `n_samples` (all by default) once each, in order, the last batch as short as it comes, no
-        augmentation.
+        augmentation. draw_seed: a random `n_samples` instead, in ascending order.
         """
         count = len(self.samples) if n_samples is None else min(n_samples, len(self.samples))
-        chunks = torch.arange(count).split(batch_size)
+        chosen = torch.arange(count)
+        if draw_seed is not None:
+            drawn = torch.randperm(len(self.samples), generator=generator(draw_seed, "drawn-samples"))
+            chosen = drawn[:count].sort().values
+        chunks = chosen.split(batch_size)
         if self._is_cached:
             for positions in chunks:
                 yield *self._gather(positions), positions
@@ -234,11 +240,15 @@ class RoleLoader:
             yield self._batch(names, parts, tasks)
 
     def ordered(
-        self, tasks: Sequence[str], n_samples: int | None = None, batch_size: int = EVALUATION_BATCH
+        self,
+        tasks: Sequence[str],
+        n_samples: int | None = None,
+        batch_size: int = EVALUATION_BATCH,
+        draw_seed: int | None = None,
     ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation; of several inputs in turn, each batch with one input."""
         for name in self.inputs_of(tasks):
-            for part in self.inputs[name].ordered(n_samples, batch_size):
+            for part in self.inputs[name].ordered(n_samples, batch_size, draw_seed):
                 yield self._batch([name], [part], tasks)
 
     @staticmethod

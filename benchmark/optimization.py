@@ -77,7 +77,7 @@ class StageOptimizers:
                 raise ValueError("Architecture parameters need an optimizer of their own; no recipe covers them.")
             else:
                 rate = settings.lr if group.name == "backbone" else settings.head_lr or settings.lr
-                scheduled.append({"params": fresh, "lr": rate})
+                scheduled.append({"params": fresh, "lr": rate * group.rate_factor})
                 self.recipe_parameters.extend(fresh)
         if (
             extra

@@ -111,11 +111,21 @@ class CellTrainer:
             raise ProtocolError("The report role is evaluated once, by the harness, after the method has returned.")
         return self._evaluate(network, role, tasks or self.data.task_names)
 
-    def batches(self, role: Role, n_samples: int | None = None, tasks: Sequence[str] | None = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        role: Role,
+        n_samples: int | None = None,
+        tasks: Sequence[str] | None = None,
+        draw_seed: int | None = None,
+    ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation. Raises ProtocolError for report."""
         if role is Role.REPORT:
             raise ProtocolError("The report role is not open to methods.")
-        return self.context.loaders[role].ordered(tasks or self.data.task_names, n_samples)
+        return self.context.loaders[role].ordered(tasks or self.data.task_names, n_samples, draw_seed=draw_seed)
+
+    def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:
+        """Count forward passes that were made between stages."""
+        self.ledger.account(purpose).forward_passes += forward_passes
 
     def single_task(self, task: str, purpose: Purpose = "search") -> SingleTask:
         """The single-task network, charged to this cell whether it was trained here or taken over."""
@@ -124,6 +134,8 @@ class CellTrainer:
         graph, loss, spending, key = self.context.single_task(self.data.task(task).name)
         self.ledger.account(purpose).add(spending)
         self.ledger.reused_from.append(key)
+        if purpose == "search":
+            self.search_roles.add(Role.FIT_ARCH)  # what it was trained on
         graph.network().to(self.device)
         for parameter in graph.parameters():
             self._weight_steps[parameter] = self.budget.steps

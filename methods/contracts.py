@@ -93,11 +93,13 @@ class ParameterGroup:
     """Parameters that a stage trains. `added` and `heads` use the heads' learning rate of the recipe (measurement 4g).
 
     optimizer: None takes the recipe's optimizer and schedule; else its own, with its own rate.
+    rate_factor: on the recipe's learning rate.
     """
 
     name: Literal["backbone", "added", "heads", "arch"]
     parameters: Sequence[nn.Parameter]
     optimizer: OptimizerSpec | None = None
+    rate_factor: float = 1.0
 
 
 Purpose = Literal["search", "final"]
@@ -226,11 +228,21 @@ class Trainer(Protocol):
         {task: prediction}. `TaskGraph.network()` is one; a supernet is another.
         """
 
-    def batches(self, role: Role, n_samples: int | None = None, tasks: Sequence[str] | None = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        role: Role,
+        n_samples: int | None = None,
+        tasks: Sequence[str] | None = None,
+        draw_seed: int | None = None,
+    ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation: the first `n_samples` of each input, None for all of them.
 
         On multi-domain sets each batch holds the images of one input, all of the first one's first.
+        draw_seed: with it a random `n_samples` instead of the first, the same for every cell.
         """
+
+    def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:
+        """Add forward passes that a method made outside its stages (over probe images) to what it has spent."""
 
     def single_task(self, task: str, purpose: Purpose = "search") -> SingleTask:
         """The plain network for one task, trained once per (data, backbone, recipe, budget, seed) and charged to each

@@ -100,8 +100,20 @@ def test_the_final_training_has_the_steps_of_the_budget(name: str, domains: str,
 
 
 def test_no_two_methods_are_one_network(tmp_path: Path) -> None:
-    weights = [trained(name, "single", tmp_path / name)[1].weights_hash() for name in method_names()]
-    assert len(set(weights)) == len(weights)
+    """Methods that choose an architecture may choose the same one, and equal networks then train to equal bits; but not
+    at every seed.
+    """
+    alike = [method_names()]
+    for seed in range(3):
+        found: list[list[str]] = []
+        for names in alike:
+            by_weights: dict[str, list[str]] = {}
+            for name in names:
+                weights = trained(name, "single", tmp_path / f"{name}-{seed}", seed=seed)[1].weights_hash()
+                by_weights.setdefault(weights, []).append(name)
+            found += [group for group in by_weights.values() if len(group) > 1]
+        alike = found
+    assert not alike
 
 
 @pytest.mark.parametrize("name", method_names())
