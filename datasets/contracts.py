@@ -20,6 +20,10 @@ from datasets.errors import unknown
 
 Tier = Literal["verified on genuine files", "verified on twins", "report only"]
 Split = Literal["train", "val", "test"]
+# Axes of normals. verified: x right, y up, z towards the camera, checked against depth; declared: the same on the word
+# of whoever made the files; unknown: unit vectors in the files' own axes, channel 0 taken as x; encoded: colours 0 to
+# 255 as they stand in the files, not decoded, for protocols that compare them so.
+NormalsFrame = Literal["verified", "declared", "unknown", "encoded"]
 IndexArray = npt.NDArray[np.int64]
 SINGLE_INPUT = "image"  # the name of the one input of a single-domain set
 
@@ -30,7 +34,8 @@ class TaskSpec:
 
     channels: outputs of the head (classes for `class` and `semantic`). weight: lambda of the table, equal for all
     methods. unit: of the label, printed in column heads (`metre`, ...). positive_weight: share of the loss that
-    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally.
+    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. frame: what the channels of a
+    `normals` label mean, see `NormalsFrame`.
     """
 
     name: str
@@ -41,6 +46,7 @@ class TaskSpec:
     weight: float = 1.0
     unit: str = ""
     positive_weight: float | None = None
+    frame: NormalsFrame = "verified"
 
 
 @dataclasses.dataclass(frozen=True)

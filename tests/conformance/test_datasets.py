@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import math
 import pathlib
 import sys
 import types
@@ -125,7 +124,7 @@ def test_samples_are_canonical(name: str, split: str) -> None:
             assert list(sample["targets"]) == [task.name for task in tasks]
             for task in tasks:
                 kind, target = get_kind(task.kind), sample["targets"][task.name]
-                assert target.shape == (data.spec.native_size if kind.dense else ())
+                assert target.shape == kind.target_shape(task, data.spec.native_size)
                 assert isinstance(target, kind.wrapper(task) or Tensor)
                 kind.check(target.as_subclass(Tensor), task)
                 assert kind.valid(target.as_subclass(Tensor)).any()
@@ -236,13 +235,16 @@ def test_kinds_say_what_they_ignore(name: str) -> None:
     assert kind.name == name
     assert kind.ignore
     assert computed_metrics(name)
-    task = TaskSpec("task", name, 2, tuple(computed_metrics(name)))
-    assert kind.head_channels(task) in (1, 2)
+    channels = 3 if name == "normals" else 2
+    task = TaskSpec("task", name, channels, tuple(computed_metrics(name)))
+    kind.check_task(task)
+    assert kind.head_channels(task) in (1, channels)
     assert (kind.wrapper(task) is not None) == kind.dense == (kind.fill is not None)
     if kind.fill is not None:
-        filled = torch.full((1, 2, 2), kind.fill)
+        filled = torch.full((1, *kind.target_shape(task, (2, 2))), kind.fill)
         assert not kind.valid(filled).any()
-        assert math.isnan(kind.fill) == filled.is_floating_point()
+        assert isinstance(kind.fill, float) == filled.is_floating_point()
+        kind.check(filled, task)
     results = kind.evaluator(task, STANDARD).result()
     assert set(results) == set(task.metrics)
     assert all(result.value is None and result.n_units == 0 for result in results.values())
