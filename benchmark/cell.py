@@ -312,7 +312,7 @@ class _CellRun:
             "batch_norm": "per_sub_expression",
             "input_size": list(self.spec.native_size),
             "facts": dict(trainer.facts),
-            "flags": list(trainer.flags),
+            "flags": [*self.spec.caveats, *trainer.flags],
         }
 
     def _artifacts(self, trainer: CellTrainer, graph: TaskGraph) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class TaskSpec:
 class DatasetSpec:
     """A data set with its tasks, known before any file is opened. native_size: (height, width) in pixels.
 
-    splits: expected number of samples per split (of each input). mean, std: per RGB channel, of images in [0, 1].
+    splits: expected number of samples per split, of each input; where inputs differ, of all of them together, and
+    `counts` says {split: {input: samples}}. mean, std: per RGB channel, of images in [0, 1]. caveats: what whoever
+    reads a result must know of the data; printed when a run is planned and beneath every table.
     """
 
     name: str
@@ -69,6 +71,8 @@ class DatasetSpec:
     licence: str
     home: str
     tier: Tier
+    counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -90,6 +94,10 @@ class DatasetSpec:
     def input_of(self, task: str) -> str:
         """Name of the input that a task's network reads."""
         return SINGLE_INPUT if self.domains == "single" else self.task(task).name
+
+    def count(self, split: str, name: str) -> int:
+        """Expected number of samples of an input in a split."""
+        return self.counts[split][name] if split in self.counts else self.splits[split]
 
     def with_tasks(self, names: Sequence[str]) -> DatasetSpec:
         """The same data set restricted to these tasks, in this order; images, splits and their order do not change."""
