@@ -1,14 +1,11 @@
 """Reading files of data sets: images, arrays, zip members. What cannot be read is one line with the path.
 
-Nothing here unpickles: arrays are read with `allow_pickle=False`, pickled lists by `read_pickle` with an unpickler that
-knows numpy and builtin containers only.
+Nothing here unpickles: arrays are read with `allow_pickle=False`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import pickle
 import threading
 import zipfile
 import zlib
@@ -85,32 +82,6 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-_PICKLE_GLOBALS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
-def read_pickle(path: Path, encoding: str) -> Any:
-    """A pickle of numpy arrays and builtin containers. Raises FileError, also for one that asks for anything else."""
-    try:
-        return _PlainUnpickler(io.BytesIO(read_bytes(path)), encoding=encoding).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError, TypeError) as error:
-        raise FileError(f"{path}: cannot be read as a pickle of arrays ({_first_line(error)}).") from error
-
-
 class Archive:
     """A zip file read member by member, without extracting. Safe to use from threads and to send to processes."""
 
@@ -151,15 +122,3 @@ class Archive:
             except (OSError, zipfile.BadZipFile) as error:
                 raise FileError(f"{self.path}: cannot be read as a zip archive ({_first_line(error)}).") from error
         return self._zip
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file. Raises FileError."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    return digest.hexdigest()

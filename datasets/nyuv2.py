@@ -1,11 +1,13 @@
 """`nyuv2`: indoor scenes with segmentation, depth and surface normals. Spec: datasets 5.
 
-Source: Silberman et al. 2012, https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html. Two public releases are read
-here: AdaShare's (480 x 640, 40 classes, 8-bit normals) and MTAN's (288 x 384, 13 classes, .npy). 795 / 654 images;
-there is no official validation set, so one is held out from train, in blocks of 20 neighbouring images.
+Source: Silberman et al. 2012, https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html. Read here are the official
+file and two public releases: AdaShare's (480 x 640, 40 classes, 8-bit normals) and MTAN's (288 x 384, 13 classes,
+.npy). 795 / 654 images; there is no official validation set, so one is held out from train, in blocks of 20
+neighbouring images.
 
 What four genuine images of AdaShare's release say (tests): their ids count from 0, label c is official class c + 1, and
-the normals' channels are (x, depth axis, up). The list of splits, and all of MTAN's release, were read on twins only.
+the normals' channels are (x, depth axis, up). AdaShare's list of splits, the official file's images and all of MTAN's
+release were read on twins only.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from datasets.dense_files import (
 )
 from datasets.errors import ProtocolError, UsageError
 from datasets.files import Array, FileError, read_bytes
+from datasets.nyuv2_mat import FILE, LISTS, MAP_40, mat_source
 from datasets.protocols import get_protocol
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 from datasets.sources import Fault, Field, FileLoader, FileOptions, Source, field_of_files, scale_uint8
@@ -63,9 +66,13 @@ ADASHARE_LIST = "nyu_v2_3task.json"
 ADASHARE_FOLDERS = ("img", "seg", "normal_mask", "depth")
 MTAN_FOLDERS = ("image", "label", "depth", "normal")
 _MTAN_SPLITS = {"train": "train", "test": "val"}  # what the release calls val is the official test set
-_SIZES = {"adashare": (480, 640), "mtan_npy": (288, 384)}
-_PROTOCOLS = {"adashare": ("standard", "adashare"), "mtan_npy": ("standard", "mtan")}
-_TIERS: Mapping[str, Tier] = {"adashare": "verified on genuine files", "mtan_npy": "verified on twins"}
+_SIZES = {"adashare": (480, 640), "mat": (480, 640), "mtan_npy": (288, 384)}
+_PROTOCOLS = {"adashare": ("standard", "adashare"), "mat": ("standard",), "mtan_npy": ("standard", "mtan")}
+_TIERS: Mapping[str, Tier] = {
+    "adashare": "verified on genuine files",
+    "mat": "verified on twins",
+    "mtan_npy": "verified on twins",
+}
 _DEPTH_METRICS = ("abs_err", "rel_err", "rmse", "delta_1_25", "delta_1_25_2", "delta_1_25_3")
 _NORMAL_METRICS = ("mean_angle", "median_angle", "within_11_25", "within_22_5", "within_30")
 _WEIGHTS = {"standard": (1.0, 1.0, 1.0), "adashare": (1.0, 20.0, 3.0), "mtan": (1.0, 1.0, 1.0)}  # datasets 14
@@ -98,6 +105,12 @@ class NyuV2(FileLoader):
             "size not published",
             (f"{ADASHARE_LIST}|normal_mask",),
         ),
+        "mat": ExpectedFiles(
+            f"{FILE} (http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{FILE}), {LISTS} and {MAP_40} "
+            "(both in github.com/ankurhanda/nyuv2-meta-data)",
+            "2.8 GB",
+            (FILE, LISTS, MAP_40),
+        ),
         "mtan_npy": ExpectedFiles(
             "{train,val}/{image,label,depth,normal}/N.npy "
             "(Dropbox sh/86nssgwm6hm3vkb/AACrnUQ4GxpdrBbLjb6n-mWNa, linked by github.com/lorenmt/mtan)",
@@ -118,17 +131,18 @@ class NyuV2(FileLoader):
         n_classes = classes_of(layout, options)
         semseg, normals, depth = _WEIGHTS[protocol]
         names = CLASSES_40 if n_classes == 40 else CLASSES_13
+        tasks = (
+            TaskSpec("semseg", "semantic", n_classes, ("miou", "pixel_acc"), names, semseg),
+            TaskSpec("normals", "normals", 3, _NORMAL_METRICS, weight=normals, frame=frame_of(layout, protocol)),
+            TaskSpec("depth", "depth", 1, _DEPTH_METRICS, weight=depth, unit="metre"),
+        )
         return DatasetSpec(
             name="nyuv2",
             layout=layout,
             version=f"v1+{n_classes}",
             protocol=protocol,
             domains="single",
-            tasks=(
-                TaskSpec("semseg", "semantic", n_classes, ("miou", "pixel_acc"), names, semseg),
-                TaskSpec("normals", "normals", 3, _NORMAL_METRICS, weight=normals, frame=frame_of(layout, protocol)),
-                TaskSpec("depth", "depth", 1, _DEPTH_METRICS, weight=depth, unit="metre"),
-            ),
+            tasks=tuple(task for task in tasks if task.name not in self.unavailable(options, layout)),
             splits=SPLITS,
             native_size=_SIZES[layout],
             # Of ImageNet: statistics of the whole set have not been measured here.
@@ -139,12 +153,19 @@ class NyuV2(FileLoader):
             tier=_TIERS[layout],
         )
 
+    def unavailable(self, options: DatasetOptions, layout: str | None = None) -> Mapping[str, str]:
+        """The official file has no normals."""
+        reason = "the official .mat holds none; the layouts adashare and mtan_npy do"
+        return {"normals": reason} if layout == "mat" else {}
+
     def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
         """The images of the release's list, or of its folders. Raises FileError for a list that cannot be read."""
         assert isinstance(options, NyuOptions)
         n_classes = classes_of(spec.layout, options)
         if spec.layout == "mtan_npy":
             return {SINGLE_INPUT: _mtan_source(folder, split)}
+        if spec.layout == "mat":
+            return mat_source(folder, split, merge_table() if n_classes == 13 else None, BLOCK)
         encoded = get_protocol(spec.protocol, "nyuv2").normals == "encoded"
         return {SINGLE_INPUT: _adashare_source(folder, split, n_classes, encoded, options)}
 
@@ -164,26 +185,26 @@ def frame_of(layout: str, protocol: str) -> NormalsFrame:
     return "verified" if layout == "adashare" else "unknown"
 
 
-def merge_to_13(ids: Array) -> Array:
-    """uint8 ids of the 40 classes counted from 0 -> of the 13; 255 stays."""
+def merge_table() -> Array:
+    """uint8 [256]: id of the 40 classes counted from 0 -> of the 13; everything else 255."""
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[: len(TO_13)] = np.array(TO_13, dtype=np.uint8) - 1
-    return np.asarray(table[ids])
+    return table
 
 
 def _source(
     ids: Sequence[str],
     numbers: Sequence[int],
     files: Mapping[str, Sequence[Path]],
-    fields: Mapping[str, tuple[str, Callable[[Path], Array], Callable[[Array], Any]]],
+    fields: Mapping[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]],
     frame: str,
     folder: Path,
 ) -> Source:
-    """files: {field: path of each sample}; fields: {field: (key, reader, decoder)}. Absent files are faults."""
+    """files: {field: path of each sample}; fields: {field: (reader, decoder)}. Absent files are faults."""
 
     def field(name: str) -> Field:
-        key, read, decode = fields[name]
-        return field_of_files(key, files[name], read, decode)
+        read, decode = fields[name]
+        return field_of_files(files[name], read, decode)
 
     faults = [
         Fault(path.relative_to(folder).as_posix(), ids[index], "existence", f"a file ({name})", "none")
@@ -211,11 +232,11 @@ def _adashare_source(folder: Path, split: Split, n_classes: int, encoded: bool, 
     numbers = [number_of(row[0]) for row in rows]
 
     normals = keep_normal_colours if encoded else functools.partial(decode_normal_colours, order=ADASHARE_AXES)
-    fields: dict[str, tuple[str, Callable[[Path], Array], Callable[[Array], Any]]] = {
-        "image": ("image", functools.partial(read_colours, size=size), scale_uint8),
-        "semseg": (f"semseg_{n_classes}", functools.partial(_read_40, size=size, n_classes=n_classes), decode_labels),
-        "normals": ("normal_colours", functools.partial(read_colours, size=size), normals),
-        "depth": ("depth", functools.partial(read_float_map, shapes=[size]), decode_depth),
+    fields: dict[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]] = {
+        "image": (functools.partial(read_colours, size=size), scale_uint8),
+        "semseg": (functools.partial(_read_40, size=size, n_classes=n_classes), decode_labels),
+        "normals": (functools.partial(read_colours, size=size), normals),
+        "depth": (functools.partial(read_float_map, shapes=[size]), decode_depth),
     }
     frame = "encoded" if encoded else "verified"
     return _source([f"{number:04d}" for number in numbers], numbers, files, fields, frame, folder)
@@ -223,7 +244,7 @@ def _adashare_source(folder: Path, split: Split, n_classes: int, encoded: bool, 
 
 def _read_40(path: Path, size: tuple[int, int], n_classes: int) -> Array:
     ids = read_labels(path, size, 40)
-    return merge_to_13(ids) if n_classes == 13 else ids
+    return np.asarray(merge_table()[ids]) if n_classes == 13 else ids
 
 
 def _adashare_rows(folder: Path, split: Split, options: NyuOptions) -> list[list[str]]:
@@ -264,10 +285,10 @@ def _mtan_source(folder: Path, split: Split) -> Source:
     found = {number_of(path.name) for part in MTAN_FOLDERS for path in (base / part).glob("*.npy")}
     numbers = sorted(found)  # as numbers: 10.npy comes after 9.npy
     files = {name: [base / part / f"{number}.npy" for number in numbers] for name, part in names.items()}
-    fields: dict[str, tuple[str, Callable[[Path], Array], Callable[[Array], Any]]] = {
-        "image": ("image", functools.partial(read_unit_image, size=size), decode_unit_image),
-        "semseg": ("semseg_13", functools.partial(read_labels_array, size=size, n_classes=13), decode_labels),
-        "normals": ("normal_vectors", functools.partial(read_float_map, shapes=[(*size, 3)]), decode_vectors),
-        "depth": ("depth", functools.partial(read_float_map, shapes=[(*size, 1), size]), decode_depth),
+    fields: dict[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]] = {
+        "image": (functools.partial(read_unit_image, size=size), decode_unit_image),
+        "semseg": (functools.partial(read_labels_array, size=size, n_classes=13), decode_labels),
+        "normals": (functools.partial(read_float_map, shapes=[(*size, 3)]), decode_vectors),
+        "depth": (functools.partial(read_float_map, shapes=[(*size, 1), size]), decode_depth),
     }
     return _source([f"{split}/{number}" for number in numbers], numbers, files, fields, "unknown", folder)

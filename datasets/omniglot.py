@@ -133,8 +133,8 @@ def _source(
         ids=[drawing.id for drawing in chosen],
         # What one hand drew stays on one side of every further cut.
         units=[f"{alphabet}/{'' if whole else drawing.character + '/'}{drawing.drawer:02d}" for drawing in chosen],
-        image=Field("image", _Pictures(chosen), scale_uint8, where),
-        targets={task_name(alphabet): Field("class", ranks.__getitem__, torch.tensor, where)},
+        image=Field(_Pictures(chosen), scale_uint8, where),
+        targets={task_name(alphabet): Field(ranks.__getitem__, torch.tensor, where)},
         faults=faults,
         in_memory=True,
         meta={"domain": task_name(alphabet)},
@@ -199,10 +199,6 @@ class Omniglot(FileLoader):
             tier=_TIERS[layout],
             counts=counts,
         )
-
-    def checksums(self, layout: str) -> Mapping[str, str]:
-        """Of the two small zips."""
-        return ZIPS if layout == "small_zips" else {}
 
     def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
         """One source an alphabet. Raises FileError for an alphabet or a file that does not belong there."""

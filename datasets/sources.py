@@ -1,7 +1,7 @@
 """Data sets on disk: a list of samples, how each field of a sample is stored, and how it is decoded.
 
 A loader lists what a split holds (`Source`) without opening the files of its samples, and names what is missing as
-faults. Loading raises for the first fault; `verify` reports all of them and looks at the rest.
+faults. Loading raises for the first fault and says how many there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from datasets.contracts import CachedSamples, DatasetSpec, InputData, MultiTaskD
 from datasets.errors import UsageError
 from datasets.files import Array, FileError
 from datasets.kinds import get_kind
-from datasets.prepared import Prepared, open_prepared, prepared_folder
 from datasets.registry import DatasetLoader, DatasetOptions
 
 IMAGE = "image"
@@ -32,8 +31,8 @@ IMAGE = "image"
 class FileOptions(DatasetOptions):
     """Options of every data set on disk.
 
-    profile: `real` demands the published numbers of samples and, under verify, the published checksums; `twin` takes
-    whatever samples are there. It is part of a cell's key, so a run on a part of the data never passes for one on all.
+    profile: `real` demands the published numbers of samples; `twin` takes whatever samples are there. It is part of a
+    cell's key, so a run on a part of the data never passes for one on all.
     """
 
     profile: Literal["real", "twin"] = "real"
@@ -58,13 +57,11 @@ class Fault:
 class Field:
     """One field of the samples of a source.
 
-    key: its name in prepared copies; fields of different content have different keys. read: the stored form of a
-    sample at a position: uint8 where the file is uint8, float32 where it is floating; raises FileError. decode: stored
-    form -> canonical tensor; raises UsageError. where: the file of a sample. All of them survive pickling, since worker
-    processes may be spawned.
+    read: the stored form of a sample at a position: uint8 where the file is uint8, float32 where it is floating; raises
+    FileError. decode: stored form -> canonical tensor; raises UsageError. where: the file of a sample. All of them
+    survive pickling, since worker processes may be spawned.
     """
 
-    key: str
     read: Callable[[int], Array]
     decode: Callable[[Array], Tensor]
     where: Callable[[int], Path]
@@ -82,11 +79,9 @@ class FileList:
         return self.reader(self.paths[index])
 
 
-def field_of_files(
-    key: str, paths: Sequence[Path], reader: Callable[[Path], Array], decode: Callable[[Array], Tensor]
-) -> Field:
+def field_of_files(paths: Sequence[Path], reader: Callable[[Path], Array], decode: Callable[[Array], Tensor]) -> Field:
     """A field that has a file of its own for every sample."""
-    return Field(key, FileList(paths, reader), decode, paths.__getitem__)
+    return Field(FileList(paths, reader), decode, paths.__getitem__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +118,7 @@ def paths_hash(paths: Sequence[Path], content: Sequence[Path], folder: Path) -> 
     """sha256 over names (below folder) and sizes of `paths`, and over the bytes of `content`.
 
     Reading gigabytes at the start of every cell would cost more than it is worth; names, sizes and three samples tell
-    releases apart, and `verify --full` reads everything.
+    releases apart.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -134,19 +129,12 @@ def paths_hash(paths: Sequence[Path], content: Sequence[Path], folder: Path) -> 
 
 
 class FileInput(InputData):
-    """The samples of a source. prepared: a memory-mapped copy of the stored fields, read in place of the files."""
+    """The samples of a source, read from their files when they are asked for."""
 
     def __init__(self, source: Source, spec: DatasetSpec, split: Split, name: str, folder: Path) -> None:
         self.source, self.spec, self.split, self.name, self.folder = source, spec, split, name, folder
         self.ids, self.units = source.ids, source.units
-        self.prepared: Prepared | None = None
         self._cached: CachedSamples | None = None
-
-    @property
-    def prepared_folder(self) -> Path:
-        """Where a prepared copy of this input lies, if there is one."""
-        keys = [field.key for field in self.source.fields.values()]
-        return prepared_folder(self.folder, self.spec.layout, self.split, self.name, keys)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -174,7 +162,7 @@ class FileInput(InputData):
     def field(self, name: str, index: int) -> Tensor:
         """One decoded field of one sample. Raises FileError."""
         field = self.source.fields[name]
-        stored = field.read(index) if self.prepared is None else self.prepared.read(field.key, index)
+        stored = field.read(index)
         try:
             return field.decode(stored)
         except FileError:
@@ -213,7 +201,7 @@ class FileInput(InputData):
 
 
 class FileLoader(DatasetLoader):
-    """A data set on disk. Subclasses list their splits; loading, counting and verifying are the same for all."""
+    """A data set on disk. Subclasses list their splits; loading and counting are the same for all."""
 
     Options = FileOptions
 
@@ -224,12 +212,8 @@ class FileLoader(DatasetLoader):
         Raises FileError where the lists themselves cannot be read.
         """
 
-    def checksums(self, layout: str) -> Mapping[str, str]:
-        """{path below the folder: published sha256} of files that verify checks under the profile `real`."""
-        return {}
-
     def load(self, root: Path | None, split: Split, spec: DatasetSpec, options: DatasetOptions) -> MultiTaskDataset:
-        """The samples of a split; from a prepared copy where there is one. Raises FileError for the first fault."""
+        """The samples of a split. Raises FileError for the first fault."""
         assert root is not None
         assert isinstance(options, FileOptions)
         inputs: dict[str, InputData] = {}
@@ -238,12 +222,10 @@ class FileLoader(DatasetLoader):
                 continue
             faults = [*source.faults, *count_faults(source, spec, split, name, options)]
             if faults:
-                more = f" ({len(faults) - 1} more: python -m benchmark.data verify {spec.name})" if faults[1:] else ""
+                n_more = len(faults) - 1
+                more = f" (and {n_more} more fault{'s' * (n_more > 1)})" if n_more else ""
                 raise FileError(f"Data set {spec.name!r} at {root}: {faults[0]}{more}.")
-            data = FileInput(source, spec, split, name, root)
-            if not source.in_memory and data.prepared_folder.exists():
-                data.prepared = open_prepared(data.prepared_folder, data.content_hash())
-            inputs[name] = data
+            inputs[name] = FileInput(source, spec, split, name, root)
         return MultiTaskDataset(spec, split, inputs)
 
 
