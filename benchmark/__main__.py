@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from benchmark import check as check_command
 from benchmark import list as list_command
 from benchmark import report as report_command
 from benchmark import run as run_command
@@ -12,6 +13,7 @@ from benchmark import throughput as throughput_command
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("run")(run_command.run)
 app.command("report")(report_command.command)
+app.command("check")(check_command.command)
 app.command("list")(list_command.show)
 app.command("throughput")(throughput_command.throughput)
 

@@ -37,7 +37,7 @@ class _Part(BaseModel):
 class Golden(_Part):
     """Bits of one cell on one platform. values: floats as float.hex, digests, by dotted name.
 
-    cpu and versions are told beside a difference and not compared.
+    cpu and versions are told beside a difference; the versions are not compared.
     """
 
     platform: dict[str, str | int | bool | None]
@@ -199,6 +199,7 @@ def golden_platform(record: Record) -> dict[str, str | int | bool | None] | None
     platform: dict[str, str | int | bool | None] = {
         "torch": str(record.versions.get("torch")),
         "platform": str(environment.get("platform")),  # system and architecture
+        "cpu": str(environment.get("cpu")),  # libraries cut their loops by its caches
         "threads": 1,
         "cpu_capability": str(capability),
         "deterministic_algorithms": True,

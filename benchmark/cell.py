@@ -313,6 +313,7 @@ class _CellRun:
             "input_size": list(self.spec.native_size),
             "facts": dict(trainer.facts),
             "flags": [*self.spec.caveats, *trainer.flags],
+            "chosen": list(trainer.elements),
         }
 
     def _artifacts(self, trainer: CellTrainer, graph: TaskGraph) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def _first_line(text: str | None) -> str:
 
 
 def _method(name: str) -> Iterator[str]:
+    from benchmark.labels import flat_params
     from methods.registry import get_method
 
     method = get_method(name)
@@ -70,8 +71,8 @@ def _method(name: str) -> Iterator[str]:
     yield f"  {method.fidelity.citation}"
     yield f"  {method.fidelity.link}"
     yield "Parameters" if method.Params.model_fields else "No parameters"
-    for key, field in method.Params.model_fields.items():
-        yield f"  {key} = {field.get_default(call_default_factory=True)!r}"
+    for key, value in flat_params(method.Params().model_dump(mode="json")):
+        yield f"  {key} = {value}"
     yield "Where each part comes from"
     for statement in method.fidelity.statements:
         yield from textwrap.wrap(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from benchmark.labels import flat_params
 from benchmark.optimization import balancing_names
 from benchmark.record import canonical_json, cell_key
 from benchmark.suite import Cell, Suite
@@ -49,9 +50,11 @@ class PlannedCell:
 
     @property
     def title(self) -> str:
-        """For people: method, data, backbone, seed."""
+        """For people: method with the parameters that were given, data, backbone, seed."""
         cell = self.settings
-        return f"{cell.method.name} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
+        given = ", ".join(f"{name}={text}" for name, text in flat_params(cell.method.params))
+        method = f"{cell.method.name} ({given})" if given else cell.method.name
+        return f"{method} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
 
 
 def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:

@@ -152,17 +152,22 @@ def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
 
 
 def cpu_name() -> str:
-    """Name of the processor as the system tells it."""
+    """Name of the processor as the system tells it; on Linux with family, model and stepping, which a virtual machine's
+    name leaves out.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     except OSError:
         lines = []
+    found: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
+        found.setdefault(name.strip(), value.strip())  # the first core speaks for all
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    numbers = [found[name] for name in ("cpu family", "model", "stepping") if name in found]
+    return f"{found['model name']} ({'/'.join(numbers)})" if numbers else found["model name"]
 
 
 def environment(

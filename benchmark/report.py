@@ -127,6 +127,10 @@ def command(
         Optional[str],  # noqa: UP045
         typer.Option("--reference", metavar="ROW", help="Row, or method, that the others are tested against."),
     ] = None,
+    figures: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--figures", metavar="FOLDER", help="Also draw what the methods found, as PNG and SVG."),
+    ] = None,
     allow: Annotated[
         Optional[AllowChoice],  # noqa: UP045
         typer.Option("--allow", help="red: print tables with red differences under a banner, without ranks and tests."),
@@ -151,11 +155,21 @@ def command(
         )
         if out is not None:
             write_atomic(out, text.encode("utf-8"))
+        if figures is not None:
+            _draw(directory, figures)
     except UsageError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     if out is None:
         _print(text)
+
+
+def _draw(directory: Path, folder: Path) -> None:
+    from benchmark.plots import draw_records
+
+    store = Store(directory)
+    drawn = list(draw_records(store.load_all(), store, folder))
+    typer.echo(f"Figures: {len(drawn)} new files in {folder}", err=True)
 
 
 def _print(text: str) -> None:

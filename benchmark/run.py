@@ -153,6 +153,7 @@ def run_suite(
     if speed:
         _measure_speed(store, cells, settings, console)
     _write_tables(out, console)
+    _draw_figures(store, cells, console)
     return 0 if all(store.is_done(cell.key) for cell in cells) else EXIT_NOT_DONE
 
 
@@ -241,6 +242,22 @@ def _write_tables(out: Path, console: Console) -> None:
         write_atomic(out / file, report(out, format=form).encode())
     print(report(out, width=max(console.width, 120), color=console.is_terminal))
     console.print(f"Tables: {', '.join(str(out / file) for file in TABLES.values())}", highlight=False, soft_wrap=True)
+
+
+def _draw_figures(store: Store, cells: Sequence[PlannedCell], console: Console) -> None:
+    """Pictures of what the methods found, beside the records; a picture that fails never decides the exit code."""
+    from benchmark.plots import draw_records
+    from benchmark.store import StorageError
+
+    records = [record for cell in cells if (record := store.read(cell.key)) is not None]
+    folder = store.root / "figures"
+    try:
+        drawn = list(draw_records(records, store, folder))
+    except (StorageError, OSError) as error:
+        console.print(f"Figures were not drawn: {error}", highlight=False, markup=False, soft_wrap=True)
+        return
+    if drawn:
+        console.print(f"Figures: {len(drawn)} new files in {folder}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -152,7 +153,12 @@ def _table(
     statistics = dict(_statistics(rows, columns, ranked, reference))
     notes += _delta_notes(labels, measured) if baselines else [NO_REFERENCE]
     notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
-    notes += [*_flag_notes(labels, groups), *_sparse_notes(labels, groups), *_speed_notes(records, speed_of)]
+    notes += [
+        *_overlap_notes(labels, groups),
+        *_flag_notes(labels, groups),
+        *_sparse_notes(labels, groups),
+        *_speed_notes(records, speed_of),
+    ]
     banners = [TEST_SELECTED] if value_at(records[0].cell, "selection", "select_on") == "test" else []
     banners += [RED_ALLOWED] if allow_red and audit.red else []
     return Table(
@@ -356,6 +362,22 @@ def _speed_notes(records: Sequence[Record], speed_of: SpeedOf | None) -> list[st
         notes.append(f"speed: {measurement.settings.name} on {measurement.device}, A/A {aa}{flags}")
     if len(measurements) > 1:
         notes.append("speed: rows of several measurements; compare r, not images/s")
+    return notes
+
+
+def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
+    """How much of what a method chose two seeds have in common: a search that finds something else each time found
+    nothing.
+    """
+    notes = []
+    for label, group in zip(labels, groups, strict=True):
+        chosen = [frozenset(cast("Sequence[str]", record.audit.get("chosen") or ())) for record in group]
+        pairs = [len(a & b) / len(a | b) for a, b in itertools.combinations(chosen, 2) if a | b]
+        if pairs:
+            notes.append(
+                f"{label}: overlap between seeds {math.fsum(pairs) / len(pairs):.2f} "
+                f"(Jaccard index of what was chosen, mean over {len(pairs)} pairs)"
+            )
     return notes
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class CellTrainer:
         self.figures: dict[str, Figure] = {}
         self.facts: dict[str, Fact] = {}
         self.flags: list[str] = []
+        self.elements: list[str] = []
         self.selected: dict[str, int] = {}
         self.search_roles: set[Role] = set()
         self._checkpoints = Checkpoints(folder, context.version)
@@ -147,6 +148,10 @@ class CellTrainer:
     def fact(self, name: str, value: float | None, unit: str = "") -> None:
         """Store a number about what was found."""
         self.facts[name] = {"value": None if value is None else float(value), "unit": unit}
+
+    def chosen(self, elements: Iterable[str]) -> None:
+        """Store the names of what was chosen."""
+        self.elements = sorted(elements)
 
     def flag(self, text: str) -> None:
         """Store a sentence about what is not as it should be."""

@@ -118,6 +118,7 @@ class Backbone:
     num_features: channels after the tail. input_size: (height, width) asked for, else the pretrained model's.
     mean, std: per channel, normalisation of the pretrained model, for images in [0, 1].
     grids: (height, width) in tokens of each size asked for, training first; empty where features are maps.
+    from_scratch: whether the initial weights are random, neither pretrained nor from a file.
     pool, pool_norm: how the model's own head pools, and the norm it applies to the result (nchw: [B, C, 1, 1]).
         A pooled head starts from that norm's weights, which are no part of the backbone (measurement 2).
     """
@@ -134,6 +135,7 @@ class Backbone:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     grids: tuple[Size, ...]
+    from_scratch: bool
     pool: Pool
     pool_norm: nn.Module | None
 
@@ -231,6 +233,7 @@ def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", see
         mean=tuple(defaults["mean"]),
         std=tuple(defaults["std"]),
         grids=geometry.grids,
+        from_scratch=weights == "none",
         pool=cut.pool,
         pool_norm=cut.pool_norm,
     )
@@ -240,7 +243,10 @@ def _build(config: BackboneConfig, *, device: str | None = None, pretrained: boo
     member = find_family(config.name)
     member.check(config)
     arguments = cast("dict[str, Any]", member.arguments(config))
-    return timm.create_model(config.name, pretrained=pretrained, device=device, **arguments)
+    model = timm.create_model(config.name, pretrained=pretrained, device=device, **arguments)
+    if not pretrained:
+        member.initialise(model, config)
+    return model
 
 
 def _pretrained(config: BackboneConfig) -> nn.Module:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from timm.models import _efficientnet_blocks as mobile
-from timm.models import convnext, regnet, resnet, swin_transformer, vision_transformer
+from timm.models import convnext, regnet, resnet, swin_transformer, swin_transformer_v2, vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
@@ -271,6 +271,7 @@ class SwinTransformers(Family):
     head_keys: ClassVar[tuple[str, ...]] = ("head.",)
     layout: ClassVar[Layout] = "nhwc"
     fixed_size: ClassVar[bool] = True
+    block_type: ClassVar[type[nn.Module]] = swin_transformer.SwinTransformerBlock
 
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
@@ -279,6 +280,24 @@ class SwinTransformers(Family):
 
     def _cut(self, model: nn.Module) -> Cut:
         stages = [(part(stage, "downsample"), children(stage, "blocks")) for stage in children(model, "layers")]
-        blocks = streams_of(stages, (swin_transformer.SwinTransformerBlock,))
+        blocks = streams_of(stages, (self.block_type,))
         patch = cast("tuple[int, int]", part(model, "patch_embed").patch_size)
         return Cut(part(model, "patch_embed"), blocks, part(model, "norm"), patch=patch)
+
+
+@family
+class SwinTransformersV2(SwinTransformers):
+    """Swin V2 (timm.models.swin_transformer_v2): its branches end in norms, which timm starts at zero."""
+
+    modules: ClassVar[tuple[str, ...]] = ("swin_transformer_v2",)
+    model_types: ClassVar[tuple[type[nn.Module], ...]] = (swin_transformer_v2.SwinTransformerV2,)
+    block_type: ClassVar[type[nn.Module]] = swin_transformer_v2.SwinTransformerV2Block
+    zero_init: ClassVar[bool] = True
+
+    def initialise(self, model: nn.Module, config: BackboneConfig) -> None:
+        """timm has no switch for the start of these norms."""
+        if not config.zero_init_last:
+            for block in model.modules():
+                if isinstance(block, self.block_type):
+                    nn.init.ones_(cast(nn.LayerNorm, block.norm1).weight)
+                    nn.init.ones_(cast(nn.LayerNorm, block.norm2).weight)

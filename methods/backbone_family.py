@@ -154,6 +154,9 @@ class Family(abc.ABC):
         """Keyword arguments for timm.create_model."""
         return {"num_classes": 0, "in_chans": config.in_chans, "drop_path_rate": config.drop_path}
 
+    def initialise(self, model: nn.Module, config: BackboneConfig) -> None:  # noqa: B027  (most families need nothing)
+        """Change what timm has no argument for in the initial weights of a model that starts from scratch."""
+
     def cut(self, model: nn.Module) -> Cut:
         """The model in parts. Raises UsageError where it is no genuine member."""
         if type(model) not in self.model_types:

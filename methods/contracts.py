@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -248,6 +248,11 @@ class Trainer(Protocol):
     def fact(self, name: str, value: float | None, unit: str = "") -> None:
         """Store one number about what was found (edges kept, units executed, accuracy lost at a cut): a column of the
         tables. None: it could not be had. Full words; the later one of a name holds.
+        """
+
+    def chosen(self, elements: Iterable[str]) -> None:
+        """Name what was chosen, element by element (edges, executed units): tables say how much of it seeds have in
+        common.
         """
 
     def flag(self, text: str) -> None:

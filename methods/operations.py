@@ -97,6 +97,17 @@ class Add(nn.Module):
         return first
 
 
+class Mean(nn.Module):
+    """Mean of its inputs, all of one shape."""
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Inputs float [...]; their sum in the order given, divided once."""
+        total = first
+        for other in others:
+            total = total + other
+        return total / (1 + len(others))
+
+
 class WeightedSum(nn.Module):
     """Sum of its inputs with constant weights."""
 
@@ -129,6 +140,11 @@ class Concatenate(nn.Module):
 @register_operation("add")
 def _add(config: Config) -> nn.Module:
     return Add()
+
+
+@register_operation("mean")
+def _mean(config: Config) -> nn.Module:
+    return Mean()
 
 
 @register_operation("weighted_sum")

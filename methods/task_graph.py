@@ -369,6 +369,8 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
     For a graph whose structure was just fixed; train/eval mode and the norms' momentum are put back.
     """
     norms = [norm for norm in _norms(network) if norm.track_running_stats]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     mode = network.training
     for norm in norms:

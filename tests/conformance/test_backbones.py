@@ -26,6 +26,7 @@ SIZES = {  # (height, width); the others take any size
     "deit_tiny_patch16_224": (32, 32),
     "deit_tiny_distilled_patch16_224": (32, 32),
     "swin_tiny_patch4_window7_224": (64, 96),
+    "swinv2_tiny_window8_256": (64, 96),
 }
 UNITS = {  # name: (blocks that can be skipped, blocks); adashare 2.2
     "test_resnet": (4, 4),
@@ -56,6 +57,7 @@ UNITS = {  # name: (blocks that can be skipped, blocks); adashare 2.2
     "deit_tiny_patch16_224": (12, 12),
     "deit_tiny_distilled_patch16_224": (12, 12),
     "swin_tiny_patch4_window7_224": (12, 12),
+    "swinv2_tiny_window8_256": (12, 12),
 }
 SMALL = ("test_resnet", "mobilenetv2_100", "regnetx_002", "test_convnext", "test_vit")
 

@@ -226,7 +226,7 @@ def test_an_illegal_configuration_says_what_it_expected(options: Mapping[str, ob
     [
         (BackboneConfig("resnet-18"), "Unknown backbone 'resnet-18'. Nearest: 'resnet18'"),
         (
-            BackboneConfig("swinv2_tiny_window8_256"),
+            BackboneConfig("swinv2_cr_tiny_224"),
             "known to timm, but not supported: no adapter.*Nearest supported: '",
         ),
         (BackboneConfig("regnetv_040"), "normalise what they would skip. Nearest supported: 'regnetx_040'"),
@@ -248,6 +248,15 @@ def test_what_cannot_be_built_is_one_line_with_the_nearest_choice(config: Backbo
     with pytest.raises(UsageError, match=message) as error:
         create_backbone(config, seed=0)
     assert "\n" not in str(error.value)
+
+
+def test_norms_that_end_a_branch_start_at_one_unless_asked_otherwise() -> None:
+    """Branches that start at zero give a policy or a gate no gradient (adashare T4)."""
+    for zero in (False, True):
+        config = BackboneConfig("swinv2_tiny_window8_256", image_size=(32, 32), zero_init_last=zero)
+        block = create_backbone(config, seed=0).blocks[0].module
+        for norm in (block.norm1, block.norm2):
+            assert torch.equal(norm.weight, torch.full_like(norm.weight, 0.0 if zero else 1.0))
 
 
 def test_a_name_may_carry_a_pretrained_tag() -> None:

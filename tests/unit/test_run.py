@@ -147,7 +147,7 @@ def test_a_missing_baseline_is_said_at_the_start(suite: Path, tmp_path: Path, mo
 def test_the_console_script_has_the_same_commands() -> None:
     result = CliRunner().invoke(sharebench.app, ["--help"])
     assert result.exit_code == 0
-    for name in ("run", "report", "list", "throughput"):
+    for name in ("run", "report", "check", "list", "throughput"):
         assert name in result.stdout
     assert CliRunner().invoke(sharebench.app, ["list", "hard_sharing"]).exit_code == 0
 

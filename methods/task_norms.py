@@ -1,0 +1,128 @@
+"""Norms of a shared network that keep statistics, and if asked weights, of each task's own while it is searched.
+
+A network whose tasks feed different activations to one batch norm needs a set of statistics per task: averaged over
+tasks they are wrong for each of them in eval mode (dag_search 5, adashare 2.7). Nothing is copied but the statistics:
+a norm is lent one task's tensors before that task's pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+BatchNormRule = Literal["shared", "per_task_stats", "per_task"]
+
+_STATISTICS = ("running_mean", "running_var")
+_WEIGHTS = ("weight", "bias")
+
+
+class TaskNorms(nn.Module):
+    """The statistics of all batch norms of some modules, a row for each task.
+
+    rule: `shared` leaves the norms as they are; `per_task_stats` gives each task statistics of its own; `per_task`
+    weights and biases too. After construction the norms hold no such tensors themselves: call `use` before each pass,
+    and `release` to give them back.
+    """
+
+    values: Tensor
+    updates: Tensor
+
+    def __init__(self, modules: Iterable[nn.Module], n_tasks: int, rule: BatchNormRule) -> None:
+        super().__init__()
+        found = {id(norm): norm for module in modules for norm in module.modules() if has_statistics(norm)}
+        # A plain list: the norms belong to their network.
+        self._norms: list[_NormBase] = [] if rule == "shared" else list(found.values())  # type: ignore[arg-type]
+        self._views: list[list[tuple[dict[str, Any], dict[str, Tensor]]]] = []
+        self._weight_names = _WEIGHTS if rule == "per_task" else ()
+        rows = [self._take(norm) for norm in self._norms]
+        flat = torch.cat([row for row, _, _ in rows]) if rows else torch.empty(0)
+        self.register_buffer("values", flat.repeat(n_tasks, 1))
+        counts = torch.stack([count for _, count, _ in rows]) if rows else torch.empty(0, dtype=torch.int64)
+        self.register_buffer("updates", counts.repeat(n_tasks, 1))
+        weights = [weight for _, _, own in rows for weight in own]
+        self.weights = nn.Parameter(torch.cat(weights).repeat(n_tasks, 1)) if weights else None
+
+    def _take(self, norm: _NormBase) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The norm's own tensors, which it loses."""
+        own = [norm._parameters[name].detach() for name in self._names(norm)]  # type: ignore[union-attr]
+        values = torch.cat([norm._buffers[name] for name in _STATISTICS])  # type: ignore[misc]
+        count = norm._buffers["num_batches_tracked"]
+        assert count is not None
+        for name in (*_STATISTICS, "num_batches_tracked"):
+            norm._buffers[name] = None
+        for name in self._names(norm):
+            norm._parameters[name] = None
+        return values, count, own
+
+    def _names(self, norm: _NormBase) -> list[str]:
+        return [name for name in self._weight_names if norm.affine]
+
+    def use(self, task: int) -> None:
+        """Lend every norm the tensors of this task, until the next call."""
+        if not self._views:
+            self._views = [list(self._lendable(row)) for row in range(len(self.values))]
+        for attributes, tensors in self._views[task]:
+            attributes.update(tensors)
+        if self.weights is not None:  # views with a gradient: fresh ones for every pass
+            for norm, tensors in zip(self._norms, self._own_weights(task), strict=True):
+                norm.__dict__.update(tensors)
+
+    def _lendable(self, task: int) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+        start = 0
+        for number, norm in enumerate(self._norms):
+            n = norm.num_features
+            mean, variance = self.values[task, start : start + n], self.values[task, start + n : start + 2 * n]
+            count = self.updates[task, number]
+            yield norm.__dict__, {"running_mean": mean, "running_var": variance, "num_batches_tracked": count}
+            start += 2 * n
+
+    def _own_weights(self, task: int) -> Iterator[dict[str, Tensor]]:
+        assert self.weights is not None
+        row, start = self.weights[task], 0
+        for norm in self._norms:
+            names = self._names(norm)
+            n = norm.num_features
+            yield {name: row[start + k * n : start + (k + 1) * n] for k, name in enumerate(names)}
+            start += n * len(names)
+
+    @torch.no_grad()
+    def broadcast(self, task: int = 0) -> None:
+        """Give every task what one task has: after a training whose one pass served all of them."""
+        self.values.copy_(self.values[task].clone().expand_as(self.values))
+        self.updates.copy_(self.updates[task].clone().expand_as(self.updates))
+        if self.weights is not None:
+            self.weights.copy_(self.weights[task].clone().expand_as(self.weights))
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Give every norm tensors of its own again: statistics and weights of the first task. The last call."""
+        for norm, tensors in zip(self._norms, list(self._lendable(0)), strict=True):
+            for name, value in tensors[1].items():
+                norm.__dict__.pop(name, None)
+                norm._buffers[name] = value.clone()
+        if self.weights is not None:
+            for norm, weights in zip(self._norms, self._own_weights(0), strict=True):
+                for name, value in weights.items():
+                    norm.__dict__.pop(name, None)
+                    norm._parameters[name] = nn.Parameter(value.clone())
+
+    def weights_of(self, task: int) -> dict[int, dict[str, Tensor]]:
+        """{id of a norm: {name: value}} of this task's own weights, detached; empty unless the rule is `per_task`."""
+        if self.weights is None:
+            return {}
+        own = self._own_weights(task)
+        return {id(norm): {name: value.detach() for name, value in row.items()} for norm, row in
+                zip(self._norms, own, strict=True)}  # fmt: skip
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TaskNorms:
+        self._views = []  # they look into tensors that are about to be replaced
+        return super()._apply(fn, recurse)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module is a norm that gathers statistics over batches."""
+    return isinstance(module, _NormBase) and module.track_running_stats
