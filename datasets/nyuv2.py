@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -266,16 +267,23 @@ def _adashare_rows(folder: Path, split: Split, options: NyuOptions) -> list[list
 def _listed(path: Path, split: Split) -> list[list[str]]:
     try:
         document = json.loads(read_bytes(path))
-        parts = [split] if split != "train" or "train" in document else ["train1", "train2"]
-        rows = [row for part in parts for row in document[part]]
+        train = ["train"] if "train" in document else ["train1", "train2"]
+        both = {
+            "train": [row for part in train for row in document[part]],
+            "test": list(document["test"]),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path}: expected lists of paths under train (or train1, train2) and test.") from error
+    rows = both["train"] + both["test"]
     for row in rows:
         if not (isinstance(row, list) and len(row) == 4 and all(isinstance(item, str) for item in row)):
-            raise FileError(f"{path}: expected [image, segmentation, normals, depth] in {split!r}, found {row!r:.120}.")
+            raise FileError(f"{path}: expected [image, segmentation, normals, depth] for each, found {row!r:.120}.")
         if any(Path(item).is_absolute() or ".." in Path(item).parts for item in row):
             raise FileError(f"{path}: the path {row!r:.120} leaves the folder of the data set.")
-    return rows
+    twice = [image for image, count in Counter(row[0] for row in rows).items() if count > 1]
+    if twice:
+        raise FileError(f"{path}: {twice[0]!r} is listed more than once in train and test together.")
+    return both[split]
 
 
 def _mtan_source(folder: Path, split: Split) -> Source:

@@ -348,7 +348,10 @@ def test_absent_files_are_named_before_anything_is_read(adashare: Path, tmp_path
         registry.load("nyuv2", root, "test", options=TWIN)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"train": 3}', '{"test": [["a.png"]]}', '{"test": [[1, 2, 3, 4]]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"train": 3}', '{"train": [], "test": [["a.png"]]}', '{"train": [], "test": [[1, 2, 3, 4]]}'],
+)
 def test_a_wrong_list_is_named(adashare: Path, tmp_path: Path, content: str) -> None:
     root = copy(adashare, tmp_path)
     (root / "nyuv2" / "nyu_v2_3task.json").write_text(content)
@@ -359,10 +362,21 @@ def test_a_wrong_list_is_named(adashare: Path, tmp_path: Path, content: str) -> 
 @pytest.mark.parametrize("outside", ["/etc/1.png", "../1.png", "img/../../1.png"])
 def test_a_list_cannot_lead_out_of_the_folder(adashare: Path, tmp_path: Path, outside: str) -> None:
     root = copy(adashare, tmp_path)
-    rows = json.dumps({"test": [[outside, "seg/0001.png", "normal_mask/0001.png", "depth/0001.npy"]]})
+    rows = json.dumps({"train": [], "test": [[outside, "seg/0001.png", "normal_mask/0001.png", "depth/0001.npy"]]})
     (root / "nyuv2" / "nyu_v2_3task.json").write_text(rows)
     with pytest.raises(FileError, match="leaves the folder of the data set"):
         registry.load("nyuv2", root, "test", options=TWIN)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_in_train_and_test_is_refused(adashare: Path, tmp_path: Path, split: str) -> None:
+    root = copy(adashare, tmp_path)
+    path = root / "nyuv2" / "nyu_v2_3task.json"
+    document = json.loads(path.read_text())
+    document["train"].append(document["test"][0])
+    path.write_text(json.dumps(document))
+    with pytest.raises(FileError, match=r"'img/0001\.png' is listed more than once"):
+        registry.load("nyuv2", root, split, options=TWIN)
 
 
 def broken(path: Path, how: str) -> None:
