@@ -313,7 +313,7 @@ class _CellRun:
             "batch_norm": str(getattr(method, "final_batch_norm", "per_sub_expression")),
             "input_size": list(self.spec.native_size),
             "facts": dict(trainer.facts),
-            "flags": list(trainer.flags),
+            "flags": [*self.spec.caveats, *trainer.flags],
             "chosen": list(trainer.elements),
         }
 

@@ -17,7 +17,7 @@ from benchmark.suite import Cell, Suite
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
-from datasets.registry import dataset_spec, read_options
+from datasets.registry import dataset_spec, find_layout, get_dataset, load, read_options
 from datasets.transforms import augmentation
 from methods.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
 from methods.contracts import Budget
@@ -32,7 +32,8 @@ class PlannedCell:
     """A cell whose names are known and whose defaults are filled in.
 
     document: what the key is the hash of; without paths, so that a folder of results can move. weights: `none`,
-    `pretrained` or a path. notes: what its method says of this pairing, for whoever reads the plan.
+    `pretrained` or a path. notes, data_notes: what its method says of this pairing, and what to know of its data, for
+    whoever reads the plan.
     """
 
     settings: Cell
@@ -40,6 +41,7 @@ class PlannedCell:
     weights: str
     is_reference: bool
     notes: tuple[str, ...] = ()
+    data_notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -55,9 +57,12 @@ class PlannedCell:
         return f"{method} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
 
 
-def plan(suite: Suite) -> list[PlannedCell]:
-    """All cells of a suite, baselines of Delta_m first so that others find their networks. Raises UsageError."""
-    cells = _checked([resolve(cell) for cell in suite.cells()])
+def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
+    """All cells of a suite, baselines of Delta_m first so that others find their networks.
+
+    data_root: where data sets on disk lie; their lists are read and their files counted here. Raises UsageError.
+    """
+    cells = _checked([resolve(cell, data_root) for cell in suite.cells()], data_root)
     keys: dict[str, str] = {}
     for cell in cells:
         if cell.key in keys:
@@ -80,17 +85,23 @@ def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
     )
 
 
-def _checked(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
-    """The cells with the notes of their methods.
+def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[PlannedCell]:
+    """The cells with the notes of their methods and data.
 
-    Each distinct backbone is built once and shown to each distinct method: sizes, options and weight files that do not
-    fit, and methods that cannot run on it, are found here. Raises UsageError.
+    Each distinct data set is listed once, so that missing files are found before the first step. Each distinct backbone
+    is built once and shown to each distinct method: sizes, options and weight files that do not fit, and methods that
+    cannot run on it, are found here. Raises UsageError.
     """
+    listed: set[bytes] = set()
     backbones: dict[bytes, Backbone] = {}
     notes: dict[bytes, tuple[str, ...]] = {}
     checked = []
     for cell in cells:
         spec = cell_spec(cell.settings)
+        data = canonical_json(cell.document["data"])
+        if data not in listed:
+            listed.add(data)
+            _list_files(cell.settings, spec, data_root)
         key = canonical_json([cell.document["backbone"], cell.document["data"]])
         if key not in backbones:
             # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
@@ -103,13 +114,36 @@ def _checked(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
             method = get_method(name)
             made = method(method_params(method, name, cell.settings.method.params))
             notes[pair] = tuple(made.check(spec, backbones[key], Budget(budget.steps, budget.cycles)))
-        checked.append(dataclasses.replace(cell, notes=notes[pair]))
+        checked.append(dataclasses.replace(cell, notes=notes[pair], data_notes=_data_notes(cell, spec)))
     return checked
+
+
+def _list_files(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
+    """List every split of a data set that lies on disk. Raises UsageError for what is absent or miscounted."""
+    if not get_dataset(spec.name).layouts:
+        return
+    for split in spec.splits:
+        load(
+            spec.name,
+            data_root,
+            split,
+            protocol=spec.protocol,
+            layout=spec.layout,
+            tasks=spec.task_names,
+            options=cell.data.options,
+        )
+
+
+def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:
+    """What to know of the data: the layout that was recognised where the suite names none, and caveats."""
+    found = (f"layout {spec.layout} ({spec.tier})",) if len(get_dataset(spec.name).layouts) > 1 else ()
+    return (*found, *spec.caveats)
 
 
 def notes_of(cells: Sequence[PlannedCell]) -> list[str]:
     """The notes of the cells, each once, with the method and backbone that it is about."""
-    lines = {
+    lines = {f"{cell.settings.data.dataset}: {note}": None for cell in cells for note in cell.data_notes}
+    lines |= {
         f"{cell.settings.method.name} on {cell.settings.backbone.name}, {cell.settings.data.dataset}: {note}": None
         for cell in cells
         for note in cell.notes
@@ -127,8 +161,14 @@ def missing_reference(cells: Sequence[PlannedCell]) -> bool:
     return any(group(cell) not in with_reference for cell in cells)
 
 
-def resolve(cell: Cell) -> PlannedCell:
-    """A cell with every name looked up and every default filled in. Raises UsageError with the nearest valid name."""
+def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
+    """A cell with every name looked up and every default filled in, the layout of its data among them.
+
+    Raises UsageError with the nearest valid name, and DatasetMissingError where a layout cannot be told.
+    """
+    if cell.data.layout is None and get_dataset(cell.data.dataset).layouts:
+        _, layout = find_layout(cell.data.dataset, data_root)
+        cell = cell.model_copy(update={"data": cell.data.model_copy(update={"layout": layout})})
     method = get_method(cell.method.name)
     params = method_params(method, cell.method.name, cell.method.params)
     spec = cell_spec(cell)
@@ -141,10 +181,10 @@ def resolve(cell: Cell) -> PlannedCell:
     augmentation(cell.recipe.augmentation, spec.native_size, get_protocol(spec.protocol, spec.name))
     if cell.recipe.balancing.name not in balancing_names():
         raise unknown("loss balancing", cell.recipe.balancing.name, balancing_names())
-    if cell.recipe.batch_size > spec.splits["train"]:
-        raise UsageError(
-            f"recipe.batch_size is {cell.recipe.batch_size}; {spec.name!r} has {spec.splits['train']} training samples."
-        )
+    n_train, fewest = min((spec.count("train", name), name) for name in spec.inputs)
+    if cell.recipe.batch_size > n_train:
+        where = repr(spec.name) if spec.domains == "single" else f"{fewest!r} of {spec.name!r}"
+        raise UsageError(f"recipe.batch_size is {cell.recipe.batch_size}; {where} has {n_train} training samples.")
     weights = cell.backbone.weights
     document = {
         "method": {"name": cell.method.name, "params": params.model_dump(mode="json")},

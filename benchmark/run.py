@@ -122,7 +122,7 @@ def run_suite(
     console = console or make_console()
     chosen = pick_device(device)
     load_plugins(suite.plugins)
-    cells = plan(suite)
+    cells = plan(suite, data_root)
     store = Store(out)
     try:
         store.root.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def print_plan(
 
     chosen = pick_device(device)
     load_plugins(suite.plugins)
-    cells = plan(suite)
+    cells = plan(suite, data_root)
     settings = RunSettings(out=out, data_root=data_root, device=chosen, plugins=suite.plugins)
     return show_plan(cells, Store(out), settings, _jobs(jobs, chosen), probe, console or make_console())
 

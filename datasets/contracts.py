@@ -20,6 +20,10 @@ from datasets.errors import unknown
 
 Tier = Literal["verified on genuine files", "verified on twins", "report only"]
 Split = Literal["train", "val", "test"]
+# Axes of normals. verified: x right, y up, z towards the camera, checked against depth; declared: the same on the word
+# of whoever made the files; unknown: unit vectors in the files' own axes, channel 0 taken as x; encoded: colours 0 to
+# 255 as they stand in the files, not decoded, for protocols that compare them so.
+NormalsFrame = Literal["verified", "declared", "unknown", "encoded"]
 IndexArray = npt.NDArray[np.int64]
 SINGLE_INPUT = "image"  # the name of the one input of a single-domain set
 
@@ -30,7 +34,8 @@ class TaskSpec:
 
     channels: outputs of the head (classes for `class` and `semantic`). weight: lambda of the table, equal for all
     methods. unit: of the label, printed in column heads (`metre`, ...). positive_weight: share of the loss that
-    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally.
+    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. frame: what the channels of a
+    `normals` label mean, see `NormalsFrame`.
     """
 
     name: str
@@ -41,13 +46,16 @@ class TaskSpec:
     weight: float = 1.0
     unit: str = ""
     positive_weight: float | None = None
+    frame: NormalsFrame = "verified"
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
     """A data set with its tasks, known before any file is opened. native_size: (height, width) in pixels.
 
-    splits: expected number of samples per split (of each input). mean, std: per RGB channel, of images in [0, 1].
+    splits: expected number of samples per split, of each input; where inputs differ, of all of them together, and
+    `counts` says {split: {input: samples}}. mean, std: per RGB channel, of images in [0, 1]. caveats: what whoever
+    reads a result must know of the data; printed when a run is planned and beneath every table.
     """
 
     name: str
@@ -63,6 +71,8 @@ class DatasetSpec:
     licence: str
     home: str
     tier: Tier
+    counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -84,6 +94,10 @@ class DatasetSpec:
     def input_of(self, task: str) -> str:
         """Name of the input that a task's network reads."""
         return SINGLE_INPUT if self.domains == "single" else self.task(task).name
+
+    def count(self, split: str, name: str) -> int:
+        """Expected number of samples of an input in a split."""
+        return self.counts[split][name] if split in self.counts else self.splits[split]
 
     def with_tasks(self, names: Sequence[str]) -> DatasetSpec:
         """The same data set restricted to these tasks, in this order; images, splits and their order do not change."""

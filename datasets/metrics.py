@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets.contracts import TaskSpec
 from datasets.errors import UsageError, unknown
 
-Unit = Literal["percent", "ratio", "label_units", "loss_value"]
+Unit = Literal["percent", "ratio", "degree", "label_units", "loss_value"]
 Status = Literal["computed", "published only"]
 
 
@@ -42,20 +42,29 @@ class Metric:
     status: Status = "computed"
 
 
+_CLASSES = ("class", "attribute")
+_REGRESSIONS = ("dense", "scalar")
 _METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", ("class",), "percent", True),
-        Metric("accuracy_mean", ("class",), "percent", True, scope="all tasks"),
-        Metric("balanced_accuracy", ("class",), "percent", True),
-        Metric("auroc", ("class",), "percent", True),
+        Metric("accuracy", _CLASSES, "percent", True),
+        Metric("accuracy_mean", _CLASSES, "percent", True, scope="all tasks"),
+        Metric("balanced_accuracy", _CLASSES, "percent", True),
+        Metric("auroc", _CLASSES, "percent", True),
         Metric("miou", ("semantic",), "percent", True),
         Metric("pixel_acc", ("semantic",), "percent", True),
         # Needs the class priors of Taskonomy; computed once that loader brings them.
         Metric("weighted_ce_err", ("semantic",), "loss_value", False, status="published only"),
-        Metric("abs_err", ("depth",), "label_units", False),
+        Metric("mean_angle", ("normals",), "degree", False),
+        Metric("median_angle", ("normals",), "degree", False),
+        Metric("within_11_25", ("normals",), "percent", True),
+        Metric("within_22_5", ("normals",), "percent", True),
+        Metric("within_30", ("normals",), "percent", True),
+        Metric("cosine_similarity", ("normals",), "ratio", True),
+        Metric("abs_err", ("depth", *_REGRESSIONS), "label_units", False),
         Metric("rel_err", ("depth",), "ratio", False),
-        Metric("rmse", ("depth",), "label_units", False),
+        Metric("mse", _REGRESSIONS, "label_units", False),
+        Metric("rmse", ("depth", *_REGRESSIONS), "label_units", False),
         Metric("delta_1_25", ("depth",), "percent", True),
         Metric("delta_1_25_2", ("depth",), "percent", True),
         Metric("delta_1_25_3", ("depth",), "percent", True),
@@ -65,7 +74,13 @@ _METRICS: Mapping[str, Metric] = {
         Metric("best_f1", ("binary_map",), "percent", True),
         # Needs an external matching tool with thinning and one-to-one matches.
         Metric("ods_f", ("binary_map",), "percent", True, status="published only"),
-        Metric("delta_m", ("class", "semantic", "depth", "binary_map"), "percent", True, scope="all tasks"),
+        Metric(
+            "delta_m",
+            (*_CLASSES, "semantic", "binary_map", "depth", "normals", *_REGRESSIONS),
+            "percent",
+            True,
+            scope="all tasks",
+        ),
     )
 }
 

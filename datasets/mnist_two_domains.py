@@ -102,7 +102,7 @@ class DomainInput(InputData):
 class MnistTwoDomains(DatasetLoader):
     """1,750 / 250 / 500 images in each domain. Needs no data root."""
 
-    def spec(self, protocol: str, options: DatasetOptions) -> DatasetSpec:
+    def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
         """Two tasks with ten classes."""
         if protocol != "standard":
             raise ProtocolError(f"mnist_two_domains has no labels for protocol {protocol!r}; it offers 'standard'.")

@@ -274,7 +274,7 @@ class MultiMnist(DatasetLoader):
 
     Options = MultiMnistOptions
 
-    def spec(self, protocol: str, options: DatasetOptions) -> DatasetSpec:
+    def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
         """All six tasks; without the depth cue, the four that do not need it."""
         assert isinstance(options, MultiMnistOptions)
         if protocol != "standard":
@@ -302,7 +302,7 @@ class MultiMnist(DatasetLoader):
         """All but `order`, which follows from depth."""
         return tuple(name for name in spec.task_names if name != "order")
 
-    def unavailable(self, options: DatasetOptions) -> Mapping[str, str]:
+    def unavailable(self, options: DatasetOptions, layout: str | None = None) -> Mapping[str, str]:
         """Without the depth cue: depth and order."""
         assert isinstance(options, MultiMnistOptions)
         reason = "it needs depth_cue: true; without the cue no image shows which digit is near"

@@ -20,6 +20,8 @@ class ProtocolFlags:
     upsample: how predictions reach the label's resolution, in losses and before argmax.
     miou: classes averaged: in label or prediction; with true positives only; all (absent ones count 0).
     pixel_acc: over all pixels of the split, or mean over images. void_as_error: ignored pixels count as errors in it.
+    normals: labels are unit vectors, or the colours 0 to 255 of the files, compared as vectors without decoding.
+    angle_bound: an angle is within a bound if it is < it, or <= it.
     depth_mean: absolute, relative and squared errors over all pixels, or means per image averaged over images.
     ratio_nonpositive: the ratio of a prediction <= 0 is infinite, or left signed (so a negative one counts as right).
     normalisation: mean and std of the backbone (untrained: of the data set); none; ImageNet's; 2x - 1; 0-255 BGR minus
@@ -33,6 +35,8 @@ class ProtocolFlags:
     miou: Literal["present", "tp_only", "all_classes"] = "present"
     pixel_acc: Literal["pooled", "image_mean"] = "pooled"
     void_as_error: bool = False
+    normals: Literal["decoded", "encoded"] = "decoded"
+    angle_bound: Literal["<", "<="] = "<"
     depth_mean: Literal["pooled", "per_image"] = "pooled"
     ratio_nonpositive: Literal["infinite", "signed"] = "infinite"
     normalisation: Literal["backbone", "unit", "imagenet", "symmetric", "bgr_minus_mean"] = "backbone"
@@ -50,6 +54,8 @@ _TABLE: Mapping[str, ProtocolFlags] = {
         upsample="nearest",
         miou="tp_only",
         pixel_acc="image_mean",
+        normals="encoded",
+        angle_bound="<=",
         depth_mean="per_image",
         ratio_nonpositive="signed",
         normalisation="bgr_minus_mean",

@@ -34,31 +34,46 @@ class DatasetOptions(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedFiles:
-    """What a data set needs on disk, for the error that asks for it. tree: paths below its folder; size: in words."""
+    """What a layout needs on disk. tree: paths below the data set's folder, for people; size: in words.
+
+    marks: paths below the folder that exist in this layout, by which it is recognised: all of them; `a|b` is one of
+    two.
+    """
 
     tree: str
     size: str
+    marks: tuple[str, ...] = ()
+
+    def missing(self, folder: Path) -> str | None:
+        """The first mark that is absent, None where the layout is there."""
+        absent = (mark for mark in self.marks if not any((folder / path).exists() for path in mark.split("|")))
+        return next((mark.replace("|", " or ") for mark in absent), None)
 
 
 class DatasetLoader(abc.ABC):
     """A data set. Stateless; registered with `@register_dataset(name)`.
 
-    files: what must lie in `<data root>/<name>`; None for sets that need no data root.
+    layouts: what may lie in `<data root>/<name>`, the usual one first; empty for sets that need no data root.
+    protocols: those it has labels for.
     """
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
-    files: ClassVar[ExpectedFiles | None] = None
+    layouts: ClassVar[Mapping[str, ExpectedFiles]] = {}
+    protocols: ClassVar[tuple[str, ...]] = ("standard",)
 
     @abc.abstractmethod
-    def spec(self, protocol: str, options: DatasetOptions) -> DatasetSpec:
-        """All tasks and sizes, without opening a file. Raises ProtocolError for a protocol it has no labels for."""
+    def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
+        """All tasks and sizes, without opening a file. layout: one of `layouts`, None for the first.
+
+        Raises ProtocolError for a protocol it has no labels for.
+        """
 
     def default_tasks(self, spec: DatasetSpec) -> tuple[str, ...]:
         """Names of the tasks that are meant where none are named."""
         return spec.task_names
 
-    def unavailable(self, options: DatasetOptions) -> Mapping[str, str]:
-        """{task: reason} for tasks that these options take away; the reason ends the error of whoever asks for one."""
+    def unavailable(self, options: DatasetOptions, layout: str | None = None) -> Mapping[str, str]:
+        """{task: reason} for tasks that options or layout take away; the reason ends the error of who asks for one."""
         return {}
 
     @abc.abstractmethod
@@ -131,16 +146,22 @@ def dataset_spec(
 ) -> DatasetSpec:
     """What a data set promises with these tasks (None: its default ones), before any file is opened.
 
-    Raises UsageError or a subclass for an unknown data set, layout, task or option, or an unsupported protocol.
+    layout: None takes the usual one; `find_layout` tells which one is on disk. Raises UsageError or a subclass for an
+    unknown data set, layout, task or option, or an unsupported protocol.
     """
     loader, chosen_options = get_dataset(name), read_options(name, options)
-    spec = loader.spec(protocol, chosen_options)
-    if layout is not None and layout != spec.layout:
-        raise unknown(f"layout of {name}", layout, [spec.layout])
+    if loader.layouts:
+        if layout is not None and layout not in loader.layouts:
+            raise unknown(f"layout of {name}", layout, loader.layouts)
+        spec = loader.spec(protocol, chosen_options, layout)
+    else:
+        spec = loader.spec(protocol, chosen_options)
+        if layout is not None and layout != spec.layout:
+            raise unknown(f"layout of {name}", layout, [spec.layout])
     chosen = loader.default_tasks(spec) if tasks is None else tuple(tasks)
     if not chosen or len(set(chosen)) != len(chosen):
         raise UsageError(f"tasks of {name} must be a non-empty list of different names, got {list(chosen)}.")
-    unavailable = loader.unavailable(chosen_options)
+    unavailable = loader.unavailable(chosen_options, layout)
     for task in chosen:
         if task in unavailable:
             raise UsageError(f"Task {task!r} of {name} is not available: {unavailable[task]}.")
@@ -162,14 +183,17 @@ def load(
 ) -> MultiTaskDataset:
     """One split of a data set. root: the data root, None for the variable SHAREBENCH_DATA; embedded sets need neither.
 
-    `tasks` changes neither images nor splits nor their order. Raises as `dataset_spec`, and DatasetMissingError where
-    the files are absent.
+    layout: None takes the one on disk. `tasks` changes neither images nor splits nor their order. Raises as
+    `dataset_spec`, and DatasetMissingError where the files are absent.
     """
+    loader = get_dataset(name)
     spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks, options=options)
     if split not in spec.splits:
         raise unknown(f"split of {name}", split, spec.splits)
-    loader = get_dataset(name)
-    folder = None if loader.files is None else _folder(spec, loader.files, root)
+    folder = None
+    if loader.layouts:
+        folder, found = find_layout(name, root, layout)
+        spec = dataset_spec(name, protocol=protocol, layout=found, tasks=tasks, options=options)
     return loader.load(folder, cast(Split, split), spec, read_options(name, options))
 
 
@@ -192,14 +216,41 @@ def read_options(name: str, options: Mapping[str, object] | DatasetOptions | Non
         raise UsageError(f"Option {key!r} of {name} is {first['input']!r}: {first['msg']}.") from error
 
 
-def _folder(spec: DatasetSpec, files: ExpectedFiles, root: Path | str | None) -> Path:
-    """`<root>/<name>`, which must exist. Raises DatasetMissingError."""
+def find_layout(name: str, root: Path | str | None, layout: str | None = None) -> tuple[Path, str]:
+    """(folder, layout) of a data set on disk: `<root>/<name>` in the layout asked for, or in the one that is there.
+
+    root: None for the variable SHAREBENCH_DATA. Raises DatasetMissingError naming what was looked for and how to get
+    it, and UsageError where two layouts lie side by side.
+    """
+    loader = get_dataset(name)
+    if layout is not None and layout not in loader.layouts:
+        raise unknown(f"layout of {name}", layout, loader.layouts)
     base = root if root is not None else os.environ.get(DATA_ROOT_VARIABLE)
-    folder = None if base is None else Path(base) / spec.name
-    if folder is not None and folder.is_dir():
-        return folder
-    looked = f"no folder {folder}" if folder is not None else f"neither --data-root nor {DATA_ROOT_VARIABLE} is set"
-    raise DatasetMissingError(
-        f"Data set {spec.name!r}, layout {spec.layout!r}: {looked}. Expected: {spec.name}/{files.tree} ({files.size}). "
-        f"Get it from {spec.home}; licence: {spec.licence}."
+    asked = [layout] if layout is not None else list(loader.layouts)
+    if base is None:
+        raise _missing(name, asked, f"neither --data-root nor {DATA_ROOT_VARIABLE} is set")
+    folder = Path(base) / name
+    if not folder.is_dir():
+        raise _missing(name, asked, f"no folder {folder}")
+    absent = {tried: loader.layouts[tried].missing(folder) for tried in asked}
+    found = [tried for tried, mark in absent.items() if mark is None]
+    if not found:
+        tried = ", ".join(f"no {mark} for layout {name!r}" for name, mark in absent.items())
+        raise _missing(name, asked, f"in {folder}: {tried}")
+    if len(found) > 1:
+        raise UsageError(
+            f"Data set {name!r} at {folder} looks like each of the layouts {', '.join(found)}; name one (layout: ...)."
+        )
+    return folder, found[0]
+
+
+def _missing(name: str, layouts: Sequence[str], looked: str) -> DatasetMissingError:
+    """The one line that says what is expected, and where it comes from."""
+    loader = get_dataset(name)
+    expected = "; or ".join(
+        f"layout {layout!r}: {name}/{loader.layouts[layout].tree} ({loader.layouts[layout].size})" for layout in layouts
+    )
+    spec = loader.spec(loader.protocols[0], loader.Options(), layouts[0])
+    return DatasetMissingError(
+        f"Data set {name!r}: {looked}. Expected {expected}. Get it from {spec.home}; licence: {spec.licence}."
     )

@@ -44,6 +44,17 @@ class Normals(tv_tensors.Mask):
     """Unit vectors, float [3, H, W], x right, y up, z towards the camera; the zero vector = unknown."""
 
 
+class NormalsOfUnknownFrame(Normals):
+    """Unit vectors whose axes nobody has verified: channel 0 is taken as x, and what turns them is refused."""
+
+
+class EncodedNormals(tv_tensors.Mask):
+    """Normals as the colours of their file, float [3, H, W] in 0 .. 255, not decoded; black = unknown.
+
+    Places follow the image, colours stay: what an axis is cannot be told before decoding.
+    """
+
+
 def _negate(normals: Normals, channel: int) -> Normals:
     vectors = normals.as_subclass(Tensor).clone()
     vectors[..., channel, :, :] *= -1
@@ -77,21 +88,25 @@ def _rotate_normals(
     return cast(Normals, tv_tensors.wrap(vectors, like=normals))
 
 
-def _refuse(name: str) -> None:
-    @v2.functional.register_kernel(name, Normals)
-    def refuse(normals: Normals, *args: object, **kwargs: object) -> Normals:
-        raise UsageError(f"Transform {name!r} of surface normals has no rule here; use flips, rotations and crops.")
+def _refuse(name: str, kind: type[tv_tensors.Mask], reason: str) -> None:
+    @v2.functional.register_kernel(name, kind)
+    def refuse(normals: tv_tensors.Mask, *args: object, **kwargs: object) -> tv_tensors.Mask:
+        raise UsageError(f"Transform {name!r} of surface normals {reason}.")
 
 
-_refuse("affine")  # a shear would change the angle between normals and surface
-_refuse("perspective")
-_refuse("elastic")
+for _type in (Normals, EncodedNormals):
+    for _name in ("affine", "perspective", "elastic"):  # a shear would change the angle between normals and surface
+        _refuse(_name, _type, "has no rule here; use flips, rotations and crops")
+for _type in (NormalsOfUnknownFrame, EncodedNormals):
+    for _name in ("rotate", "vertical_flip"):
+        _refuse(_name, _type, "needs a verified or declared frame; this data set's normals are not in one")
 
 
 def fill_values(flags: ProtocolFlags) -> dict[type | str, float]:
     """What padding puts into each type: black images, ignored labels. A fresh dictionary, since v2 writes into it."""
     label = 255 if flags.padded_label == "ignore" else 0
-    unknown_value = {Depth: math.nan, InverseDepth: math.nan, Dense: math.nan, Normals: 0.0}
+    normals = dict.fromkeys((Normals, NormalsOfUnknownFrame, EncodedNormals), 0.0)
+    unknown_value = {Depth: math.nan, InverseDepth: math.nan, Dense: math.nan, **normals}
     return {tv_tensors.Image: 0.0, tv_tensors.Mask: label, **unknown_value}
 
 

@@ -36,11 +36,14 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def valid(self, target: Tensor) -> Tensor:
-        """bool, shape of the target: which labels count. Follows from the label alone, illegal ones included."""
+        """bool, one per label: which labels count. Follows from the label alone, illegal ones included.
+
+        The shape of the target, without the channels where a vector is one label.
+        """
 
     @abc.abstractmethod
     def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
-        """bool, shape of the target: which labels are ignored or inside the range of the task."""
+        """bool, one per label as `valid`: which labels are ignored or inside the range of the task."""
 
     @abc.abstractmethod
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
@@ -62,6 +65,14 @@ class Kind(abc.ABC):
         """Outputs that the head of such a task has."""
         return task.channels
 
+    def target_shape(self, task: TaskSpec, size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of one target for an image of that size (height, width)."""
+        return size if self.dense else ()
+
+    def magnitude(self, target: Tensor) -> Tensor:
+        """One number per label, for messages: the label itself, or the length of a vector."""
+        return target
+
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor] | None:
         """Type that geometric transforms know the labels by; None for labels without pixels."""
         return None
@@ -75,7 +86,7 @@ class Kind(abc.ABC):
         """Raise LabelError where a label is neither ignored nor legal; names the first one. Reads from the device."""
         legal = self.legal(target, task)
         if not bool(legal.all()):
-            illegal = target[~legal]
+            illegal = self.magnitude(target)[~legal]
             raise LabelError(
                 f"Task {task.name!r} of kind {self.name!r} with {task.channels} channels: {illegal.numel()} illegal "
                 f"labels, the first is {illegal.flatten()[0].item()}; ignored is {self.ignore}."
@@ -91,16 +102,28 @@ def resize_prediction(prediction: Tensor, size: tuple[int, int], flags: Protocol
     return functional.interpolate(prediction, size=size, mode="bilinear", align_corners=False)
 
 
-def dense_prediction(prediction: Tensor, target: Tensor, channels: int, flags: ProtocolFlags) -> Tensor:
-    """The prediction at the target's resolution, float32 or wider. prediction [B, channels, h, w], target [B, H, W].
+def dense_prediction(
+    prediction: Tensor, target: Tensor, channels: int, flags: ProtocolFlags, *, per_channel: bool = False
+) -> Tensor:
+    """The prediction at the target's resolution, float32 or wider. prediction [B, channels, h, w], target [B, H, W],
+    or [B, channels, H, W] for labels `per_channel`.
 
     Raises ValueError where the shapes do not fit.
     """
-    if prediction.ndim != 4 or target.ndim != 3 or prediction.shape[0] != target.shape[0]:
-        raise ValueError(f"Expected [B, {channels}, h, w] and [B, H, W], got {shapes(prediction, target)}.")
+    wanted = f"[B, {channels}, H, W]" if per_channel else "[B, H, W]"
+    fits = target.ndim == 3 + per_channel and (not per_channel or target.shape[1] == channels)
+    if prediction.ndim != 4 or not fits or prediction.shape[0] != target.shape[0]:
+        raise ValueError(f"Expected [B, {channels}, h, w] and {wanted}, got {shapes(prediction, target)}.")
     if prediction.shape[1] != channels:
         raise ValueError(f"Expected {channels} channels, got {shapes(prediction, target)}.")
-    return resize_prediction(at_least_float32(prediction), (target.shape[1], target.shape[2]), flags)
+    return resize_prediction(at_least_float32(prediction), (target.shape[-2], target.shape[-1]), flags)
+
+
+def single_prediction(prediction: Tensor, target: Tensor) -> Tensor:
+    """float [B, 1] -> float [B], float32 or wider. target: [B]. Raises ValueError where the shapes do not fit."""
+    if target.ndim != 1 or prediction.shape != (len(target), 1):
+        raise ValueError(f"Expected [B, 1] and [B], got {shapes(prediction, target)}.")
+    return at_least_float32(prediction).squeeze(1)
 
 
 def check_integer(target: Tensor) -> None:

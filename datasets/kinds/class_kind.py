@@ -44,7 +44,7 @@ class ClassKind(Kind):
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """accuracy, balanced_accuracy, auroc."""
-        return ClassEvaluator(self, task)
+        return ClassEvaluator(task, task.channels)
 
 
 class ClassEvaluator(Evaluator):
@@ -53,19 +53,22 @@ class ClassEvaluator(Evaluator):
     Raises UsageError where `auroc` is asked of a task that has not two classes.
     """
 
-    def __init__(self, kind: ClassKind, task: TaskSpec) -> None:
-        super().__init__(task, counts={"right": task.channels, "total": task.channels}, sums={})
-        if self._wants("auroc") and task.channels != 2:
-            raise UsageError(f"Task {task.name!r} has {task.channels} classes; auroc is defined for 2.")
-        self.kind = kind
+    def __init__(self, task: TaskSpec, n_classes: int) -> None:
+        super().__init__(task, counts={"right": n_classes, "total": n_classes}, sums={})
+        if self._wants("auroc") and n_classes != 2:
+            raise UsageError(f"Task {task.name!r} has {n_classes} classes; auroc is defined for 2.")
+        self.n_classes = n_classes
         self._scores: list[tuple[Tensor, Tensor]] = []  # (scores float64 [B], labels [B]) on the predictions' device
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
         _check_shapes(prediction, label, self.task)
-        n_classes = self.task.channels
-        label = label.long()
-        legal = self.kind.legal(label, self.task)
-        valid = self.kind.valid(label) & legal
+        self._add_classes(prediction, label.long())
+
+    def _add_classes(self, prediction: Tensor, label: Tensor) -> None:
+        """prediction: logits float [B, n_classes]; label: int64 [B] in 0 .. n_classes - 1, -1 ignored."""
+        n_classes = self.n_classes
+        legal = (label >= IGNORE) & (label < n_classes)
+        valid = (label != IGNORE) & legal
         right = valid & (prediction.argmax(dim=1) == label)
         self._add("illegal", (~legal).sum())
         self._add("nonfinite", (valid & ~prediction.isfinite().all(dim=1)).sum())

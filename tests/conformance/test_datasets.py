@@ -1,16 +1,20 @@
 """Every registered data set and kind keeps its promises; a new one is tested by existing.
 
-Data sets whose files are absent are skipped with the reason; their specs are tested all the same.
+Data sets on disk are tested on a twin of each layout (tests/twins.py); one without a twin fails. Those that come with a
+package which is not installed are skipped with the reason; their specs are tested all the same.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.metadata
-import math
 import pathlib
+import pickle
 import sys
+import tempfile
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -36,23 +40,52 @@ from datasets.registry import (
 )
 from datasets.roles import role_hash, role_indices
 from datasets.transforms import HorizontalFlip, collate
+from tests.twins import write_twin
 
 NAMES = dataset_names()
 SPLITS = ("train", "val", "test")
-CASES = [(name, split) for name in NAMES for split in dataset_spec(name).splits]
+Form = tuple[str, "str | None"]
+FORMS: list[Form] = [(name, layout) for name in NAMES for layout in get_dataset(name).layouts or (None,)]
+FORM_IDS = ["-".join(filter(None, form)) for form in FORMS]
+CASES = [
+    pytest.param(form, split, id=f"{label}-{split}")
+    for form, label in zip(FORMS, FORM_IDS, strict=True)
+    for split in dataset_spec(form[0], layout=form[1]).splits
+]
+
+
+@functools.lru_cache(maxsize=1)
+def twin_root() -> pathlib.Path:
+    folder = tempfile.TemporaryDirectory(prefix="sharebench-twins-")
+    atexit.register(folder.cleanup)
+    return pathlib.Path(folder.name)
+
+
+def place(form: Form) -> dict[str, object]:
+    """Arguments of `load` that find the data: a twin, or what the package brings."""
+    name, layout = form
+    if layout is None:
+        return {"root": None}
+    try:
+        root = write_twin(twin_root(), name, layout)
+    except ImportError as error:  # the format itself needs an optional package
+        pytest.skip(str(error))
+    return {"root": root, "layout": layout, "options": {"profile": "twin"}}
 
 
 @functools.lru_cache(maxsize=8)
-def loaded(name: str, split: str) -> MultiTaskDataset:
+def loaded(form: Form, split: str) -> MultiTaskDataset:
     try:
-        return registry.load(name, None, split, tasks=full_spec(name).task_names)
+        return registry.load(form[0], split=split, tasks=full_spec(form).task_names, **place(form))
     except DatasetMissingError as error:
         pytest.skip(str(error))
 
 
-def full_spec(name: str) -> DatasetSpec:
+def full_spec(form: Form) -> DatasetSpec:
     """With every task, the ones that are off by default among them."""
-    return get_dataset(name).spec("standard", registry.read_options(name, None))
+    name, layout = form
+    options = registry.read_options(name, None)
+    return get_dataset(name).spec("standard", options, *([layout] if layout else []))
 
 
 def few(data: InputData) -> list[int]:
@@ -62,10 +95,15 @@ def few(data: InputData) -> list[int]:
 # Specs
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_spec_is_complete(name: str) -> None:
-    spec = full_spec(name)
+@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+def test_the_spec_is_complete(form: Form) -> None:
+    name, layout = form
+    spec = full_spec(form)
     assert spec.name == name
+    assert layout in (None, spec.layout)
+    for split in spec.counts:
+        assert sum(spec.counts[split].values()) == spec.splits[split]
+        assert set(spec.counts[split]) == set(spec.inputs)
     assert {"train", "test"} <= set(spec.splits) <= set(SPLITS)
     assert all(count > 0 for count in spec.splits.values())
     assert len(set(spec.task_names)) == len(spec.task_names) > 1
@@ -80,7 +118,7 @@ def test_the_spec_is_complete(name: str) -> None:
         assert kind.head_channels(task) >= 1
         assert len(task.class_names) in (0, task.channels)
         kind.evaluator(task, STANDARD)
-    assert set(dataset_spec(name).task_names) <= set(spec.task_names)
+    assert set(dataset_spec(name, layout=layout).task_names) <= set(spec.task_names)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,20 +137,21 @@ def test_unknown_choices_are_named(name: str) -> None:
 # Samples
 
 
-@pytest.mark.parametrize(("name", "split"), CASES)
-def test_lengths_equal_the_spec_and_ids_are_unique(name: str, split: str) -> None:
-    data = loaded(name, split)
+@pytest.mark.parametrize(("form", "split"), CASES)
+def test_lengths_equal_the_spec_and_ids_are_unique(form: Form, split: str) -> None:
+    data = loaded(form, split)
     assert tuple(data.inputs) == data.spec.inputs
-    for part in data.inputs.values():
-        assert len(part) == len(part.units) == data.spec.splits[split]
+    for name, part in data.inputs.items():
+        assert len(part) == len(part.units) > 0
+        assert form[1] is not None or len(part) == data.spec.count(split, name)
         assert len(set(part.ids)) == len(part)
         assert part.content_hash() == part.content_hash()
         assert part.sources is None or len(part.sources) == len(part)
 
 
-@pytest.mark.parametrize(("name", "split"), CASES)
-def test_samples_are_canonical(name: str, split: str) -> None:
-    data = loaded(name, split)
+@pytest.mark.parametrize(("form", "split"), CASES)
+def test_samples_are_canonical(form: Form, split: str) -> None:
+    data = loaded(form, split)
     for input_name, part in data.inputs.items():
         tasks = [task for task in data.spec.tasks if data.spec.input_of(task.name) == input_name]
         for index in few(part):
@@ -125,15 +164,15 @@ def test_samples_are_canonical(name: str, split: str) -> None:
             assert list(sample["targets"]) == [task.name for task in tasks]
             for task in tasks:
                 kind, target = get_kind(task.kind), sample["targets"][task.name]
-                assert target.shape == (data.spec.native_size if kind.dense else ())
+                assert target.shape == kind.target_shape(task, data.spec.native_size)
                 assert isinstance(target, kind.wrapper(task) or Tensor)
                 kind.check(target.as_subclass(Tensor), task)
                 assert kind.valid(target.as_subclass(Tensor)).any()
 
 
-@pytest.mark.parametrize(("name", "split"), CASES)
-def test_cached_samples_equal_single_ones(name: str, split: str) -> None:
-    for part in loaded(name, split).inputs.values():
+@pytest.mark.parametrize(("form", "split"), CASES)
+def test_cached_samples_equal_single_ones(form: Form, split: str) -> None:
+    for part in loaded(form, split).inputs.values():
         cached = part.cached()
         if cached is None:
             continue
@@ -149,9 +188,18 @@ def test_cached_samples_equal_single_ones(name: str, split: str) -> None:
             assert torch.equal(whole[indices].nan_to_num(-7), target.nan_to_num(-7)), task
 
 
-@pytest.mark.parametrize(("name", "split"), [case for case in CASES if case[1] == "test"])
-def test_losses_and_metrics_take_what_the_loader_gives(name: str, split: str) -> None:
-    data = loaded(name, split)
+@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+def test_samples_survive_the_way_to_a_worker(form: Form) -> None:
+    for name, part in list(loaded(form, "test").inputs.items())[:3]:
+        there = pickle.loads(pickle.dumps(part))[0]
+        assert torch.equal(there["image"], part[0]["image"]), name
+        for task, target in part[0]["targets"].items():
+            assert torch.equal(there["targets"][task].nan_to_num(-7), target.nan_to_num(-7))
+
+
+@pytest.mark.parametrize(("form", "split"), [case for case in CASES if case.values[1] == "test"])
+def test_losses_and_metrics_take_what_the_loader_gives(form: Form, split: str) -> None:
+    data = loaded(form, split)
     for input_name, part in data.inputs.items():
         _, targets = collate([part[index] for index in few(part)])
         for task in data.spec.tasks:
@@ -171,10 +219,10 @@ def test_losses_and_metrics_take_what_the_loader_gives(name: str, split: str) ->
             assert all(result.value is not None and result.n_units > 0 for result in results.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_flip_twice_gives_the_sample_back(name: str) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+def test_a_flip_twice_gives_the_sample_back(form: Form) -> None:
     flip = HorizontalFlip(STANDARD, p=1.0)
-    for part in loaded(name, "test").inputs.values():
+    for part in loaded(form, "test").inputs.values():
         sample = part[0]
         once = flip(sample)
         twice = flip(once)
@@ -185,9 +233,9 @@ def test_a_flip_twice_gives_the_sample_back(name: str) -> None:
             assert torch.equal(twice["targets"][task].nan_to_num(-7), target.nan_to_num(-7))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_roles_are_disjoint_and_complete(name: str) -> None:
-    splits = {split: loaded(name, split) for split in dataset_spec(name).splits}
+@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+def test_roles_are_disjoint_and_complete(form: Form) -> None:
+    splits = {split: loaded(form, split) for split in full_spec(form).splits}
     roles = role_indices(splits["train"], splits.get("val"), splits["test"])
     assert tuple(roles) == splits["train"].spec.inputs
     for input_name, parts in roles.items():
@@ -201,14 +249,15 @@ def test_roles_are_disjoint_and_complete(name: str) -> None:
         assert len(set().union(*ids.values())) == sum(len(part) for part in ids.values()) == total
         assert len({role_hash(part) for part in ids.values()}) == 4
         share = len(ids["arch"]) / (len(ids["arch"]) + len(ids["fit"]))
-        assert share == pytest.approx(0.2, abs=0.05)
+        assert share == pytest.approx(0.2, abs=0.05) or form[1] is not None  # twins have few units
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tasks_do_not_change_ids_or_content(name: str) -> None:
-    whole = loaded(name, "test")
-    for task in whole.spec.task_names:
-        alone = registry.load(name, None, "test", tasks=[task])
+@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+def test_tasks_do_not_change_ids_or_content(form: Form) -> None:
+    whole = loaded(form, "test")
+    names = whole.spec.task_names
+    for task in names[:: max(1, len(names) // 6)]:  # of fifty alphabets, some
+        alone = registry.load(form[0], split="test", tasks=[task], **place(form))
         assert alone.spec.task_names == (task,)
         part = alone.inputs[alone.spec.input_of(task)]
         reference = whole.inputs[whole.spec.input_of(task)]
@@ -218,9 +267,9 @@ def test_tasks_do_not_change_ids_or_content(name: str) -> None:
         assert torch.equal(part[0]["image"], reference[0]["image"])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if get_dataset(name).files is None])
+@pytest.mark.parametrize("name", [name for name in NAMES if not get_dataset(name).layouts])
 def test_mean_and_std_are_those_of_the_train_images(name: str) -> None:
-    data = loaded(name, "train")
+    data = loaded((name, None), "train")
     caches = [part.cached() for part in data.inputs.values()]
     images = torch.cat([cached.images for cached in caches if cached is not None]).double() / 255
     assert data.spec.mean[0] == pytest.approx(float(images.mean()), abs=6e-4)
@@ -236,13 +285,16 @@ def test_kinds_say_what_they_ignore(name: str) -> None:
     assert kind.name == name
     assert kind.ignore
     assert computed_metrics(name)
-    task = TaskSpec("task", name, 2, tuple(computed_metrics(name)))
-    assert kind.head_channels(task) in (1, 2)
+    channels = 3 if name == "normals" else 2
+    task = TaskSpec("task", name, channels, tuple(computed_metrics(name)))
+    kind.check_task(task)
+    assert kind.head_channels(task) in (1, channels)
     assert (kind.wrapper(task) is not None) == kind.dense == (kind.fill is not None)
     if kind.fill is not None:
-        filled = torch.full((1, 2, 2), kind.fill)
+        filled = torch.full((1, *kind.target_shape(task, (2, 2))), kind.fill)
         assert not kind.valid(filled).any()
-        assert math.isnan(kind.fill) == filled.is_floating_point()
+        assert isinstance(kind.fill, float) == filled.is_floating_point()
+        kind.check(filled, task)
     results = kind.evaluator(task, STANDARD).result()
     assert set(results) == set(task.metrics)
     assert all(result.value is None and result.n_units == 0 for result in results.values())
@@ -258,11 +310,14 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def on_disk() -> type[DatasetLoader]:
     class OnDisk(DatasetLoader):
-        files = ExpectedFiles("{train,test}/*.png", "2.8 GB")
+        layouts: ClassVar[dict[str, ExpectedFiles]] = {
+            "png": ExpectedFiles("{train,test}/*.png", "2.8 GB", ("train", "test")),
+            "npy": ExpectedFiles("images.npy", "1 GB", ("images.npy",)),
+        }
 
-        def spec(self, protocol: str, options: DatasetOptions) -> DatasetSpec:
-            embedded = full_spec(NAMES[0])
-            return embedded.__class__(**{**vars(embedded), "name": "on_disk", "layout": "png"})
+        def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
+            embedded = full_spec(("multi_mnist", None))
+            return embedded.__class__(**{**vars(embedded), "name": "on_disk", "layout": layout or "png"})
 
         def load(
             self, root: pathlib.Path | None, split: str, spec: DatasetSpec, options: DatasetOptions
@@ -287,9 +342,20 @@ def test_missing_files_are_described(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("SHAREBENCH_DATA", str(tmp_path))
     with pytest.raises(DatasetMissingError, match=r"no folder .*on_disk"):
         registry.load("on_disk", None, "train")
-    (tmp_path / "on_disk").mkdir()
+    (tmp_path / "on_disk" / "train").mkdir(parents=True)
+    with pytest.raises(DatasetMissingError, match=r"no test for layout 'png', no images.npy for layout 'npy'"):
+        registry.load("on_disk", None, "train")
+    with pytest.raises(DatasetMissingError, match=r"Expected layout 'npy': on_disk/images.npy"):
+        registry.load("on_disk", None, "train", layout="npy")
+    (tmp_path / "on_disk" / "test").mkdir()
     with pytest.raises(LookupError, match="on_disk"):  # found: the loader is called with its own folder
         registry.load("on_disk", None, "train")
+    assert registry.find_layout("on_disk", None) == (tmp_path / "on_disk", "png")
+    (tmp_path / "on_disk" / "images.npy").touch()
+    with pytest.raises(UsageError, match="looks like each of the layouts png, npy; name one"):
+        registry.load("on_disk", None, "train")
+    with pytest.raises(LookupError):
+        registry.load("on_disk", None, "train", layout="npy")
     with pytest.raises(DatasetMissingError):  # what is given goes before the variable
         registry.load("on_disk", tmp_path / "elsewhere", "train")
 

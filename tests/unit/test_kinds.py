@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,37 +12,52 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision import tv_tensors
 
-from datasets.contracts import TaskSpec
-from datasets.errors import UnknownNameError, UsageError
+from datasets.contracts import NormalsFrame, TaskSpec
+from datasets.errors import ProtocolError, UnknownNameError, UsageError
 from datasets.kinds import Kind, get_kind, kind_names, register_kind
 from datasets.kinds.base import resize_prediction
 from datasets.kinds.class_kind import ClassKind
+from datasets.metrics import LabelError
 from datasets.protocols import STANDARD, ProtocolFlags, get_protocol, protocol_names
-from datasets.transforms import Depth, InverseDepth
+from datasets.transforms import Dense, Depth, EncodedNormals, InverseDepth, Normals, NormalsOfUnknownFrame
 
 DIGIT = TaskSpec("digit", "class", 3, ("accuracy",))
 SEMSEG = TaskSpec("semseg", "semantic", 4, ("miou",))
 DEPTH = TaskSpec("depth", "depth", 1, ("abs_err",), unit="metre")
 EDGE = TaskSpec("edge", "binary_map", 1, ("best_f1",), positive_weight=0.9)
-TASKS = [DIGIT, SEMSEG, DEPTH, EDGE]
+NORMALS = TaskSpec("normals", "normals", 3, ("mean_angle",))
+ENCODED = dataclasses.replace(NORMALS, frame="encoded")
+KEYPOINT = TaskSpec("keypoint", "dense", 2, ("abs_err",))
+SMILING = TaskSpec("smiling", "attribute", 1, ("accuracy",))
+AGE = TaskSpec("age", "scalar", 1, ("abs_err",), unit="year")
+DENSE_TASKS = [SEMSEG, DEPTH, EDGE, NORMALS, KEYPOINT]
+TASKS = [DIGIT, SMILING, AGE, *DENSE_TASKS]
 
 
 def batch(task: TaskSpec, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Predictions that need a gradient, and labels, at one resolution."""
     generator = torch.Generator().manual_seed(seed)
-    size = () if task.kind == "class" else (6, 5)
+    kind = get_kind(task.kind)
+    size = (6, 5) if kind.dense else ()
     prediction = torch.randn(3, task.channels, *size, generator=generator).requires_grad_()
-    if task.kind == "depth":
-        return prediction, 1 + torch.rand(3, *size, generator=generator)
+    shape = (3, *kind.target_shape(task, (6, 5)))
+    if task.kind == "normals":
+        return prediction, functional.normalize(torch.randn(shape, generator=generator), dim=1)
+    if task.kind in ("depth", "dense", "scalar"):
+        return prediction, 1 + torch.rand(shape, generator=generator)
+    if task.kind == "attribute":
+        return prediction, torch.tensor([0.0, 1.0, 1.0])
     return prediction, torch.randint(0, max(task.channels, 2), (3, *size), generator=generator)
 
 
 def ignore_value(task: TaskSpec) -> float:
-    return -1 if task.kind == "class" else math.nan if task.kind == "depth" else 255
+    fill = get_kind(task.kind).fill
+    return fill if fill is not None else -1 if task.kind == "class" else math.nan
 
 
 def test_the_kinds_and_the_nearest_name() -> None:
-    assert {"binary_map", "class", "depth", "semantic"} <= set(kind_names())
+    kinds = {"attribute", "binary_map", "class", "dense", "depth", "normals", "scalar", "semantic"}
+    assert kinds <= set(kind_names())
     with pytest.raises(UnknownNameError, match="Nearest: 'semantic'"):
         get_kind("semantics")
 
@@ -84,6 +100,28 @@ def test_binary_loss_weighs_positives_and_negatives(weight: float | None, expect
     assert lopsided.item() == pytest.approx(0.9 * math.log(2))
 
 
+def test_normals_loss_is_one_minus_the_cosine() -> None:
+    # 60 degrees, and an unknown label; the length of a prediction does not matter.
+    prediction = torch.tensor([[7.0, 0.0, 0.0], [1.0, 1.0, 1.0]]).T.view(1, 3, 1, 2)
+    label = torch.tensor([[0.5, math.sqrt(0.75), 0.0], [0.0, 0.0, 0.0]]).T.view(1, 3, 1, 2)
+    assert get_kind("normals").loss(prediction, label, NORMALS).item() == pytest.approx(0.5)
+
+
+def test_dense_loss_is_the_mean_over_labelled_numbers() -> None:
+    prediction = torch.tensor([[[[1.0, 2.0]], [[5.0, 9.0]]]])  # [1, 2, 1, 2]
+    label = torch.tensor([[[[2.0, math.nan]], [[2.0, math.nan]]]])
+    assert get_kind("dense").loss(prediction, label, KEYPOINT).item() == pytest.approx(2.0)
+    label[0, 1, 0, 0] = math.nan  # known in one channel only
+    assert get_kind("dense").loss(prediction, label, KEYPOINT).item() == pytest.approx(1.0)
+
+
+def test_attribute_and_scalar_losses() -> None:
+    logits, label = torch.tensor([[math.log(3)], [0.0], [9.0]]), torch.tensor([1.0, 0.0, math.nan])
+    expected = (-math.log(3 / 4) - math.log(1 / 2)) / 2
+    assert get_kind("attribute").loss(logits, label, SMILING).item() == pytest.approx(expected)
+    assert get_kind("scalar").loss(torch.tensor([[3.0], [9.0]]), torch.tensor([1.0, math.nan]), AGE).item() == 2.0
+
+
 # What holds for all of them
 
 
@@ -109,7 +147,7 @@ def test_ignored_labels_leave_loss_and_gradient_finite_and_get_none(task: TaskSp
     assert torch.equal(prediction.grad[0], torch.zeros_like(prediction[0]))
 
 
-@pytest.mark.parametrize("task", [SEMSEG, DEPTH, EDGE], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", DENSE_TASKS, ids=lambda task: task.name)
 def test_padding_does_not_change_the_loss(task: TaskSpec) -> None:
     prediction, label = batch(task)
     kind = get_kind(task.kind)
@@ -127,7 +165,7 @@ def test_half_precision_predictions_give_a_float32_loss(task: TaskSpec) -> None:
     assert half.item() == pytest.approx(kind.loss(prediction, label, task).item(), rel=5e-3)
 
 
-@pytest.mark.parametrize("task", [SEMSEG, DEPTH, EDGE], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", DENSE_TASKS, ids=lambda task: task.name)
 def test_losses_compare_at_the_resolution_of_the_label(task: TaskSpec) -> None:
     prediction, label = batch(task)
     small = prediction[:, :, ::2, ::2]
@@ -152,7 +190,7 @@ def test_legal_labels_pass_the_check_and_head_channels_fit(task: TaskSpec) -> No
     prediction, label = batch(task)
     label[0] = ignore_value(task)
     kind.check(label, task)
-    assert kind.valid(label).shape == label.shape
+    assert kind.valid(label).shape == (label[:, 0].shape if task.kind == "normals" else label.shape)
     assert not kind.valid(label)[0].any()
     assert kind.valid(label)[1:].all()
     assert kind.head_channels(task) == prediction.shape[1]
@@ -167,8 +205,47 @@ def test_only_inverse_depth_may_be_zero() -> None:
 
 
 @pytest.mark.parametrize(
+    ("task", "label", "message"),
+    [
+        (NORMALS, torch.full((1, 3, 1, 2), 0.3), r"2 illegal labels, the first is 0\.519.*the zero vector"),
+        (NORMALS, torch.full((1, 3, 1, 1), math.nan), "1 illegal labels, the first is nan"),
+        (NORMALS, torch.full((1, 3, 1, 1), 100.0), "1 illegal labels, the first is 173"),
+        (ENCODED, torch.full((1, 3, 1, 1), 255.0), "1 illegal labels, the first is 441"),
+        (ENCODED, torch.tensor([0.0, 0.6, 0.8]).view(1, 3, 1, 1), "1 illegal labels, the first is 1"),
+        (KEYPOINT, torch.tensor([[math.inf, math.nan, 1.0]]), "1 illegal labels, the first is inf"),
+        (SMILING, torch.tensor([0.0, 0.5, math.nan, -1.0]), r"2 illegal labels, the first is 0\.5"),
+        (AGE, torch.tensor([-3.0, -math.inf]), "1 illegal labels, the first is -inf"),
+    ],
+    ids=lambda value: value.name if isinstance(value, TaskSpec) else "",
+)
+def test_illegal_labels_are_caught(task: TaskSpec, label: Tensor, message: str) -> None:
+    with pytest.raises(LabelError, match=message):
+        get_kind(task.kind).check(label, task)
+
+
+def test_colours_are_never_compared_as_vectors_nor_vectors_as_colours() -> None:
+    kind, adashare = get_kind("normals"), get_protocol("adashare", "nyuv2")
+    prediction, label = batch(NORMALS)
+    for task, flags in ((NORMALS, adashare), (ENCODED, STANDARD)):
+        with pytest.raises(ProtocolError, match="load the data set under the protocol"):
+            kind.loss(prediction, label, task, flags)
+        with pytest.raises(ProtocolError, match="load the data set under the protocol"):
+            kind.evaluator(task, flags)
+    assert kind.loss(prediction, (label + 1) * 127.5, ENCODED, adashare).isfinite()
+    with pytest.raises(UsageError, match="channels = 2; expected 3"):
+        kind.check_task(dataclasses.replace(NORMALS, channels=2))
+
+
+@pytest.mark.parametrize(
     ("task", "prediction", "label"),
     [
+        (NORMALS, torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4)),
+        (NORMALS, torch.zeros(1, 4, 4, 4), torch.zeros(1, 3, 4, 4)),
+        (KEYPOINT, torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)),
+        (KEYPOINT, torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.int64)),
+        (SMILING, torch.zeros(2), torch.zeros(2)),
+        (SMILING, torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)),
+        (AGE, torch.zeros(3, 1), torch.zeros(2)),
         (SEMSEG, torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)),
         (SEMSEG, torch.zeros(1, 4, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.int64)),
         (SEMSEG, torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4)),
@@ -191,6 +268,15 @@ def test_tensor_types_by_unit() -> None:
     assert get_kind("depth").wrapper(DEPTH) is Depth
     assert get_kind("depth").wrapper(dataclasses.replace(DEPTH, unit="disparity_px")) is InverseDepth
     assert get_kind("semantic").wrapper(SEMSEG) is get_kind("binary_map").wrapper(EDGE) is tv_tensors.Mask
+    assert get_kind("dense").wrapper(KEYPOINT) is Dense
+    assert [
+        get_kind("normals").wrapper(dataclasses.replace(NORMALS, frame=frame)) for frame in get_args(NormalsFrame)
+    ] == [
+        Normals,
+        Normals,
+        NormalsOfUnknownFrame,
+        EncodedNormals,
+    ]
     label = torch.zeros((), dtype=torch.int64)
     assert get_kind("class").wrap(label, DIGIT) is label
     assert type(get_kind("depth").wrap(torch.ones(2, 2), DEPTH)) is Depth

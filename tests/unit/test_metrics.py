@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -28,6 +29,12 @@ SALIENCY = TaskSpec("saliency", "binary_map", 1, ("max_iou", "iou_at_50"))
 EDGE = TaskSpec("edge", "binary_map", 1, ("f_dilated", "best_f1"))
 ALL_MAPS = dataclasses.replace(EDGE, metrics=("max_iou", "iou_at_50", "f_dilated", "best_f1"))
 DIGIT = TaskSpec("digit", "class", 3, ("accuracy", "balanced_accuracy"))
+NORMALS = TaskSpec("normals", "normals", 3, ("mean_angle", "median_angle", "within_11_25", "within_22_5", "within_30"))
+ENCODED = dataclasses.replace(NORMALS, name="colours", frame="encoded")
+RAW = get_protocol("adashare", "nyuv2")
+KEYPOINT = TaskSpec("keypoint", "dense", 2, ("abs_err", "mse", "rmse"))
+SMILING = TaskSpec("smiling", "attribute", 1, ("accuracy", "balanced_accuracy", "auroc"))
+AGE = TaskSpec("age", "scalar", 1, ("abs_err", "mse", "rmse"), unit="year")
 PAIR = TaskSpec("pair", "class", 2, ("accuracy", "balanced_accuracy", "auroc"))
 
 
@@ -338,18 +345,134 @@ def test_semantic_metrics_equal_scikit_learn() -> None:
     assert values(SEMSEG, (one_hot(chosen, 5), label))["miou"] == pytest.approx(100 * expected)
 
 
+# N1 to N3: normals
+
+
+def n1(prediction: tuple[float, float, float], label: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(prediction).view(1, 3, 1, 1), torch.tensor(label).view(1, 3, 1, 1)
+
+
+def colours(vectors: Tensor) -> Tensor:
+    return (vectors + 1) * 127.5
+
+
+def test_n1_n2_angles_and_what_undecoded_colours_make_of_them() -> None:
+    left = (-1.0, 0.0, 0.0)
+    for prediction, angle, compatible in (((0.0, 0.0, -1.0), 90.0, 60.0), ((1.0, 0.0, 0.0), 180.0, 54.73561)):
+        batch = n1(prediction, left)
+        assert values(NORMALS, batch)["mean_angle"] == pytest.approx(angle)
+        encoded = colours(batch[0]), colours(batch[1])
+        assert values(ENCODED, encoded, flags=RAW)["mean_angle"] == pytest.approx(compatible, abs=1e-5)
+
+
+def test_n3_a_zero_prediction_and_the_length_of_one() -> None:
+    batch = n1((0.0, 0.0, 0.0), (0.0, 0.6, 0.8))
+    assert values(NORMALS, batch)["mean_angle"] == pytest.approx(90.0)
+    prediction, label = random_batch(NORMALS, 4, seed=11)
+    scaled = values(NORMALS, (7 * prediction, label))
+    assert scaled == pytest.approx(values(NORMALS, (prediction, label)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("angle", "strict", "inclusive"), [(11.25, 0.0, 100.0), (11.2, 100.0, 100.0), (11.3, 0.0, 0.0)]
+)
+def test_bounds_are_strict_but_for_their_flag(
+    angle: float, strict: float, inclusive: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The angle itself is planted: no float32 vector has exactly 11.25 degrees.
+    monkeypatch.setattr(torch, "rad2deg", lambda radians: torch.full_like(radians, angle))
+    batch = n1((0.0, 0.0, 1.0), (0.0, 0.0, 1.0))
+    assert values(NORMALS, batch)["within_11_25"] == strict
+    assert values(NORMALS, batch, flags=ProtocolFlags(angle_bound="<="))["within_11_25"] == inclusive
+
+
+def test_normals_equal_numpy_and_the_median_is_within_half_a_bin() -> None:
+    prediction, label = random_batch(NORMALS, 6, seed=12)
+    task = dataclasses.replace(NORMALS, metrics=(*NORMALS.metrics, "cosine_similarity"))
+    found = values(task, (prediction, label))
+    resized = torch.nn.functional.interpolate(prediction, size=(8, 10), mode="bilinear", align_corners=False)
+    valid = (label != 0).any(dim=1).numpy()
+    p, g = (vectors.double().movedim(1, -1).numpy()[valid] for vectors in (resized, label))
+    cosine = (p * g).sum(-1) / np.linalg.norm(p, axis=-1) / np.linalg.norm(g, axis=-1)
+    angle = np.degrees(np.arccos(cosine))
+    assert found["mean_angle"] == pytest.approx(angle.mean())
+    assert found["median_angle"] == pytest.approx(np.sort(angle)[(len(angle) - 1) // 2], abs=0.00501)
+    assert found["within_22_5"] == pytest.approx(100 * (angle < 22.5).mean())
+    assert found["cosine_similarity"] == pytest.approx(cosine.mean())
+
+
+def test_undecoded_labels_are_refused() -> None:
+    prediction, label = random_batch(NORMALS, 2, seed=13)
+    with pytest.raises(LabelError, match="neither legal nor ignored"):
+        evaluate(NORMALS, (prediction, colours(label))).result()
+    with pytest.raises(LabelError):
+        evaluate(ENCODED, (prediction, label), flags=RAW).result()
+
+
+# Regressions and attributes
+
+
+def test_regressions_equal_scikit_learn() -> None:
+    prediction, label = random_batch(KEYPOINT, 3, seed=14)
+    found = values(KEYPOINT, (prediction, label))
+    resized = torch.nn.functional.interpolate(prediction, size=(8, 10), mode="bilinear", align_corners=False)
+    known = label.isfinite()
+    p, g = resized[known].numpy(), label[known].numpy()
+    assert found["abs_err"] == pytest.approx(sklearn_metrics.mean_absolute_error(g, p), rel=1e-6)
+    assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(g, p), rel=1e-6)
+    assert found["rmse"] == pytest.approx(sklearn_metrics.root_mean_squared_error(g, p), rel=1e-6)
+    hand = torch.tensor([[1.0], [5.0], [2.0]]), torch.tensor([2.0, 3.0, math.nan])
+    assert values(AGE, hand) == pytest.approx({"abs_err": 1.5, "mse": 2.5, "rmse": math.sqrt(2.5)})
+
+
+def test_an_attribute_is_predicted_where_its_logit_is_positive() -> None:
+    logits = torch.tensor([[0.0], [1e-9], [-2.0], [3.0], [5.0]])
+    results = evaluate(SMILING, (logits, torch.tensor([0.0, 1.0, 1.0, 1.0, math.nan]))).result()
+    assert results["accuracy"].value == pytest.approx(75.0)
+    assert results["accuracy"].n_units == 4
+    assert results["balanced_accuracy"].value == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert results["auroc"].value == pytest.approx(100 * 2 / 3)  # pairs with the one negative, logit 0
+    with pytest.raises(LabelError):
+        evaluate(SMILING, (logits[:1], torch.tensor([0.5]))).result()
+
+
+# Independent implementations: torchmetrics and mmsegmentation
+
+
+def test_metrics_equal_torchmetrics() -> None:
+    prediction, label = random_batch(SEMSEG, 4, seed=15)
+    logits = torch.nn.functional.interpolate(prediction, size=(8, 10), mode="bilinear", align_corners=False)
+    iou = torchmetrics.classification.MulticlassJaccardIndex(5, average="macro", ignore_index=255)
+    accuracy = torchmetrics.classification.MulticlassAccuracy(5, average="micro", ignore_index=255)
+    found = values(SEMSEG, (prediction, label))
+    assert found["miou"] == pytest.approx(100 * float(iou(logits.argmax(1), label)), rel=1e-6)
+    assert found["pixel_acc"] == pytest.approx(100 * float(accuracy(logits.argmax(1), label)), rel=1e-6)
+    logit, truth = random_batch(SMILING, 9, seed=16)
+    known = truth.isfinite()
+    auroc = torchmetrics.classification.BinaryAUROC()(logit[known, 0].sigmoid(), truth[known].long())
+    assert values(SMILING, (logit, truth))["auroc"] == pytest.approx(100 * float(auroc), rel=1e-6)
+
+
 # What holds for all of them
 
 
 def random_batch(task: TaskSpec, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Predictions at half the label's resolution, labels with ignored ones among them."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (n,) if task.kind == "class" else (n, 8, 10)
-    size = () if task.kind == "class" else (4, 5)
+    kind = get_kind(task.kind)
+    shape = (n, *kind.target_shape(task, (8, 10)))
+    size = (4, 5) if kind.dense else ()
     prediction = torch.randn(n, task.channels, *size, generator=generator)
-    ignored = torch.rand(shape, generator=generator) < 0.2
-    if task.kind == "depth":
+    ignored = torch.rand((n, 1, 8, 10) if task.kind == "normals" else shape, generator=generator) < 0.2
+    if task.kind in ("depth", "dense"):
         return prediction + 2, (0.5 + 2 * torch.rand(shape, generator=generator)).masked_fill(ignored, math.nan)
+    if task.kind == "normals":
+        vectors = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
+        if task.frame == "encoded":
+            return colours(prediction.tanh()), colours(vectors).masked_fill(ignored, 0)
+        return prediction, vectors.masked_fill(ignored, 0)
+    if task.kind in ("scalar", "attribute"):  # as for classes
+        return prediction, torch.tensor([0.0, math.nan, *[i % 2 for i in range(1, n - 1)]])
     if task.kind == "class":  # so few that chance might leave out a class
         return prediction, torch.tensor([0, -1, *[i % task.channels for i in range(1, n - 1)]])
     n_classes = 2 if task.kind == "binary_map" else task.channels
@@ -357,8 +480,9 @@ def random_batch(task: TaskSpec, n: int, seed: int) -> tuple[Tensor, Tensor]:
     return prediction, label.masked_fill(ignored, 255)
 
 
-TASKS = [SEMSEG, DEPTH, ALL_MAPS, DIGIT, PAIR]
-CASES = [(task, tag) for task in TASKS for tag in ("standard", "adashare")]
+TASKS = [SEMSEG, DEPTH, ALL_MAPS, NORMALS, KEYPOINT, DIGIT, PAIR, SMILING, AGE]
+CASES = [(task, tag) for task in TASKS for tag in ("standard", "adashare") if (task, tag) != (NORMALS, "adashare")]
+CASES.append((ENCODED, "adashare"))
 IDS = [f"{task.name}-{tag}" for task, tag in CASES]
 
 
@@ -384,12 +508,14 @@ def test_batches_order_and_processes_do_not_matter(task: TaskSpec, tag: str) -> 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_predictions_at_ignored_labels_do_not_matter(task: TaskSpec) -> None:
     prediction, label = random_batch(task, 5, seed=4)
-    if task.kind != "class":  # at the label's resolution, so that resizing does not spread what is changed
+    if get_kind(task.kind).dense:  # at the label's resolution, so that resizing does not spread what is changed
         prediction = torch.randn(5, task.channels, 8, 10, generator=torch.Generator().manual_seed(5)) + 2
     ignored = ~get_kind(task.kind).valid(label)
-    changed = prediction.movedim(1, -1).clone()
-    changed[ignored] = math.nan
-    assert values(task, (changed.movedim(-1, 1), label)) == values(task, (prediction, label))
+    if ignored.ndim < prediction.ndim:
+        ignored = ignored.unsqueeze(1)
+    changed = prediction.masked_fill(ignored, math.nan)
+    assert not torch.equal(changed, prediction)
+    assert values(task, (changed, label)) == values(task, (prediction, label))
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)

@@ -18,10 +18,12 @@ from datasets.protocols import STANDARD, ProtocolFlags, get_protocol
 from datasets.transforms import (
     Dense,
     Depth,
+    EncodedNormals,
     HorizontalFlip,
     InverseDepth,
     Normalise,
     Normals,
+    NormalsOfUnknownFrame,
     Zoom,
     augmentation,
     augmentation_names,
@@ -171,6 +173,24 @@ def test_rotation_leaves_unknown_normals_unknown() -> None:
 def test_transforms_without_a_rule_for_normals_raise(transform: v2.Transform) -> None:
     with pytest.raises(UsageError, match="has no rule here"):
         transform(Normals(torch.zeros(3, 64, 64)))
+
+
+def test_colours_move_with_the_image_and_keep_their_values() -> None:
+    colours = EncodedNormals(torch.rand(3, *SIZE) * 255)
+    for flags in (STANDARD, get_protocol("adashare", "nyuv2")):
+        flipped = HorizontalFlip(flags, p=1.0)(colours)
+        assert type(flipped) is EncodedNormals
+        assert torch.equal(flipped.as_subclass(Tensor), colours.as_subclass(Tensor).flip(-1))
+
+
+@pytest.mark.parametrize("kind", [NormalsOfUnknownFrame, EncodedNormals])
+def test_vectors_are_turned_only_in_a_known_frame(kind: type[tv_tensors.Mask]) -> None:
+    for turn in (lambda vectors: functional.rotate(vectors, 90), functional.vertical_flip):
+        with pytest.raises(UsageError, match="needs a verified or declared frame"):
+            turn(kind(torch.zeros(3, *SIZE)))
+    once = HorizontalFlip(STANDARD, p=1.0)(NormalsOfUnknownFrame(torch.ones(3, *SIZE)))
+    assert type(once) is NormalsOfUnknownFrame
+    assert once[:, 0, 0].tolist() == [-1.0, 1.0, 1.0]
 
 
 # Types

@@ -1,0 +1,124 @@
+"""Reading files of data sets: images, arrays, zip members. What cannot be read is one line with the path.
+
+Nothing here unpickles: arrays are read with `allow_pickle=False`.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from datasets.errors import UsageError
+
+Array = npt.NDArray[Any]
+
+
+class FileError(UsageError):
+    """A file that is absent, cannot be read, or does not hold what its layout promises."""
+
+
+def image_array(data: bytes, path: object) -> Array:
+    """uint8 [H, W] or [H, W, 3], or uint16 [H, W]: the pixels of an encoded image as they are stored.
+
+    path: for the message. Raises FileError where the data are truncated or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode == "P":  # a palette colours label maps for people; the indices are the labels
+                return np.array(image, dtype=np.uint8)
+            if image.mode == "1":
+                return np.array(image).astype(np.uint8) * 255
+            array = np.array(image)
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+        raise FileError(f"{path}: cannot be read as an image ({error}).") from error
+    if array.dtype == np.int32 and array.min() >= 0 and array.max() <= 65535:
+        return array.astype(np.uint16)  # Pillow gives 16-bit PNGs as int32 in its mode "I"
+    return array
+
+
+def read_image(path: Path) -> Array:
+    """The pixels of an image file, see `image_array`. Raises FileError."""
+    return image_array(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises FileError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def read_array(path: Path) -> Array:
+    """The array of an .npy file. Raises FileError, also for a file that only unpickling could open."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"{path}: cannot be read as an array ({_first_line(error)}).") from error
+    if not isinstance(array, np.ndarray):
+        raise FileError(f"{path}: expected one array (.npy), found an archive of several.")
+    return array
+
+
+def expect(array: Array, shape: tuple[int, ...], dtypes: Iterable[str], path: object) -> Array:
+    """The array itself. Raises FileError where shape or dtype differ from what the layout promises."""
+    names = tuple(dtypes)
+    if array.shape != shape or array.dtype.name not in names:
+        raise FileError(f"{path}: expected {' or '.join(names)} {shape}, found {array.dtype.name} {array.shape}.")
+    return array
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+class Archive:
+    """A zip file read member by member, without extracting. Safe to use from threads and to send to processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._zip: zipfile.ZipFile | None = None
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path)  # type: ignore[misc]
+
+    def members(self) -> dict[str, int]:
+        """{name of a file in it: CRC-32}. Raises FileError where it is no zip, or a name leaves the archive."""
+        found = {}
+        for entry in self._opened().infolist():
+            parts = PurePosixPath(entry.filename.replace("\\", "/"))
+            if parts.is_absolute() or ".." in parts.parts or ":" in "".join(parts.parts[:1]):
+                raise FileError(f"{self.path}: member {entry.filename!r} leaves the archive; get it again.")
+            if not entry.is_dir():
+                found[entry.filename] = entry.CRC
+        return found
+
+    def read(self, member: str) -> bytes:
+        """Content of a member. Raises FileError where it is damaged or absent."""
+        try:
+            with self._lock:
+                return self._opened().read(member)
+        except (KeyError, zipfile.BadZipFile, OSError, zlib.error, EOFError, RuntimeError) as error:
+            raise FileError(f"{self.path}: member {member!r} cannot be read ({_first_line(error)}).") from error
+
+    def _opened(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise FileError(f"{self.path}: cannot be read as a zip archive ({_first_line(error)}).") from error
+        return self._zip

@@ -1,0 +1,302 @@
+"""`nyuv2`: indoor scenes with segmentation, depth and surface normals. Spec: datasets 5.
+
+Source: Silberman et al. 2012, https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html. Read here are the official
+file and two public releases: AdaShare's (480 x 640, 40 classes, 8-bit normals) and MTAN's (288 x 384, 13 classes,
+.npy). 795 / 654 images; there is no official validation set, so one is held out from train, in blocks of 20
+neighbouring images.
+
+What four genuine images of AdaShare's release say (tests): their ids count from 0, label c is official class c + 1, and
+the normals' channels are (x, depth axis, up). AdaShare's list of splits, the official file's images and all of MTAN's
+release were read on twins only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from datasets.contracts import SINGLE_INPUT, DatasetSpec, NormalsFrame, Split, TaskSpec, Tier
+from datasets.dense_files import (
+    IGNORE,
+    decode_depth,
+    decode_labels,
+    decode_normal_colours,
+    decode_unit_image,
+    decode_vectors,
+    keep_normal_colours,
+    read_colours,
+    read_float_map,
+    read_labels,
+    read_labels_array,
+    read_unit_image,
+)
+from datasets.errors import ProtocolError, UsageError
+from datasets.files import Array, FileError, read_bytes
+from datasets.nyuv2_mat import FILE, LISTS, MAP_40, mat_source
+from datasets.protocols import get_protocol
+from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
+from datasets.sources import Fault, Field, FileLoader, FileOptions, Source, field_of_files, scale_uint8
+
+SPLITS: Mapping[str, int] = {"train": 795, "test": 654}
+BLOCK = 20  # neighbours show the same room
+CLASSES_40 = (
+    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture"),
+    *("counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes"),
+    *("ceiling", "books", "refridgerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard"),
+    *("person", "night stand", "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture"),
+    "otherprop",
+)
+CLASSES_13 = (
+    *("bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv"),
+    *("wall", "window"),
+)
+# Official map from the 40 classes to the 13, both counted from 1 (class13Mapping.mat).
+TO_13 = (
+    *(12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5),
+    *(7, 3, 2, 6, 11, 7, 7, 7, 7, 7, 7, 6, 7, 7, 7, 7, 7, 7, 6, 7),
+)
+ADASHARE_AXES = ((0, 1), (2, 1), (1, -1))  # the file's channels are x right, depth axis away from the camera, up
+ADASHARE_LIST = "nyu_v2_3task.json"
+ADASHARE_FOLDERS = ("img", "seg", "normal_mask", "depth")
+MTAN_FOLDERS = ("image", "label", "depth", "normal")
+_MTAN_SPLITS = {"train": "train", "test": "val"}  # what the release calls val is the official test set
+_SIZES = {"adashare": (480, 640), "mat": (480, 640), "mtan_npy": (288, 384)}
+_PROTOCOLS = {"adashare": ("standard", "adashare"), "mat": ("standard",), "mtan_npy": ("standard", "mtan")}
+_TIERS: Mapping[str, Tier] = {
+    "adashare": "verified on genuine files",
+    "mat": "verified on twins",
+    "mtan_npy": "verified on twins",
+}
+_DEPTH_METRICS = ("abs_err", "rel_err", "rmse", "delta_1_25", "delta_1_25_2", "delta_1_25_3")
+_NORMAL_METRICS = ("mean_angle", "median_angle", "within_11_25", "within_22_5", "within_30")
+_WEIGHTS = {"standard": (1.0, 1.0, 1.0), "adashare": (1.0, 20.0, 3.0), "mtan": (1.0, 1.0, 1.0)}  # datasets 14
+
+
+class NyuOptions(FileOptions):
+    """classes: 13 merges the 40 by the official map; null takes those of the files (40 or 13)."""
+
+    classes: Literal[13, 40] | None = None
+
+
+def number_of(path: str) -> int:
+    """The image number in a file's name. Raises FileError where there is none."""
+    match = re.search(r"(\d+)$", Path(path).stem)
+    if match is None:
+        raise FileError(f"{path}: expected a file named by its image number, such as 0061.png.")
+    return int(match[1])
+
+
+@register_dataset("nyuv2")
+class NyuV2(FileLoader):
+    """Segmentation, normals and depth on 1,449 images."""
+
+    Options = NyuOptions
+    protocols = ("standard", "adashare", "mtan")
+    layouts: ClassVar[Mapping[str, ExpectedFiles]] = {
+        "adashare": ExpectedFiles(
+            f"{ADASHARE_LIST} and the images it lists, {{img,seg,normal_mask}}/ID.png and depth/ID.npy "
+            "(Google Drive 11pWuQXMFBNMIIB4VYMzi9RPE-nMOBU8g, linked by github.com/sunxm2357/AdaShare)",
+            "size not published",
+            (f"{ADASHARE_LIST}|normal_mask",),
+        ),
+        "mat": ExpectedFiles(
+            f"{FILE} (http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{FILE}), {LISTS} and {MAP_40} "
+            "(both in github.com/ankurhanda/nyuv2-meta-data)",
+            "2.8 GB",
+            (FILE, LISTS, MAP_40),
+        ),
+        "mtan_npy": ExpectedFiles(
+            "{train,val}/{image,label,depth,normal}/N.npy "
+            "(Dropbox sh/86nssgwm6hm3vkb/AACrnUQ4GxpdrBbLjb6n-mWNa, linked by github.com/lorenmt/mtan)",
+            "size not published",
+            tuple(f"{part}/{name}" for part in ("train", "val") for name in MTAN_FOLDERS),
+        ),
+    }
+
+    def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
+        """Three tasks; the protocol decides their weights and whether normals are decoded."""
+        assert isinstance(options, NyuOptions)
+        layout = layout or "adashare"
+        if protocol not in _PROTOCOLS[layout]:
+            offered = ", ".join(_PROTOCOLS[layout])
+            raise ProtocolError(
+                f"nyuv2 in layout {layout!r} has no labels for protocol {protocol!r}; it has: {offered}."
+            )
+        n_classes = classes_of(layout, options)
+        semseg, normals, depth = _WEIGHTS[protocol]
+        names = CLASSES_40 if n_classes == 40 else CLASSES_13
+        tasks = (
+            TaskSpec("semseg", "semantic", n_classes, ("miou", "pixel_acc"), names, semseg),
+            TaskSpec("normals", "normals", 3, _NORMAL_METRICS, weight=normals, frame=frame_of(layout, protocol)),
+            TaskSpec("depth", "depth", 1, _DEPTH_METRICS, weight=depth, unit="metre"),
+        )
+        return DatasetSpec(
+            name="nyuv2",
+            layout=layout,
+            version=f"v1+{n_classes}",
+            protocol=protocol,
+            domains="single",
+            tasks=tuple(task for task in tasks if task.name not in self.unavailable(options, layout)),
+            splits=SPLITS,
+            native_size=_SIZES[layout],
+            # Of ImageNet: statistics of the whole set have not been measured here.
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            licence="none published: research use, not redistributed",
+            home="https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html",
+            tier=_TIERS[layout],
+        )
+
+    def unavailable(self, options: DatasetOptions, layout: str | None = None) -> Mapping[str, str]:
+        """The official file has no normals."""
+        reason = "the official .mat holds none; the layouts adashare and mtan_npy do"
+        return {"normals": reason} if layout == "mat" else {}
+
+    def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
+        """The images of the release's list, or of its folders. Raises FileError for a list that cannot be read."""
+        assert isinstance(options, NyuOptions)
+        n_classes = classes_of(spec.layout, options)
+        if spec.layout == "mtan_npy":
+            return {SINGLE_INPUT: _mtan_source(folder, split)}
+        if spec.layout == "mat":
+            return mat_source(folder, split, merge_table() if n_classes == 13 else None, BLOCK)
+        encoded = get_protocol(spec.protocol, "nyuv2").normals == "encoded"
+        return {SINGLE_INPUT: _adashare_source(folder, split, n_classes, encoded, options)}
+
+
+def classes_of(layout: str, options: NyuOptions) -> int:
+    """Number of classes. Raises UsageError for 40 of files that hold 13."""
+    own = 13 if layout == "mtan_npy" else 40
+    if options.classes == 40 and own == 13:
+        raise UsageError("nyuv2 in layout 'mtan_npy' holds 13 classes; 40 need the layout 'adashare'.")
+    return options.classes or own
+
+
+def frame_of(layout: str, protocol: str) -> NormalsFrame:
+    """What is known of the normals' axes; colours are left as they are where the protocol compares them so."""
+    if get_protocol(protocol, "nyuv2").normals == "encoded":
+        return "encoded"
+    return "verified" if layout == "adashare" else "unknown"
+
+
+def merge_table() -> Array:
+    """uint8 [256]: id of the 40 classes counted from 0 -> of the 13; everything else 255."""
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[: len(TO_13)] = np.array(TO_13, dtype=np.uint8) - 1
+    return table
+
+
+def _source(
+    ids: Sequence[str],
+    numbers: Sequence[int],
+    files: Mapping[str, Sequence[Path]],
+    fields: Mapping[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]],
+    frame: str,
+    folder: Path,
+) -> Source:
+    """files: {field: path of each sample}; fields: {field: (reader, decoder)}. Absent files are faults."""
+
+    def field(name: str) -> Field:
+        read, decode = fields[name]
+        return field_of_files(files[name], read, decode)
+
+    faults = [
+        Fault(path.relative_to(folder).as_posix(), ids[index], "existence", f"a file ({name})", "none")
+        for name, paths in files.items()
+        for index, path in enumerate(paths)
+        if not path.is_file()
+    ]
+    return Source(
+        ids=ids,
+        units=[f"block{number // BLOCK:03d}" for number in numbers],
+        image=field("image"),
+        targets={name: field(name) for name in ("semseg", "normals", "depth")},
+        faults=faults,
+        meta={"domain": None, "normals_frame": frame},
+    )
+
+
+def _adashare_source(folder: Path, split: Split, n_classes: int, encoded: bool, options: NyuOptions) -> Source:
+    size = _SIZES["adashare"]
+    rows = _adashare_rows(folder, split, options)
+    files = {
+        name: [folder / row[column] for row in rows]
+        for column, name in enumerate(("image", "semseg", "normals", "depth"))
+    }
+    numbers = [number_of(row[0]) for row in rows]
+
+    normals = keep_normal_colours if encoded else functools.partial(decode_normal_colours, order=ADASHARE_AXES)
+    fields: dict[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]] = {
+        "image": (functools.partial(read_colours, size=size), scale_uint8),
+        "semseg": (functools.partial(_read_40, size=size, n_classes=n_classes), decode_labels),
+        "normals": (functools.partial(read_colours, size=size), normals),
+        "depth": (functools.partial(read_float_map, shapes=[size]), decode_depth),
+    }
+    frame = "encoded" if encoded else "verified"
+    return _source([f"{number:04d}" for number in numbers], numbers, files, fields, frame, folder)
+
+
+def _read_40(path: Path, size: tuple[int, int], n_classes: int) -> Array:
+    ids = read_labels(path, size, 40)
+    return np.asarray(merge_table()[ids]) if n_classes == 13 else ids
+
+
+def _adashare_rows(folder: Path, split: Split, options: NyuOptions) -> list[list[str]]:
+    """[image, segmentation, normals, depth] paths of each sample of a split, by image number.
+
+    Without the list, the release takes whatever lies in its folders as test; so does this, under the profile `twin`.
+    """
+    path = folder / ADASHARE_LIST
+    if path.is_file():
+        return sorted(_listed(path, split), key=lambda row: number_of(row[0]))
+    if options.profile == "real":
+        raise FileError(f"{path}: is absent; it says which image belongs to train and to test.")
+    if split != "test":
+        return []
+    stems = sorted(image.stem for image in (folder / ADASHARE_FOLDERS[0]).glob("*.png"))
+    return [[f"{name}/{stem}{'.npy' if name == 'depth' else '.png'}" for name in ADASHARE_FOLDERS] for stem in stems]
+
+
+def _listed(path: Path, split: Split) -> list[list[str]]:
+    try:
+        document = json.loads(read_bytes(path))
+        train = ["train"] if "train" in document else ["train1", "train2"]
+        both = {
+            "train": [row for part in train for row in document[part]],
+            "test": list(document["test"]),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{path}: expected lists of paths under train (or train1, train2) and test.") from error
+    rows = both["train"] + both["test"]
+    for row in rows:
+        if not (isinstance(row, list) and len(row) == 4 and all(isinstance(item, str) for item in row)):
+            raise FileError(f"{path}: expected [image, segmentation, normals, depth] for each, found {row!r:.120}.")
+        if any(Path(item).is_absolute() or ".." in Path(item).parts for item in row):
+            raise FileError(f"{path}: the path {row!r:.120} leaves the folder of the data set.")
+    twice = [image for image, count in Counter(row[0] for row in rows).items() if count > 1]
+    if twice:
+        raise FileError(f"{path}: {twice[0]!r} is listed more than once in train and test together.")
+    return both[split]
+
+
+def _mtan_source(folder: Path, split: Split) -> Source:
+    size = _SIZES["mtan_npy"]
+    base = folder / _MTAN_SPLITS[split]
+    names = dict(zip(("image", "semseg", "depth", "normals"), MTAN_FOLDERS, strict=True))
+    found = {number_of(path.name) for part in MTAN_FOLDERS for path in (base / part).glob("*.npy")}
+    numbers = sorted(found)  # as numbers: 10.npy comes after 9.npy
+    files = {name: [base / part / f"{number}.npy" for number in numbers] for name, part in names.items()}
+    fields: dict[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]] = {
+        "image": (functools.partial(read_unit_image, size=size), decode_unit_image),
+        "semseg": (functools.partial(read_labels_array, size=size, n_classes=13), decode_labels),
+        "normals": (functools.partial(read_float_map, shapes=[(*size, 3)]), decode_vectors),
+        "depth": (functools.partial(read_float_map, shapes=[(*size, 1), size]), decode_depth),
+    }
+    return _source([f"{split}/{number}" for number in numbers], numbers, files, fields, "unknown", folder)

@@ -1,0 +1,233 @@
+"""Small synthetic copies of data sets on disk: real names, encodings, dtypes and ignore values, a handful of images.
+
+Content is drawn, not noise: a floor, a back wall and a box seen by a pinhole camera, so that depth and normals are
+exact and agree. Everything is a function of the arguments; nothing is random.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Omniglot
+
+
+def drawing(alphabet: str, character: int, drawer: int, size: int = 105) -> Image.Image:
+    """A 1-bit image, ink 0: as many strokes as the character's number, moved a little by each drawer."""
+    paper = np.ones((size, size), dtype=bool)
+    offset = (len(alphabet) + drawer) % 20
+    for stroke in range(character):
+        paper[10 + 8 * stroke : 13 + 8 * stroke, 10 + offset : 60 + offset] = False
+    return Image.fromarray(paper)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def omniglot_files(alphabets: Mapping[str, int], drawers: int = 20) -> dict[str, bytes]:
+    """{Alphabet/characterNN/DDDD_KK.png: content}."""
+    files = {}
+    for number, (alphabet, characters) in enumerate(alphabets.items()):
+        for character in range(1, characters + 1):
+            for drawer in range(1, drawers + 1):
+                name = f"{alphabet}/character{character:02d}/{100 * number + character:04d}_{drawer:02d}.png"
+                files[name] = png(drawing(alphabet, character, drawer))
+    return files
+
+
+SMALL1 = {"Balinese": 2, "Early_Aramaic": 2, "Greek": 3, "Korean": 2, "Latin": 2}
+SMALL2 = {"Greek": 3, "Japanese_(katakana)": 2, "Latin": 2, "Sanskrit": 2, "Tagalog": 2}
+
+
+def omniglot_small_zips(folder: Path) -> None:
+    """Both zips, Greek and Latin the same in both."""
+    union = omniglot_files({**SMALL1, **SMALL2})
+    for number, alphabets in ((1, SMALL1), (2, SMALL2)):
+        base = f"images_background_small{number}"
+        with zipfile.ZipFile(folder / f"{base}.zip", "w") as archive:
+            archive.writestr(f"{base}/", b"")
+            for name, content in union.items():
+                if name.split("/")[0] in alphabets:
+                    archive.writestr(f"{base}/{name}", content)
+
+
+def omniglot_torchvision(folder: Path) -> None:
+    """Two alphabets a set would leave the other tasks without images: all fifty, one or two characters each."""
+    from datasets.omniglot_alphabets import BACKGROUND, EVALUATION
+
+    for base, alphabets in (("images_background", BACKGROUND), ("images_evaluation", EVALUATION)):
+        counts = {name: 1 + (name in SMALL1) for name in alphabets}
+        for name, content in omniglot_files(counts).items():
+            path = folder / "omniglot-py" / base / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+# A room
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What a camera sees. depth: float64 [H, W], metres; normals: float64 [3, H, W], x right, y up, z to the camera;
+    surface: int [H, W], an index into `SURFACES`; image: uint8 [H, W, 3].
+    """
+
+    depth: np.ndarray
+    normals: np.ndarray
+    surface: np.ndarray
+    image: np.ndarray
+
+
+SURFACES = ("back wall", "floor", "ceiling", "side wall", "box front", "box top")
+_NORMALS = np.array([[0, 0, 1], [0, 1, 0], [0, -1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]], dtype=np.float64)
+_COLOURS = np.array(
+    [[200, 190, 170], [120, 80, 40], [240, 240, 235], [90, 130, 160], [200, 30, 30], [230, 90, 60]], dtype=np.float64
+)
+
+
+def room(size: tuple[int, int], number: int) -> Room:
+    """A box on the floor of a room, further to the right with each number. size: (height, width)."""
+    height, width = size
+    focal = 0.8 * width
+    row, column = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
+    x, y = (column - width / 2) / focal, (height / 2 - row) / focal  # of the point at depth 1 on each ray
+    left = -0.7 + 0.15 * (number % 8)
+
+    def plane(slope: np.ndarray, at: float) -> np.ndarray:
+        return np.where(slope * at > 0, at / np.where(slope == 0, 1, slope), np.inf)
+
+    distances = np.stack([np.full(size, 4.0), plane(y, -1.2), plane(y, 1.3), plane(x, -2.0)])
+    front, top = np.full(size, 2.5), plane(y, -0.5)
+    inside = (front * x > left) & (front * x < left + 0.8) & (front * y < -0.5) & (front * y > -1.2)
+    on_top = (top * x > left) & (top * x < left + 0.8) & (top > 2.5) & (top < 3.2)
+    everything = np.concatenate([distances, np.where(inside, front, np.inf)[None], np.where(on_top, top, np.inf)[None]])
+    surface = everything.argmin(axis=0)
+    depth = everything.min(axis=0)
+    shade = (0.55 + 0.45 / depth)[..., None]
+    return Room(depth, _NORMALS[surface].transpose(2, 0, 1), surface, (_COLOURS[surface] * shade).astype(np.uint8))
+
+
+# NYU-v2
+
+TRAIN_IDS, TEST_IDS = (0, 25, 45, 66, 86), (1, 61)
+_NYU_40 = np.array([0, 1, 21, 0, 28, 28], dtype=np.uint8)  # wall, floor, ceiling, wall, box, box; counted from 0
+_NYU_13 = np.array([11, 4, 2, 11, 6, 6], dtype=np.int64)
+_BORDER = 12  # pixels without labels around the image
+
+
+def _without_border(size: tuple[int, int]) -> np.ndarray:
+    known = np.zeros(size, dtype=bool)
+    known[_BORDER:-_BORDER, _BORDER:-_BORDER] = True
+    return known
+
+
+def nyuv2_adashare(folder: Path) -> None:
+    """The list, and 8-bit normals in the release's axes, truncated; white and grey ones are unknown."""
+    size = (480, 640)
+    for name in ("img", "seg", "normal_mask", "depth"):
+        (folder / name).mkdir(parents=True)
+    for number in (*TRAIN_IDS, *TEST_IDS):
+        seen, known = room(size, number), _without_border(size)
+        x, up, towards = seen.normals
+        colours = ((np.stack([x, -towards, up], axis=-1) + 1) * 127.5).astype(np.uint8)
+        colours[~known] = 255
+        colours[200:204, 300:310] = 127
+        labels = np.where(known, _NYU_40[seen.surface], 255).astype(np.uint8)
+        labels[100, 100:200] = 39
+        Image.fromarray(seen.image).save(folder / "img" / f"{number:04d}.png")
+        Image.fromarray(labels).save(folder / "seg" / f"{number:04d}.png")
+        Image.fromarray(colours).save(folder / "normal_mask" / f"{number:04d}.png")
+        np.save(folder / "depth" / f"{number:04d}.npy", seen.depth.astype(np.float32))
+    rows = {
+        number: [*(f"{name}/{number:04d}.png" for name in ("img", "seg", "normal_mask")), f"depth/{number:04d}.npy"]
+        for number in (*TRAIN_IDS, *TEST_IDS)
+    }
+    parts = {"train": TRAIN_IDS, "train1": TRAIN_IDS[:2], "train2": TRAIN_IDS[2:], "test": TEST_IDS}
+    document = {part: [rows[number] for number in numbers] for part, numbers in parts.items()}
+    (folder / "nyu_v2_3task.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+MAT_CLASSES = np.array([21, 11, 4, 21, 26, 0], dtype=np.uint16)  # raw: wall, floor, ceiling, wall, box, unlabelled
+
+
+def nyuv2_mat(folder: Path) -> None:
+    """HDF5 in MATLAB's order of axes; the top left pixel of each image is white, of each depth map unknown.
+
+    Its map from 894 to 40 classes is a made-up one: the official one is no part of the project.
+    """
+    import h5py
+    import scipy.io
+
+    n_images = max(*TRAIN_IDS, *TEST_IDS) + 1
+    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
+        stored = {
+            name: file.create_dataset(name, (n_images, *shape), dtype, chunks=(1, *shape))  # rows not written: no space
+            for name, shape, dtype in (
+                ("images", (3, 640, 480), "uint8"),
+                ("depths", (640, 480), "float32"),
+                ("labels", (640, 480), "uint16"),
+            )
+        }
+        for number in (*TRAIN_IDS, *TEST_IDS):
+            seen = room((480, 640), number)
+            image, depth = seen.image.copy(), seen.depth.astype(np.float32)
+            image[0, 0], depth[0, 0] = 255, 0
+            stored["images"][number] = image.transpose(2, 1, 0)
+            stored["depths"][number] = depth.T
+            stored["labels"][number] = MAT_CLASSES[seen.surface].T
+    lists = {
+        f"{split}Ndxs": np.array([[number + 1] for number in numbers], dtype=np.uint16)
+        for split, numbers in (("train", TRAIN_IDS), ("test", TEST_IDS))
+    }
+    scipy.io.savemat(folder / "splits.mat", lists)
+    to_40 = (np.arange(894) * 7 % 40 + 1).astype(np.uint8)
+    scipy.io.savemat(folder / "classMapping40.mat", {"mapClass": to_40[None]})
+
+
+def nyuv2_mtan_npy(folder: Path) -> None:
+    """Arrays by number, not by name; labels -1, depth 0 and normals zero where unknown."""
+    size = (288, 384)
+    for part, numbers in (("train", (0, 21, 42, 63, 84)), ("val", (9, 10))):
+        for name in ("image", "label", "depth", "normal"):
+            (folder / part / name).mkdir(parents=True)
+        for number in numbers:
+            seen, known = room(size, number), _without_border(size)
+            arrays = {
+                "image": (seen.image / 255).astype(np.float32),
+                "label": np.where(known, _NYU_13[seen.surface], -1).astype(np.float32),
+                "depth": np.where(known, seen.depth, 0).astype(np.float32)[..., None],
+                "normal": (seen.normals * known).transpose(1, 2, 0).astype(np.float32),
+            }
+            for name, array in arrays.items():
+                np.save(folder / part / name / f"{number}.npy", array)
+
+
+Writer = Callable[[Path], None]
+# (data set, layout) -> who writes the twin into the data set's folder.
+TWINS: Mapping[tuple[str, str], Writer] = {
+    ("omniglot", "small_zips"): omniglot_small_zips,
+    ("omniglot", "torchvision"): omniglot_torchvision,
+    ("nyuv2", "adashare"): nyuv2_adashare,
+    ("nyuv2", "mat"): nyuv2_mat,
+    ("nyuv2", "mtan_npy"): nyuv2_mtan_npy,
+}
+
+
+def write_twin(root: Path, name: str, layout: str) -> Path:
+    """The data root in which that one twin lies: `root/<layout>/<name>`."""
+    base = root / f"{name}-{layout}"
+    folder = base / name
+    if not any(folder.glob("*")):
+        folder.mkdir(parents=True, exist_ok=True)
+        TWINS[name, layout](folder)
+    return base
