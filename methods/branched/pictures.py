@@ -9,7 +9,7 @@ from torch import Tensor
 
 from methods.branched.segments import Segments, SizeBudget
 from methods.branched.selection import Candidate, FloatArray
-from methods.branched.trees import Tree, describe, labels_of
+from methods.branched.trees import Tree, labels_of
 from methods.contracts import Trainer
 from methods.figures import Branch, Figure, Heatmap, Lines, Series
 from methods.figures import Tree as TreePanel
@@ -33,7 +33,7 @@ def tree_picture(tree: Tree, segments: Segments, tasks: Sequence[str], heads: Se
     side_by_side = sorted(range(len(tasks)), key=paths.__getitem__)  # else a shared node lies on a task that it has not
     ends = tuple(Branch(tasks=(tasks[t],), parent=above[t], parameters=heads[t]) for t in side_by_side)
     levels.append(("heads", ends))
-    panel = TreePanel(title=describe(tree, tasks), levels=tuple(levels))
+    panel = TreePanel(title="from the image to the heads", levels=tuple(levels))
     return Figure(title="The tree: who shares which segment", panels=(panel,))
 
 

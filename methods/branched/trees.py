@@ -125,13 +125,3 @@ def read_tree(rows: Labels, n_tasks: int, n_segments: int) -> Tree:
                 f"one before. Nearest: {[list(labels_of(partition)) for partition in nested(tree)]}."
             )
     return tree
-
-
-def describe(tree: Tree, names: Sequence[str]) -> str:
-    """One line: clusters with `|` between them, segments with an arrow; runs of equal partitions once, as `2x`."""
-    parts = []
-    for partition, run in itertools.groupby(tree):
-        text = " | ".join(" ".join(names[task] for task in cluster) for cluster in partition)
-        count = len(list(run))
-        parts.append(f"{count}x {{{text}}}" if count > 1 else f"{{{text}}}")
-    return " -> ".join(parts)

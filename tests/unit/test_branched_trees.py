@@ -35,7 +35,6 @@ from methods.branched.trees import (
     apart,
     canonical,
     coarsenings,
-    describe,
     is_refinement,
     nested,
     of_labels,
@@ -327,10 +326,9 @@ def test_numbers_of_trees_in_closed_form(depth: int) -> None:
     assert TreeCounter(3, [1] * depth, 0, 99).total() == (depth + 1) * (3 * depth + 2) // 2
 
 
-def test_fixed_trees_are_checked_and_described() -> None:
+def test_fixed_trees_are_checked() -> None:
     rows = ((0, 0, 0), (4, 4, 7), (0, 1, 2))
     assert read_tree(rows, 3, 3) == tree("012", "01|2", "0|1|2")
-    assert describe(tree("012", "012", "01|2"), ["a", "b", "c"]) == "2x {a b c} -> {a b | c}"
     with pytest.raises(UsageError, match=r"joins tasks in row 2 .*Nearest: \[\[0, 0, 1\], \[0, 0, 1\]\]"):
         read_tree(((0, 0, 1), (0, 0, 0)), 3, 2)
     with pytest.raises(UsageError, match="expected one row for each of 4 segments"):
