@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 MAX_COLUMNS = 3  # panels side by side
+MAX_WIDTH = 16.0  # inches; wider pictures cannot be read on a page
 MAX_NAMED = 8  # more tasks or series than this cannot be told apart by colour
 MAX_ANNOTATED = 240  # cells of a heatmap that carry their number
 _INK, _FAINT = "#222222", "#b8b8b8"
@@ -85,9 +86,9 @@ def draw(figure: Figure, beneath: str = "") -> Drawing:
     import seaborn as sns
 
     columns = 1 if any(panel.kind in ("layered", "tree") for panel in figure.panels) else MAX_COLUMNS
-    columns = min(columns, len(figure.panels))
-    rows = math.ceil(len(figure.panels) / columns)
     sizes = [_size(panel) for panel in figure.panels]
+    columns = max(1, min(columns, len(figure.panels), int(MAX_WIDTH // max(size[0] for size in sizes))))
+    rows = math.ceil(len(figure.panels) / columns)
     width = max(size[0] for size in sizes) * columns
     heights = [max(size[1] for size in sizes[row * columns : (row + 1) * columns]) for row in range(rows)]
     with sns.axes_style("white"):
