@@ -328,7 +328,7 @@ class _CellRun:
             np.save(buffer, array, allow_pickle=False)
             entries[name] = self.store.write_artifact(self.planned.key, name, buffer.getvalue(), "array")
         for name, figure in trainer.figures.items():
-            text = figure.model_dump_json(exclude_defaults=False).encode()
+            text = figure.model_dump_json().encode()
             entries[f"figure-{name}"] = self.store.write_artifact(self.planned.key, f"figure-{name}", text, "figure")
         return entries
 

@@ -207,7 +207,7 @@ def cut_to_first_bridge(graph: FlowGraph, score: FloatArray, exists: BoolArray) 
             break
         kept = trial
     if not graph.n_inner(kept):
-        kept = graph.live(kept | widest_path(graph, score, exists, needs_inner=True))
+        kept = graph.live(kept | widest_path(graph, score, exists))
     return kept
 
 
@@ -215,14 +215,15 @@ def cut_by_threshold(graph: FlowGraph, x: FloatArray, exists: BoolArray) -> Bool
     """Stop `threshold`: edges with sigma > .5; where that disconnects t or leaves no inner edge, also the path with an
     inner edge whose smallest gate is largest.
     """
-    kept = graph.live((x > 0.5) & exists)
+    opened = (x > 0.5) & exists
+    kept = graph.live(opened)
     if not graph.n_inner(kept):
-        kept = graph.live(((x > 0.5) & exists) | widest_path(graph, x, exists, needs_inner=True))
+        kept = graph.live(opened | widest_path(graph, x, exists))
     return kept
 
 
-def widest_path(graph: FlowGraph, weight: FloatArray, exists: BoolArray, needs_inner: bool) -> BoolArray:
-    """The path from s to t whose smallest weight is largest, as edges; the first in the order of edges on ties."""
+def widest_path(graph: FlowGraph, weight: FloatArray, exists: BoolArray) -> BoolArray:
+    """The path from s to t with an inner edge whose smallest weight is largest, as edges; the first one on ties."""
     # best[node][has an inner edge]: (smallest weight on the way, edges of the way)
     best: list[list[tuple[float, tuple[int, ...]] | None]] = [[None, None] for _ in range(graph.sink + 1)]
     best[0][0] = (np.inf, ())
@@ -239,9 +240,10 @@ def widest_path(graph: FlowGraph, weight: FloatArray, exists: BoolArray, needs_i
             known = best[target][after]
             if known is None or width > known[0]:
                 best[target][after] = (width, (*way[1], e))
-    ways = [way for way in best[graph.sink][int(needs_inner) :] if way is not None]
+    widest = best[graph.sink][1]
+    assert widest is not None  # the chain of inner edges always exists
     path = np.zeros(len(graph.edges), dtype=np.bool_)
-    path[list(max(ways, key=lambda way: way[0])[1])] = True
+    path[list(widest[1])] = True
     return path
 
 

@@ -201,7 +201,7 @@ def test_the_widest_path_is_the_one_of_all_simple_paths(case: tuple[FlowGraph, n
         for path in nx.all_simple_paths(made, 0, graph.sink)
         if len(path) > 3  # at least one inner edge
     ]
-    path = widest_path(graph, x, exists, needs_inner=True)
+    path = widest_path(graph, x, exists)
     assert min(x[path]) == pytest.approx(max(widths))
 
 
