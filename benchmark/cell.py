@@ -45,6 +45,7 @@ class RunSettings:
 
     out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests.
     plugins: files that workers load. refresh_stale: train cells again whose finished record other code made.
+    step_limit: every stage ends after so many steps; for estimates and smoke runs, in folders of their own.
     """
 
     out: Path
@@ -55,6 +56,7 @@ class RunSettings:
     checkpoint_steps: int | None = None
     plugins: tuple[str, ...] = ()
     refresh_stale: bool = False
+    step_limit: int | None = None
 
 
 def configure_process(threads: int) -> None:
@@ -202,6 +204,7 @@ class _CellRun:
             report_progress=report_progress,
             checkpoint_s=settings.checkpoint_s,
             checkpoint_steps=settings.checkpoint_steps,
+            step_limit=settings.step_limit,
         )
 
     def _prototype(self) -> Backbone:
@@ -284,6 +287,7 @@ class _CellRun:
             "peak_bytes": peak_bytes(self.device),
             "evaluation_seconds": ledger.evaluation_seconds,
             "io_seconds": ledger.io_seconds,
+            **({} if self.settings.step_limit is None else {"unrun_seconds": ledger.unrun_seconds}),
         }
 
     def _audit(self, trainer: CellTrainer) -> dict[str, Any]:

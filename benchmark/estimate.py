@@ -1,6 +1,8 @@
 """What a suite will take: time, memory and disk of every cell, from records of its like or from a short probe.
 
-An estimate scales with the steps of the final training, of which all stages are multiples; evaluation does not scale.
+From a record of another length it scales with the steps of the final training, of which a method's stages are multiples
+under the suite's recipe. A probe is the cell itself with every stage cut short, each scaled by what was cut off it.
+Evaluation does not scale.
 Single-task networks that several cells share are counted once.
 """
 
@@ -12,11 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmark.planning import PlannedCell, resolve
+from benchmark.planning import PlannedCell
 from benchmark.record import Record, canonical_json, value_at
-from benchmark.suite import BudgetSettings
 
-PROBE_STEPS = 10  # enough that the first step, which is slower, does not decide
+PROBE_STEPS = 10  # of every stage: enough that the first step, which is slower, does not decide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +39,24 @@ def kind_of(cell: PlannedCell) -> bytes:
     return canonical_json({key: value for key, value in cell.document.items() if key not in ("seed", "budget")})
 
 
-def from_record(record: Record, root: Path, steps: int, source: Literal["record", "probe"]) -> Estimate:
+def from_record(record: Record, root: Path, steps: int, step_limit: int | None = None) -> Estimate:
     """The estimate for `steps` final steps from a finished record of the same kind. root: folder of that
-    record's run.
+    record's run. step_limit: of a probe.
     """
-    factor = steps / _number(record.cell, "budget", "steps")
-    shared = {key: _network_seconds(root, key) * factor for key in record.reused_from}
+    budget = _number(record.cell, "budget", "steps")
+    factor = steps / budget
+    networks = {key: _network_seconds(root, key) for key in record.reused_from}
     trained = sum(_number(record.cost, account, "seconds") for account in ("search", "final"))
-    own = max(0.0, trained * factor - sum(shared.values()))
+    own = max(0.0, trained - sum(networks.values()))
+    own += _number(record.cost, "io_seconds") + _number(record.cost, "unrun_seconds")
+    ran = budget if step_limit is None else min(budget, step_limit)
     memory = value_at(record.cost, "peak_bytes")
     return Estimate(
-        seconds=own + _number(record.cost, "evaluation_seconds") + _number(record.cost, "io_seconds") * factor,
-        shared=shared,
+        seconds=own * factor + _number(record.cost, "evaluation_seconds"),
+        shared={key: seconds * steps / ran for key, seconds in networks.items()},
         memory_bytes=memory if isinstance(memory, int) else None,
         disk_bytes=_disk(record, root),
-        source=source,
+        source="record" if step_limit is None else "probe",
     )
 
 
@@ -87,14 +91,8 @@ def estimates_from(records: Iterable[Record], cells: Sequence[PlannedCell], root
             continue
         kind = canonical_json({key: value for key, value in record.cell.items() if key not in ("seed", "budget")})
         if kind in wanted and kind not in found:
-            found[kind] = from_record(record, root, wanted[kind].settings.budget.steps, "record")
+            found[kind] = from_record(record, root, wanted[kind].settings.budget.steps)
     return found
-
-
-def probe_cell(cell: PlannedCell) -> PlannedCell:
-    """The same cell with a few final steps."""
-    budget = BudgetSettings(steps=PROBE_STEPS, cycles=min(cell.settings.budget.cycles, PROBE_STEPS))
-    return resolve(cell.settings.model_copy(update={"budget": budget}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,16 @@ class Spending:
 
 @dataclasses.dataclass
 class Ledger:
-    """Accounts of search and final training, clocks of what is neither, and the work taken over from other cells."""
+    """Accounts of search and final training, clocks of what is neither, and the work taken over from other cells.
+
+    unrun_seconds: what the steps beyond a run's step limit would have taken, at the pace of those that ran.
+    """
 
     search: Spending = dataclasses.field(default_factory=Spending)
     final: Spending = dataclasses.field(default_factory=Spending)
     evaluation_seconds: float = 0.0
     io_seconds: float = 0.0
+    unrun_seconds: float = 0.0
     reused_from: list[str] = dataclasses.field(default_factory=list)
 
     def account(self, purpose: Purpose) -> Spending:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from benchmark.store import Store
 
 EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+SMOKE_STEPS = 2
 TABLES: dict[Format, str] = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -107,10 +108,11 @@ def run_suite(
     data_root: Path | None = None,
     refresh_stale: bool = False,
     speed: bool = True,
+    step_limit: int | None = None,
     console: Console | None = None,
 ) -> int:
-    """Run what has no record yet and write the tables; returns the exit code. Raises UsageError before the
-    first step.
+    """Run what has no record yet and write the tables; returns the exit code. step_limit: of every stage, for smoke
+    runs. Raises UsageError before the first step.
     """
     from benchmark.cell import RunSettings
     from benchmark.console import RunView, make_console
@@ -144,7 +146,12 @@ def run_suite(
     for line in notes_of(pending):
         console.print(f"Note: {line}", highlight=False, markup=False, soft_wrap=True)
     settings = RunSettings(
-        out=out, data_root=data_root, device=chosen, plugins=suite.plugins, refresh_stale=refresh_stale
+        out=out,
+        data_root=data_root,
+        device=chosen,
+        plugins=suite.plugins,
+        refresh_stale=refresh_stale,
+        step_limit=step_limit,
     )
     if pending:
         with RunView(console, [cell.title for cell in pending]) as view:
@@ -159,7 +166,7 @@ def run_suite(
 
 def smoke_suite(suite: Suite) -> Suite:
     """The same suite with two final steps: does every cell run at all?"""
-    return suite.model_copy(update={"budget": BudgetSettings(steps=2, cycles=2)})
+    return suite.model_copy(update={"budget": BudgetSettings(steps=SMOKE_STEPS, cycles=SMOKE_STEPS)})
 
 
 def print_plan(
@@ -316,7 +323,14 @@ def run(
         if smoke:
             chosen, folder, speed = smoke_suite(chosen), folder / "smoke", False
         code = run_suite(
-            chosen, folder, device=device, jobs=jobs, data_root=root, refresh_stale=refresh_stale, speed=speed
+            chosen,
+            folder,
+            device=device,
+            jobs=jobs,
+            data_root=root,
+            refresh_stale=refresh_stale,
+            speed=speed,
+            step_limit=SMOKE_STEPS if smoke else None,
         )
     except UsageError as error:
         fail(error)

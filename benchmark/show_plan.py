@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.cell import RunSettings
-from benchmark.estimate import Estimate, estimates_from, from_record, kind_of, probe_cell, total
+from benchmark.estimate import PROBE_STEPS, Estimate, estimates_from, from_record, kind_of, total
 from benchmark.executors import LocalExecutor
+from benchmark.labels import DASH
 from benchmark.planning import PlannedCell, notes_of
 from benchmark.store import Store
-
-DASH = "\N{EN DASH}"  # what is not known
 
 
 def show_plan(
@@ -47,15 +46,15 @@ def _probe(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[s
         root = Path(folder)
         # Baselines first: what they train is there for the others, as in the run itself.
         ordered = sorted(cells, key=lambda cell: not cell.is_reference)
-        probes = [probe_cell(cell) for cell in ordered]
-        for event in LocalExecutor(dataclasses.replace(settings, out=root), jobs=1).run(probes):
+        cut_short = dataclasses.replace(settings, out=root, step_limit=PROBE_STEPS)
+        for event in LocalExecutor(cut_short, jobs=1).run(ordered):
             if event.kind != "finished":
                 continue
-            cell, record = ordered[event.cell], Store(root).read(probes[event.cell].key)
+            cell, record = ordered[event.cell], Store(root).read(ordered[event.cell].key)
             if record is None or record.status != "done":
                 failures.append(f"{cell.title}: the probe ended as {event.status}: {event.message}")
                 continue
-            found[kind_of(cell)] = from_record(record, root, cell.settings.budget.steps, "probe")
+            found[kind_of(cell)] = from_record(record, root, cell.settings.budget.steps, PROBE_STEPS)
     return found
 
 

@@ -44,6 +44,7 @@ class TrainingContext:
 
     single_task: gives the network of one task, training it where nobody has. version: of the code, for checkpoints.
     checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: steps between them, for tests.
+    step_limit: most steps of a stage.
     """
 
     data: DatasetSpec
@@ -59,13 +60,19 @@ class TrainingContext:
     report_progress: Callable[[Progress], None] = lambda progress: None
     checkpoint_s: float = 60.0
     checkpoint_steps: int | None = None
+    step_limit: int | None = None
 
 
 class StageRun:
-    """A stage with its optimizers, its batches and its losses, while it is trained."""
+    """A stage with its optimizers, its batches and its losses, while it is trained.
+
+    unrun: steps that the context's limit leaves out, for each one that runs.
+    """
 
     def __init__(self, stage: Stage, context: TrainingContext) -> None:
-        self.stage, self.context = stage, context
+        steps = stage.steps if context.step_limit is None else min(stage.steps, context.step_limit)
+        self.unrun = stage.steps / steps - 1
+        self.stage, self.context = dataclasses.replace(stage, steps=steps), context
         self.tasks: tuple[str, ...] = tuple(stage.tasks) if stage.tasks is not None else context.data.task_names
         self.weights = {task: context.data.task(task).weight for task in self.tasks}
         self.done = 0

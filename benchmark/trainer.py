@@ -8,8 +8,9 @@ looked at every `CHECK_EVERY` steps.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ from methods.task_graph import TaskGraph
 CHECK_EVERY = 50  # steps between looks at the losses; each look waits for the device
 
 
+@dataclasses.dataclass(frozen=True)
+class _Final:
+    """A final training. trained: parameters. loss: {task: mean loss per cycle}. selected: which step was kept."""
+
+    trained: Sequence[nn.Parameter]
+    loss: Mapping[str, Sequence[float]]
+    selected: dict[str, int]
+
+
 class CellTrainer:
     """The trainer of one cell. folder: of its checkpoints. task_names: the cell's tasks, or the one of a nested
     training.
@@ -57,6 +67,7 @@ class CellTrainer:
         self._checkpoints = Checkpoints(folder, context.version)
         self._generators: dict[str, torch.Generator] = {}
         self._weight_steps = WeakIdKeyDictionary()
+        self._finals: list[_Final] = []
         self._stages = 0
         self._reported = False
         self._last_checkpoint = time.monotonic()
@@ -183,7 +194,16 @@ class CellTrainer:
         if self._reported:
             raise ProtocolError("The report role is evaluated once.")
         self._reported = True
+        self._settle(graph)
         return self._measure(graph.network(), Role.REPORT, self.data.task_names)
+
+    def _settle(self, graph: TaskGraph) -> None:
+        """Where a method has trained several networks to their end, curves and step are those of the one it returns."""
+        deployed = {id(parameter) for parameter in graph.parameters()}
+        own = [final for final in self._finals if any(id(parameter) in deployed for parameter in final.trained)]
+        for final in own or self._finals:
+            self.curves |= {f"loss/{task}": list(values) for task, values in final.loss.items()}
+            self.selected = final.selected
 
     def clear_checkpoints(self) -> None:
         """Remove this cell's checkpoints, once its record stands."""
@@ -229,8 +249,12 @@ class CellTrainer:
             parameter.requires_grad_(flag)
         results = [run.result(cycles) for run in runs]
         for stage, result in zip(stages, results, strict=True):
+            final = stage.purpose == "final"
             for task, values in result.loss.items():
-                self.curves[f"loss/{task}" if stage.purpose == "final" else f"loss/{stage.name}/{task}"] = list(values)
+                self.curves[f"loss/{task}" if final else f"loss/{stage.name}/{task}"] = list(values)
+            if final:
+                trained = [parameter for group in stage.train for parameter in group.parameters]
+                self._finals.append(_Final(trained, result.loss, dict(self.selected)))
         return results
 
     def _run_cycles(
@@ -306,15 +330,19 @@ class CellTrainer:
             self._tell(run)
             if self._checkpoint_due(run) and run.done < end:
                 now = time.perf_counter()
-                account.seconds += now - started - waited - paused
-                self.ledger.io_seconds += waited
+                self._spend(run, now - started - waited - paused, waited)
                 self._save(number, runs, signature, best, mid_phase=True)
                 started, waited, paused, pause = time.perf_counter(), 0.0, 0.0, time.perf_counter()
             paused += time.perf_counter() - pause
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        account.seconds += time.perf_counter() - started - waited - paused
+        self._spend(run, time.perf_counter() - started - waited - paused, waited)
+
+    def _spend(self, run: StageRun, trained: float, waited: float) -> None:
+        """Charge seconds of a stage: of its training, and of waiting for its data."""
+        self.ledger.account(run.stage.purpose).seconds += trained
         self.ledger.io_seconds += waited
+        self.ledger.unrun_seconds += run.unrun * (trained + waited)
 
     def _tell(self, run: StageRun) -> None:
         now = time.monotonic()

@@ -73,6 +73,9 @@ def test_search_step_against_the_equations_by_hand(name: str, assert_bounded: As
     )
 
 
+DEPLOYED_BATCH = 8  # of the deployed networks, whose 60 pairs at 32 images take minutes for test_convnext
+
+
 def deployed(name: str, n_tasks: int) -> tuple[TaskGraph, dict[str, Tensor]]:
     backbone, spec = backbone_of(name), spec_of(n_tasks)
     space = space_of(backbone)
@@ -82,7 +85,7 @@ def deployed(name: str, n_tasks: int) -> tuple[TaskGraph, dict[str, Tensor]]:
     heads = dict(net.heads.items())
 
     graph = space.task_graph(spec, kept, lambda task: Operation(f"head of {task}", {}, heads[task], "heads"))
-    return graph, images_of(spec, batch=BATCH)
+    return graph, images_of(spec, batch=DEPLOYED_BATCH)
 
 
 def one_after_another(graph: TaskGraph, images: dict[str, Tensor]) -> Callable[[], None]:

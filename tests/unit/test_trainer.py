@@ -412,6 +412,22 @@ def test_v1_best_on_select_takes_the_earliest_best(tmp_path: Path, monkeypatch: 
     assert again.selected == {"step": 4}
 
 
+@pytest.mark.parametrize("deployed", [0, 1, 2])
+def test_curves_and_step_are_those_of_the_network_that_is_returned(
+    deployed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several draws that are trained to the end, not the last one but the chosen one is described."""
+    scores = iter([0.0, 3.0, 1.0, 0.0, 1.0, 3.0, 3.0, 1.0, 0.0])  # best at the 2nd, 3rd and 1st of three looks
+    monkeypatch.setattr("benchmark.selection.BestOnSelect._delta", lambda *arguments: next(scores))
+    trainer = toy_trainer(tmp_path, steps=9, selection={"rule": "best-on-select", "evaluations": 3})
+    trained = [fit_plain(trainer, f"draw {k}", 9 + k) for k in range(3)]
+    graph, result = trained[deployed]
+    trainer.report(graph)
+    for task in trainer.data.task_names:
+        assert trainer.curves[f"loss/{task}"] == list(result.loss[task])
+    assert trainer.selected == {"step": [6, 10, 3][deployed]}
+
+
 def test_per_task_steps_refuse_loss_balancing(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, recipe={"balancing": {"name": "UW", "params": {}}})
     network = SkipNetwork(trainer)
