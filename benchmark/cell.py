@@ -18,7 +18,7 @@ import torch
 from benchmark.ledger import Spending
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from benchmark.memory import peak_bytes, reset_peak
-from benchmark.planning import PlannedCell, backbone_config, cell_spec, method_params
+from benchmark.planning import PlannedCell, backbone_config, cell_spec, dense_form, method_params
 from benchmark.provenance import environment, module_hash, package_hash, versions
 from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
@@ -209,7 +209,8 @@ class _CellRun:
 
     def _prototype(self) -> Backbone:
         config = backbone_config(self.cell, self.spec)
-        return create_backbone(config, weights=self.planned.weights, seed=self.cell.seed)
+        dense = dense_form(self.planned.document)
+        return create_backbone(config, weights=self.planned.weights, seed=self.cell.seed, dense=dense)
 
     def _loaders(self) -> dict[Role, RoleLoader]:
         recipe, backbone = self.cell.recipe, self.prototype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from benchmark.labels import flat_params
 from benchmark.optimization import balancing_names
 from benchmark.record import canonical_json, cell_key
-from benchmark.suite import Cell, Suite
+from benchmark.suite import Cell, HeadSettings, Suite
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
@@ -21,10 +21,8 @@ from datasets.registry import dataset_spec, find_layout, get_dataset, load, read
 from datasets.transforms import augmentation
 from methods.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
 from methods.contracts import Budget
+from methods.decoders import DenseForm
 from methods.registry import AnyMethod, get_method
-
-# Heads are the suite's own and equal for all rows; their name is part of every cell's key.
-HEAD = {"pooled": "pool + linear", "dense": "conv1x1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +83,17 @@ def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
     )
 
 
+def head_document(head: HeadSettings) -> dict[str, object]:
+    """What stands in a cell for its heads; the width where the decoder has one."""
+    width = DenseForm.of(head.dense, head.hidden).width
+    return {"pooled": "pool + linear", "dense": head.dense, **({} if width is None else {"hidden": width})}
+
+
+def dense_form(document: Mapping[str, Any]) -> DenseForm:
+    """The form of dense heads that a cell's document names."""
+    return DenseForm.of(document["head"]["dense"], document["head"].get("hidden"))
+
+
 def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[PlannedCell]:
     """The cells with the notes of their methods and data.
 
@@ -107,7 +116,8 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
             # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
             # them.
             weights = "none" if cell.weights == "pretrained" else cell.weights
-            backbones[key] = create_backbone(backbone_config(cell.settings, spec), weights=weights, seed=0)
+            config, dense = backbone_config(cell.settings, spec), dense_form(cell.document)
+            backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense)
         pair = canonical_json([cell.document[part] for part in ("method", "backbone", "data", "budget")])
         if pair not in notes:
             name, budget = cell.settings.method.name, cell.settings.budget
@@ -198,7 +208,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
             "task_weights": {task.name: float(task.weight) for task in spec.tasks},
         },
         "backbone": {**cell.backbone.model_dump(mode="json"), "weights": weights_tag(weights)},
-        "head": HEAD,
+        "head": head_document(cell.head),
         # Loader processes change no result, so they are no part of a cell's identity.
         "recipe": cell.recipe.model_dump(mode="json", exclude={"workers"}),
         "selection": cell.selection.model_dump(mode="json"),

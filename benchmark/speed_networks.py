@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from benchmark.optimization import Balancer, StageOptimizers
+from benchmark.planning import dense_form
 from benchmark.record import Record, value_at
 from benchmark.speed import Call, Failure, Network, failure_of
 from benchmark.speed_files import JOINT, MIXED, TASK, SpeedSettings
@@ -184,7 +185,7 @@ class TableNetworks:
     def training_reference(self, batch: Batch) -> Network:
         """One plain backbone with a head for every task: a step needs losses, so the reference has heads here."""
         data = self.data()
-        backbone: Backbone = create_backbone(self.config, seed=0)
+        backbone: Backbone = create_backbone(self.config, seed=0, dense=dense_form(self.record.cell))
         graph = plain_graph(data, data.task_names, backbone, lambda task: create_head(data.task(task), backbone, 0))
         return self.training(graph, batch, f"ref {id(graph)}")
 

@@ -139,6 +139,13 @@ class BackboneSettings(Settings):
     dropout: Fraction = 0.0
 
 
+class HeadSettings(Settings):
+    """Heads of tasks with a label for every pixel: name of the decoder, and its width inside (null: as published)."""
+
+    dense: str = "conv1x1"
+    hidden: Count | None = None
+
+
 class MethodSettings(Settings):
     """A method and those of its parameters that differ from their defaults."""
 
@@ -159,6 +166,7 @@ class Suite(Settings):
     methods: Annotated[tuple[MethodSettings, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     budget: BudgetSettings = BudgetSettings()
+    head: HeadSettings = HeadSettings()
     recipe: RecipeSettings = RecipeSettings()
     selection: SelectionSettings = SelectionSettings()
     plugins: tuple[str, ...] = ()
@@ -189,6 +197,7 @@ class Suite(Settings):
                 method=method,
                 data=data,
                 backbone=backbone,
+                head=self.head,
                 recipe=self.recipe,
                 selection=self.selection,
                 budget=self.budget,
@@ -202,6 +211,7 @@ class Cell(Settings):
     method: MethodSettings
     data: DataSettings
     backbone: BackboneSettings
+    head: HeadSettings = HeadSettings()
     recipe: RecipeSettings
     selection: SelectionSettings
     budget: BudgetSettings

@@ -33,6 +33,7 @@ from methods.backbone_family import (
 )
 from methods.backbone_forms import Form
 from methods.backbone_weights import load_weights
+from methods.decoders import CONV1X1, DenseForm
 from methods.operations import Config, Operation, register_operation
 from methods.streams import seeded
 
@@ -122,6 +123,7 @@ class Backbone:
     from_scratch: whether the initial weights are random, neither pretrained nor from a file.
     pool, pool_norm: how the model's own head pools, and the norm it applies to the result (nchw: [B, C, 1, 1]).
         A pooled head starts from that norm's weights, which are no part of the backbone (measurement 2).
+    dense: the form of the dense heads that are put on it: the cell's choice, kept here because every head asks for it.
     """
 
     config: BackboneConfig
@@ -139,6 +141,7 @@ class Backbone:
     from_scratch: bool
     pool: Pool
     pool_norm: nn.Module | None
+    dense: DenseForm = CONV1X1
 
     @property
     def grid(self) -> Size | None:
@@ -210,7 +213,9 @@ def count_units(name: str) -> tuple[int, int]:
     return sum(form.skips(module) for module, form in cut.blocks), len(cut.blocks)
 
 
-def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", seed: int) -> Backbone:
+def create_backbone(
+    config: BackboneConfig, *, weights: str | Path = "none", seed: int, dense: DenseForm = CONV1X1
+) -> Backbone:
     """The backbone of a configuration.
 
     weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits;
@@ -246,6 +251,7 @@ def create_backbone(config: BackboneConfig, *, weights: str | Path = "none", see
         from_scratch=weights == "none",
         pool=cut.pool,
         pool_norm=cut.pool_norm,
+        dense=dense,
     )
 
 

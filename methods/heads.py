@@ -3,10 +3,10 @@
 Pooled heads, for tasks with one label an image: the family's own pooling (class token, mean of the tokens without
 prefix, mean of both tokens of distilled DeiT, mean of a map), the family's own norm where its head has one, and a
 linear layer.
-Dense heads, for tasks with one label a pixel: a 1x1 convolution at the resolution of the features, which losses and
-metrics resize. The specification fixes neither the initial weights, which are torch's defaults for the layer, nor the
-dense head's form; both are our choice. A conv_head or attention pooling that a pretrained model runs after its features
-is not part of a head.
+Dense heads, for tasks with one label a pixel: the cell's decoder (methods.decoders), by default a 1x1 convolution;
+losses and metrics resize its predictions. The specification fixes neither the initial weights, which are torch's
+defaults for the layer, nor the default's form; both are our choice. A conv_head or attention pooling that a pretrained
+model runs after its features is not part of a head.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from datasets.errors import UsageError
 from datasets.kinds import get_kind
 from methods.backbone import Backbone, pool_norm_module
 from methods.backbone_family import BackboneConfig, Layout, Pool, Size
+from methods.decoders import DenseForm, create_decoder
 from methods.operations import Config, Operation, build_module, register_operation
 from methods.streams import seeded
 
@@ -58,27 +59,25 @@ class PooledHead(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Dropout and a 1x1 convolution on features brought to NCHW.
+    """A decoder on features brought to NCHW.
 
     grids: {number of tokens without prefix: (height, width)}, empty where features are maps.
     """
 
-    def __init__(
-        self, layout: Layout, prefix_tokens: int, grids: Mapping[int, Size], dropout: float, conv: nn.Conv2d
-    ) -> None:
+    def __init__(self, layout: Layout, prefix_tokens: int, grids: Mapping[int, Size], decoder: nn.Module) -> None:
         super().__init__()
         self.layout = layout
         self.prefix_tokens = prefix_tokens
         self.grids = dict(grids)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.conv = conv
+        self.decoder = decoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: features float [B, C, h, w], [B, h, w, C] or [B, tokens, C]; returns float [B, channels, h, w].
+        """x: features float [B, C, h, w], [B, h, w, C] or [B, tokens, C]; returns float [B, channels, h', w'], for most
+        decoders at the resolution of the features.
 
         Raises ValueError for a number of tokens that belongs to no size the backbone was built for.
         """
-        return cast(Tensor, self.conv(self.dropout(self._map(x))))
+        return cast(Tensor, self.decoder(self._map(x)))
 
     def _map(self, x: Tensor) -> Tensor:
         if self.layout == "nchw":
@@ -110,7 +109,8 @@ def create_head(task: TaskSpec, backbone: Backbone, seed: int) -> Operation:
         "dropout": backbone.config.dropout,
     }
     if kind.dense:
-        name, config = "head.dense", {**shared, "grids": [list(grid) for grid in backbone.grids]}
+        form = {"decoder": backbone.dense.decoder, "hidden": backbone.dense.width}
+        name, config = "head.dense", {**shared, "grids": [list(grid) for grid in backbone.grids], **form}
     else:
         norm = None if backbone.pool_norm is None else backbone.config.to_json()
         name, config = "head.pooled", {**shared, "pool": backbone.pool, "norm": norm}
@@ -156,5 +156,6 @@ def _dense(config: Config) -> nn.Module:
                 f"Grids of {grids[height * width]} and {(height, width)} tokens cannot be told apart by a dense head; "
                 "choose another evaluation size."
             )
-    conv = nn.Conv2d(head.features, head.channels, kernel_size=1)
-    return DenseHead(head.layout, head.prefix_tokens, grids, head.dropout, conv)
+    form = DenseForm.of(cast(str, config["decoder"]), cast("int | None", config["hidden"]))
+    decoder = create_decoder(form, head.features, head.channels, head.dropout)
+    return DenseHead(head.layout, head.prefix_tokens, grids, decoder)

@@ -92,7 +92,7 @@ def test_a_dense_head_puts_each_token_in_its_place() -> None:
     tokens = torch.zeros(1, 2 + 6, 192)
     tokens[0, 0] = tokens[0, 1] = 9.0  # prefix tokens have no place in the image
     tokens[0, 2 + 4] = 1.0  # row 1, column 1
-    y = head(tokens) - head.conv.bias[:, None, None]  # type: ignore[union-attr, index]
+    y = head(tokens) - head.decoder[-1].bias[:, None, None]  # type: ignore[union-attr, index]
     assert y.shape == (1, 7, 2, 3)
     assert y[0].abs().sum(0).nonzero().tolist() == [[1, 1]]
     with pytest.raises(ValueError, match=r"7 tokens fit no grid of this backbone \(2x3\)"):
