@@ -25,12 +25,13 @@ from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import stale_reason
 from benchmark.store import Store, remove_torn, write_atomic
 from benchmark.trainer import CellTrainer
+from datasets.augmentation import augmentation
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
 from datasets.protocols import get_protocol
 from datasets.registry import load
 from datasets.roles import role_hash, role_indices
-from datasets.transforms import Normalise, augmentation
+from datasets.transforms import Normalise
 from methods.backbone import Backbone, create_backbone
 from methods.contracts import Budget, Fidelity, Role
 from methods.cost import compute, size

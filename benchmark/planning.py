@@ -14,11 +14,11 @@ from benchmark.labels import flat_params
 from benchmark.optimization import balancing_names
 from benchmark.record import canonical_json, cell_key
 from benchmark.suite import Cell, HeadSettings, Suite
+from datasets.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec, find_layout, get_dataset, load, read_options
-from datasets.transforms import augmentation
 from methods.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
 from methods.contracts import Budget
 from methods.decoders import DenseForm
@@ -70,12 +70,13 @@ def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
 
 
 def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
-    """The backbone of a cell, for images of the data set's size."""
-    settings = cell.backbone
+    """The backbone of a cell: trained on images of the size that augmentation leaves, evaluated on whole ones."""
+    settings, trained = cell.backbone, augmented_size(cell.recipe.augmentation, spec.native_size)
     return BackboneConfig(
         name=settings.name,
         in_chans=settings.in_chans,
-        image_size=spec.native_size,
+        image_size=trained,
+        evaluation_size=None if trained == spec.native_size else spec.native_size,
         output_stride=settings.output_stride,
         zero_init_last=settings.zero_init_last,
         drop_path=settings.drop_path,
@@ -210,7 +211,10 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         "backbone": {**cell.backbone.model_dump(mode="json"), "weights": weights_tag(weights)},
         "head": head_document(cell.head),
         # Loader processes change no result, so they are no part of a cell's identity.
-        "recipe": cell.recipe.model_dump(mode="json", exclude={"workers"}),
+        "recipe": {
+            **cell.recipe.model_dump(mode="json", exclude={"workers"}),
+            "augmentation": canonical_steps(cell.recipe.augmentation),
+        },
         "selection": cell.selection.model_dump(mode="json"),
         "budget": cell.budget.model_dump(mode="json"),
         "seed": cell.seed,

@@ -28,11 +28,12 @@ from benchmark.speed import Call, Failure, Network, failure_of
 from benchmark.speed_files import JOINT, MIXED, TASK, SpeedSettings
 from benchmark.store import Store
 from benchmark.suite import RecipeSettings
+from datasets.augmentation import augmentation
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec
 from datasets.errors import UsageError
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec, load
-from datasets.transforms import Normalise, augmentation
+from datasets.transforms import Normalise
 from methods.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Role
 from methods.heads import create_head

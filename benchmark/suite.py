@@ -70,6 +70,7 @@ class BalancingSettings(Settings):
 class RecipeSettings(Settings):
     """What every row of a table trains with. `published` is set by a method's own recipe and shown red by the audit.
 
+    augmentation: steps in order, each a name or a mapping with `name` and options (datasets.augmentation).
     max_loss: a training loss above it ends the cell as diverged. workers: loader processes for sets that are not
     cached.
     """
@@ -82,7 +83,7 @@ class RecipeSettings(Settings):
     precision: Literal["fp32", "amp-bf16", "amp-fp16"] = "fp32"
     channels_last: bool = False
     balancing: BalancingSettings = BalancingSettings()
-    augmentation: tuple[str, ...] = ()
+    augmentation: tuple[str | dict[str, Any], ...] = ()
     max_loss: Positive = 1e6
     workers: Annotated[int, Field(ge=0)] = 0
 

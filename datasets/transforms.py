@@ -1,4 +1,4 @@
-"""Tensor types of labels, augmentation and normalisation of samples. Spec: datasets 2.1 and 2.6.
+"""Tensor types of labels, how they follow the image, normalisation and collation of samples. Spec: datasets 2.1, 2.6.
 
 Built on torchvision.transforms.v2, with its traps in mind: a type without kernels passes through geometric transforms
 unchanged and without an error, so the types here are masks; `fill` dictionaries match exact types, so each type has its
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from datasets.contracts import Sample
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError
 from datasets.protocols import ProtocolFlags
 
-SHIFT_PIXELS = 4  # our choice, as in common CIFAR recipes
-LARGEST_ZOOM = 1.5  # our choice; the published releases zoom by up to 1.2 to 1.5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ADASHARE_BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)  # datasets 2.6, sunxm2357/AdaShare
 
@@ -55,7 +53,8 @@ class EncodedNormals(tv_tensors.Mask):
     """
 
 
-def _negate(normals: Normals, channel: int) -> Normals:
+def negate(normals: Normals, channel: int) -> Normals:
+    """The vectors with one component turned round."""
     vectors = normals.as_subclass(Tensor).clone()
     vectors[..., channel, :, :] *= -1
     return cast(Normals, tv_tensors.wrap(vectors, like=normals))
@@ -63,12 +62,12 @@ def _negate(normals: Normals, channel: int) -> Normals:
 
 @v2.functional.register_kernel(functional.horizontal_flip, Normals)
 def _flip_normals_horizontally(normals: Normals) -> Normals:
-    return _negate(tv_tensors.wrap(normals.as_subclass(Tensor).flip(-1), like=normals), channel=0)
+    return negate(tv_tensors.wrap(normals.as_subclass(Tensor).flip(-1), like=normals), channel=0)
 
 
 @v2.functional.register_kernel(functional.vertical_flip, Normals)
 def _flip_normals_vertically(normals: Normals) -> Normals:
-    return _negate(tv_tensors.wrap(normals.as_subclass(Tensor).flip(-2), like=normals), channel=1)
+    return negate(tv_tensors.wrap(normals.as_subclass(Tensor).flip(-2), like=normals), channel=1)
 
 
 @v2.functional.register_kernel(functional.rotate, Normals)
@@ -108,106 +107,6 @@ def fill_values(flags: ProtocolFlags) -> dict[type | str, float]:
     normals = dict.fromkeys((Normals, NormalsOfUnknownFrame, EncodedNormals), 0.0)
     unknown_value = {Depth: math.nan, InverseDepth: math.nan, Dense: math.nan, **normals}
     return {tv_tensors.Image: 0.0, tv_tensors.Mask: label, **unknown_value}
-
-
-class HorizontalFlip(v2.RandomHorizontalFlip):
-    """Flips the whole sample with probability p; under the flag, the vectors of normals keep their x."""
-
-    def __init__(self, flags: ProtocolFlags, p: float = 0.5) -> None:
-        super().__init__(p=p)
-        self.flags = flags
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One leaf of the sample."""
-        output = super().transform(inpt, params)
-        if isinstance(output, Normals) and not self.flags.flip_negates_normal_x:
-            return _negate(output, channel=0)
-        return output
-
-
-class Zoom(v2.Transform):
-    """Enlarges a random region of `size` / s to `size`, s uniform in [1, largest], one draw for the whole sample.
-
-    Images are resized bilinearly with antialiasing, labels by the nearest pixel centre. torchvision's `nearest` takes
-    the upper left neighbour instead, which at small zooms shifts labels against the image by up to a pixel.
-    """
-
-    def __init__(self, size: tuple[int, int], flags: ProtocolFlags, largest: float = LARGEST_ZOOM) -> None:
-        super().__init__()
-        self.size, self.flags, self.largest = size, flags, largest
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The region {top, left, height, width} and the zoom, a ratio of widths: what disparity scales with."""
-        height, width = functional.get_size(next(value for value in flat_inputs if isinstance(value, tv_tensors.Image)))
-        scale = 1.0 + (self.largest - 1.0) * float(torch.rand(()))
-        region = (round(self.size[0] / scale), round(self.size[1] / scale))
-        if region[0] > height or region[1] > width:
-            raise UsageError(f"Zoom to {self.size} needs a region of {region}; the image has {(height, width)} pixels.")
-        top = int(torch.randint(height - region[0] + 1, ()))
-        left = int(torch.randint(width - region[1] + 1, ()))
-        return {"top": top, "left": left, "height": region[0], "width": region[1], "zoom": self.size[1] / region[1]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One leaf of the sample; whatever is neither image nor label map passes."""
-        if not isinstance(inpt, (tv_tensors.Image, tv_tensors.Mask)):
-            return inpt
-        region = functional.crop(inpt, params["top"], params["left"], params["height"], params["width"])
-        if isinstance(region, tv_tensors.Image):
-            return functional.resize(region, list(self.size), antialias=True)
-        resized = tv_tensors.wrap(_nearest_centre(region.as_subclass(Tensor), self.size), like=inpt)
-        if isinstance(inpt, Depth) and self.flags.zoom_depth == "divide":
-            return tv_tensors.wrap(resized / params["zoom"], like=inpt)
-        if isinstance(inpt, InverseDepth) and self.flags.zoom_inverse_depth == "multiply":
-            return tv_tensors.wrap(resized * params["zoom"], like=inpt)
-        return resized
-
-
-def _nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., h, w] -> [..., *size], any dtype: the pixel that holds each output pixel's centre; exact, in integers."""
-    rows, columns = (
-        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape[-2:], strict=True)
-    )
-    return values[..., rows[:, None], columns]
-
-
-def _shift(size: tuple[int, int], flags: ProtocolFlags) -> v2.Transform:
-    return v2.RandomCrop(size, padding=SHIFT_PIXELS, fill=fill_values(flags))
-
-
-def _flip(size: tuple[int, int], flags: ProtocolFlags) -> v2.Transform:
-    return HorizontalFlip(flags)
-
-
-_AUGMENTATIONS: Mapping[str, Callable[[tuple[int, int], ProtocolFlags], v2.Transform]] = {
-    "horizontal_flip": _flip,
-    "shift": _shift,
-    "zoom": Zoom,
-}
-
-
-def augmentation_names() -> list[str]:
-    """Names that `augmentation` knows."""
-    return list(_AUGMENTATIONS)
-
-
-def augmentation(names: Sequence[str], size: tuple[int, int], flags: ProtocolFlags) -> Callable[[Sample], Sample]:
-    """A transform of whole samples that applies the named steps in order. size: (height, width) of what comes out.
-
-    `horizontal_flip` with probability 1/2; `shift`, a random crop after padding by 4 pixels; `zoom` by 1 to 1.5. Random
-    numbers come from torch's current stream, which the caller sets. Labels follow the image; class labels do not change
-    (so a flip is wrong where a class means a side). Raises UnknownNameError.
-    """
-    for name in names:
-        if name not in _AUGMENTATIONS:
-            raise unknown("augmentation", name, _AUGMENTATIONS)
-    steps = [_AUGMENTATIONS[name](size, flags) for name in names]
-
-    def apply(sample: Sample) -> Sample:
-        for step in steps:
-            sample = cast(Sample, step(sample))
-        return sample
-
-    return apply
 
 
 @dataclasses.dataclass(frozen=True)

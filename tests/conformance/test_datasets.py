@@ -23,6 +23,7 @@ from torch import Tensor
 
 import datasets
 from datasets import registry
+from datasets.augmentation import HorizontalFlip
 from datasets.contracts import DatasetSpec, InputData, MultiTaskDataset, TaskSpec
 from datasets.errors import DatasetMissingError, UnknownNameError, UsageError
 from datasets.kinds import get_kind, kind_names
@@ -39,7 +40,7 @@ from datasets.registry import (
     register_dataset,
 )
 from datasets.roles import role_hash, role_indices
-from datasets.transforms import HorizontalFlip, collate
+from datasets.transforms import collate
 from tests.twins import write_twin
 
 NAMES = dataset_names()

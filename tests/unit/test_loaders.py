@@ -77,8 +77,8 @@ def test_images_are_normalised_once() -> None:
 
 def test_augmentation_depends_on_sample_and_epoch_not_on_the_batch() -> None:
     from benchmark.loaders import InputLoader, RoleLoader
+    from datasets.augmentation import augmentation
     from datasets.protocols import get_protocol
-    from datasets.transforms import augmentation
 
     spec = toy_spec()
     form = toy_loaders(spec, RECIPE)[Role.FIT].inputs["image"].form

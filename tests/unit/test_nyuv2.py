@@ -16,6 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from datasets import registry
+from datasets.augmentation import HorizontalFlip
 from datasets.contracts import InputData, Sample
 from datasets.errors import ProtocolError, UsageError
 from datasets.files import FileError
@@ -23,7 +24,6 @@ from datasets.kinds import get_kind
 from datasets.nyuv2 import TO_13, merge_table, number_of
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec
-from datasets.transforms import HorizontalFlip
 from tests.genuine import genuine
 from tests.twins import MAT_CLASSES, TEST_IDS, TRAIN_IDS, room, write_twin
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -12,81 +11,19 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from datasets.contracts import Sample
-from datasets.errors import UnknownNameError, UsageError
-from datasets.protocols import STANDARD, ProtocolFlags, get_protocol
+from datasets.augmentation import HorizontalFlip
+from datasets.errors import UsageError
+from datasets.protocols import STANDARD, get_protocol
 from datasets.transforms import (
-    Dense,
     Depth,
     EncodedNormals,
-    HorizontalFlip,
-    InverseDepth,
     Normalise,
     Normals,
     NormalsOfUnknownFrame,
-    Zoom,
-    augmentation,
-    augmentation_names,
     collate,
     fill_values,
 )
-
-HEIGHT, WIDTH = 12, 16
-SIZE = (HEIGHT, WIDTH)
-
-
-def bits(values: Tensor) -> Tensor:
-    """Comparable bit for bit, NaN and signs of zero included."""
-    plain = values.as_subclass(Tensor)
-    return plain.view(torch.int32) if plain.dtype == torch.float32 else plain
-
-
-def sample(seed: int = 0) -> Sample:
-    """One label of every type, with ignored places, and two labels without pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    depth = 1 + torch.rand(SIZE, generator=generator)
-    depth[0, 0] = math.nan
-    vectors = torch.nn.functional.normalize(torch.randn(3, *SIZE, generator=generator), dim=0)
-    vectors[:, 1, 1] = 0
-    semseg = torch.randint(0, 5, SIZE, generator=generator)
-    semseg[2, 2] = 255
-    return {
-        "image": tv_tensors.Image(torch.rand(3, *SIZE, generator=generator)),
-        "targets": {
-            "semseg": tv_tensors.Mask(semseg),
-            "depth": Depth(depth),
-            "disparity": InverseDepth(1 / depth),
-            "keypoint": Dense(depth[None].clone()),
-            "normals": Normals(vectors),
-            "digit": torch.tensor(7),
-            "score": torch.tensor(0.25),
-        },
-        "meta": {"id": "a", "size": SIZE},
-    }
-
-
-def coordinates() -> Sample:
-    """Every pixel holds its own place: image channels (x, y, 0), label maps x + WIDTH * y or (x, y)."""
-    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
-    place = torch.stack([x, y]).float()
-    return {
-        "image": tv_tensors.Image(torch.cat([place, torch.zeros(1, *SIZE)])),
-        "targets": {
-            "semseg": tv_tensors.Mask(x + WIDTH * y),
-            "depth": Depth(place[0]),
-            "disparity": InverseDepth(place[0]),
-            "keypoint": Dense(place),
-            "normals": Normals(torch.cat([torch.zeros(2, *SIZE), place[:1]])),
-        },
-        "meta": {"id": "coordinates"},
-    }
-
-
-def apply(transform: Callable[[Sample], Sample], data: Sample, seed: int) -> Sample:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return transform(data)
-
+from tests.unit.samples import SIZE, bits, sample
 
 # Flips
 
@@ -235,104 +172,6 @@ def test_padding_is_ignored_for_every_type() -> None:
 def test_padded_masks_are_background_only_under_its_flag() -> None:
     assert fill_values(STANDARD)[tv_tensors.Mask] == 255
     assert fill_values(get_protocol("vandenhende"))[tv_tensors.Mask] == 0
-
-
-# Augmentation
-
-
-@pytest.mark.parametrize("names", [["horizontal_flip"], ["shift"], ["zoom"], ["horizontal_flip", "zoom", "shift"]])
-def test_labels_stay_where_the_image_is(names: list[str]) -> None:
-    flags = ProtocolFlags(zoom_depth="unchanged", zoom_inverse_depth="unchanged")  # coordinates are not distances
-    augment = augmentation(names, SIZE, flags)
-    data = coordinates()
-    moved_something = False
-    for seed in range(20):
-        out = apply(augment, data, seed)
-        image = out["image"].as_subclass(Tensor)
-        semseg, keypoint = (out["targets"][name].as_subclass(Tensor) for name in ("semseg", "keypoint"))
-        known = semseg != 255
-        assert image.shape == (3, *SIZE)
-        assert torch.equal(known, ~keypoint[0].isnan())
-        places = {
-            "semseg": torch.stack([semseg % WIDTH, semseg // WIDTH]).float(),
-            "keypoint": keypoint,
-            "depth": torch.stack([out["targets"]["depth"].as_subclass(Tensor), image[1]]),
-            "disparity": torch.stack([out["targets"]["disparity"].as_subclass(Tensor), image[1]]),
-            "normals": torch.stack([out["targets"]["normals"].as_subclass(Tensor)[2], image[1]]),
-        }
-        inner = known.clone()
-        if "zoom" in names and "shift" in names:  # bilinear zooms mix the border into padding
-            inner = torch.nn.functional.max_pool2d((~known)[None].float(), 3, 1, 1)[0] == 0
-        for task, place in places.items():
-            distance = (place - image[:2]).abs().amax(dim=0)[inner]
-            assert distance.max() <= 0.51, (task, seed)  # half a pixel: nearest against bilinear
-        moved_something |= not torch.equal(image, data["image"].as_subclass(Tensor))
-    assert moved_something
-
-
-def test_nearest_of_torchvision_would_be_a_pixel_off() -> None:
-    image = coordinates()["image"]
-    region = functional.crop(image, 0, 0, HEIGHT, WIDTH - 1)
-    bilinear = functional.resize(region, list(SIZE)).as_subclass(Tensor)[0]
-    nearest = functional.resize(tv_tensors.Mask(region.as_subclass(Tensor)), list(SIZE)).as_subclass(Tensor)[0]
-    assert (nearest - bilinear).abs().max() > 0.9
-
-
-def test_a_zoom_scales_distances() -> None:
-    wall = {
-        "image": tv_tensors.Image(torch.rand(3, 40, 60)),
-        "targets": {"depth": Depth(torch.full((40, 60), 6.0)), "disparity": InverseDepth(torch.full((40, 60), 3.0))},
-        "meta": {"id": "wall"},
-    }
-    zoom = Zoom((40, 60), STANDARD)
-    zooms = set()
-    for seed in range(10):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            factor = zoom.make_params([wall["image"]])["zoom"]
-        out = apply(zoom, wall, seed)["targets"]
-        assert 1 <= factor <= 1.5
-        zooms.add(factor)
-        assert torch.allclose(out["depth"].as_subclass(Tensor), torch.tensor(6 / factor))
-        assert torch.allclose(out["disparity"].as_subclass(Tensor), torch.tensor(3 * factor))
-        assert type(out["depth"]) is Depth
-        unchanged = apply(Zoom((40, 60), get_protocol("adashare")), wall, seed)["targets"]
-        assert unchanged["depth"].unique().tolist() == [6.0]
-        assert unchanged["disparity"].unique().tolist() == [3.0]
-        mtan = apply(Zoom((40, 60), get_protocol("mtan")), wall, seed)["targets"]
-        assert torch.equal(mtan["depth"].as_subclass(Tensor), out["depth"].as_subclass(Tensor))
-        assert mtan["disparity"].unique().tolist() == [3.0]
-    assert len(zooms) > 5
-
-
-def test_a_shift_moves_by_at_most_four_pixels() -> None:
-    augment = augmentation(["shift"], SIZE, STANDARD)
-    shifts = set()
-    for seed in range(60):
-        semseg = apply(augment, coordinates(), seed)["targets"]["semseg"].as_subclass(Tensor)
-        y, x = divmod(int(semseg[6, 8]), WIDTH)
-        shifts.add((y - 6, x - 8))
-    assert max(abs(value) for shift in shifts for value in shift) == 4
-    assert len(shifts) > 20
-
-
-def test_augmentation_follows_the_random_stream() -> None:
-    augment = augmentation(augmentation_names(), SIZE, STANDARD)
-    first, again, other = (apply(augment, sample(), seed)["image"] for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_no_augmentation_is_the_identity_and_a_misspelt_one_an_error() -> None:
-    data = sample()
-    assert augmentation([], SIZE, STANDARD)(data) is data
-    with pytest.raises(UnknownNameError, match="Nearest: 'horizontal_flip'"):
-        augmentation(["horizontal-flip"], SIZE, STANDARD)
-
-
-def test_a_zoom_out_of_the_image_is_an_error() -> None:
-    with pytest.raises(UsageError, match="needs a region"):
-        Zoom((100, 100), STANDARD)(sample())
 
 
 # Normalisation and collation
