@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from benchmark import check as check_command
+from benchmark import data as data_command
 from benchmark import list as list_command
 from benchmark import report as report_command
 from benchmark import run as run_command
@@ -15,6 +16,7 @@ app.command("run")(run_command.run)
 app.command("report")(report_command.command)
 app.command("check")(check_command.command)
 app.command("list")(list_command.show)
+app.add_typer(data_command.app, name="data", help="Data sets on disk: verify, show, prepare.")
 app.command("throughput")(throughput_command.throughput)
 
 

@@ -316,7 +316,7 @@ def run(
             settings=settings or [],
         )
         folder = out or Path("results") / "runs" / chosen.name
-        root = data_root or _data_root_of_environment()
+        root = data_root or data_root_of_environment()
         if plan_only:
             code = print_plan(chosen, folder, device=device, jobs=jobs, data_root=root, probe=probe)
             raise typer.Exit(code)
@@ -340,7 +340,8 @@ def run(
     raise typer.Exit(code)
 
 
-def _data_root_of_environment() -> Path | None:
+def data_root_of_environment() -> Path | None:
+    """What SHAREBENCH_DATA names."""
     value = os.environ.get("SHAREBENCH_DATA")
     return Path(value) if value else None
 

@@ -38,11 +38,12 @@ from datasets.dense_files import (
     read_unit_image,
 )
 from datasets.errors import ProtocolError, UsageError
+from datasets.file_loader import FileLoader, FileOptions
 from datasets.files import Array, FileError, read_bytes
-from datasets.nyuv2_mat import FILE, LISTS, MAP_40, mat_source
+from datasets.nyuv2_mat import CHECKSUMS, FILE, LISTS, MAP_40, mat_source
 from datasets.protocols import get_protocol
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.sources import Fault, Field, FileLoader, FileOptions, Source, field_of_files, scale_uint8
+from datasets.sources import Fault, Field, Source, field_of_files, scale_uint8
 
 SPLITS: Mapping[str, int] = {"train": 795, "test": 654}
 BLOCK = 20  # neighbours show the same room
@@ -111,6 +112,7 @@ class NyuV2(FileLoader):
             "(both in github.com/ankurhanda/nyuv2-meta-data)",
             "2.8 GB",
             (FILE, LISTS, MAP_40),
+            CHECKSUMS,
         ),
         "mtan_npy": ExpectedFiles(
             "{train,val}/{image,label,depth,normal}/N.npy "

@@ -22,6 +22,10 @@ from datasets.files import Array, FileError, expect
 from datasets.sources import Field, Source, scale_uint8
 
 FILE, LISTS, MAP_40 = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
+CHECKSUMS = {  # sha256 of the published lists; of the 2.8 GB file none is published
+    LISTS: "6e081404491a8bfba2f066beaa9713ef6046f9007aa5f799f2a350506a580cee",
+    MAP_40: "ff177194cce9a2163517f1e1e6f1c64c50987162f542dedddc04bbf6ebe6d851",
+}
 N_RAW_CLASSES = 894
 _SIZE = (480, 640)
 _STORED: Mapping[str, tuple[str, tuple[int, ...]]] = {  # dataset -> type and shape of one sample as HDF5 gives it

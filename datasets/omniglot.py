@@ -19,10 +19,11 @@ import torch
 
 from datasets.contracts import DatasetSpec, Split, TaskSpec, Tier
 from datasets.errors import ProtocolError, unknown
+from datasets.file_loader import FileLoader, FileOptions
 from datasets.files import Archive, Array, FileError, expect, image_array, read_bytes
 from datasets.omniglot_alphabets import BACKGROUND, EVALUATION, SMALL
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.sources import Fault, Field, FileLoader, FileOptions, Source, scale_uint8
+from datasets.sources import Fault, Field, Source, scale_uint8
 
 VERSION = "v1"
 SIZE = 105
@@ -164,7 +165,9 @@ class Omniglot(FileLoader):
 
     Options = OmniglotOptions
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {
-        "small_zips": ExpectedFiles("{images_background_small1,images_background_small2}.zip", "2.9 MB", tuple(ZIPS)),
+        "small_zips": ExpectedFiles(
+            "{images_background_small1,images_background_small2}.zip", "2.9 MB", tuple(ZIPS), ZIPS
+        ),
         "torchvision": ExpectedFiles(
             "omniglot-py/{images_background,images_evaluation}/ALPHABET/characterNN/DDDD_KK.png",
             "16 MB zipped",

@@ -37,12 +37,13 @@ class ExpectedFiles:
     """What a layout needs on disk. tree: paths below the data set's folder, for people; size: in words.
 
     marks: paths below the folder that exist in this layout, by which it is recognised: all of them; `a|b` is one of
-    two.
+    two. checksums: {path: published sha256}, which `verify` compares.
     """
 
     tree: str
     size: str
     marks: tuple[str, ...] = ()
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def missing(self, folder: Path) -> str | None:
         """The first mark that is absent, None where the layout is there."""

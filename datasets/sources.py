@@ -1,41 +1,28 @@
-"""Data sets on disk: a list of samples, how each field of a sample is stored, and how it is decoded.
+"""Samples on disk: a list of them, how each field of a sample is stored, and how it is decoded.
 
 A loader lists what a split holds (`Source`) without opening the files of its samples, and names what is missing as
-faults. Loading raises for the first fault and says how many there are.
+faults.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from datasets.contracts import CachedSamples, DatasetSpec, InputData, MultiTaskDataset, Sample, Split
+from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, Split
 from datasets.errors import UsageError
 from datasets.files import Array, FileError
 from datasets.kinds import get_kind
-from datasets.registry import DatasetLoader, DatasetOptions
 
 IMAGE = "image"
-
-
-class FileOptions(DatasetOptions):
-    """Options of every data set on disk.
-
-    profile: `real` demands the published numbers of samples; `twin` takes whatever samples are there. It is part of a
-    cell's key, so a run on a part of the data never passes for one on all.
-    """
-
-    profile: Literal["real", "twin"] = "real"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,44 +185,3 @@ class FileInput(InputData):
             content = files({0, len(self) // 2, len(self) - 1})
         listed = paths_hash(files(range(len(self))), content, self.folder)
         return hashlib.sha256("\n".join([listed, *self.ids]).encode()).hexdigest()
-
-
-class FileLoader(DatasetLoader):
-    """A data set on disk. Subclasses list their splits; loading and counting are the same for all."""
-
-    Options = FileOptions
-
-    @abc.abstractmethod
-    def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
-        """{input: what the split holds}, all labels of the layout included. Files of samples are not opened.
-
-        Raises FileError where the lists themselves cannot be read.
-        """
-
-    def load(self, root: Path | None, split: Split, spec: DatasetSpec, options: DatasetOptions) -> MultiTaskDataset:
-        """The samples of a split. Raises FileError for the first fault."""
-        assert root is not None
-        assert isinstance(options, FileOptions)
-        inputs: dict[str, InputData] = {}
-        for name, source in self.sources(root, split, spec, options).items():
-            if name not in spec.inputs:
-                continue
-            faults = [*source.faults, *count_faults(source, spec, split, name, options)]
-            if faults:
-                n_more = len(faults) - 1
-                more = f" (and {n_more} more fault{'s' * (n_more > 1)})" if n_more else ""
-                raise FileError(f"Data set {spec.name!r} at {root}: {faults[0]}{more}.")
-            inputs[name] = FileInput(source, spec, split, name, root)
-        return MultiTaskDataset(spec, split, inputs)
-
-
-def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions) -> list[Fault]:
-    """A fault where a split is empty, or has not the published number of samples (profile `real`)."""
-    expected = spec.count(split, name)
-    what = f"split {split!r}" + ("" if name == IMAGE else f" of {name!r}")
-    if not source.ids:
-        return [Fault(what, "", "number of samples", str(expected), "none")]
-    if options.profile == "real" and len(source.ids) != expected:
-        found = f"{len(source.ids)}; the option profile: twin takes a part of the data, under a key of its own"
-        return [Fault(what, "", "number of samples", str(expected), found)]
-    return []

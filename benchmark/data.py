@@ -1,0 +1,234 @@
+"""`python -m benchmark.data verify|show|prepare NAME`: is a data set right, what does it look like, make it fast.
+
+Exit codes: 0 fine, 1 something is bad, 2 usage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from benchmark.run import data_root_of_environment, fail
+from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from datasets.verify import FieldSummary, Report
+
+EXIT_BAD = 1
+MAX_FIELDS = 10  # tasks that are described one by one
+MAX_SHOWN = 50  # bad files that are printed; --json writes all
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A data set; `python -m benchmark.list` names them.")]
+Root = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder with a folder a data set; else SHAREBENCH_DATA.")
+]
+LayoutOption = Annotated[str | None, typer.Option("--layout", help="Where two layouts lie side by side.")]
+Protocol = Annotated[str, typer.Option(help="Whose labels: standard, adashare, mtan, ...")]
+Twin = Annotated[bool, typer.Option("--twin", help="A part of the data: published counts and checksums do not apply.")]
+Workers = Annotated[int, typer.Option(min=1, help="Samples that are decoded side by side.")]
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar in a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=None)
+
+        def report(done: int, n: int) -> None:
+            progress.update(bar, completed=done, total=n)
+
+        yield report
+
+
+@app.command()
+def verify(
+    name: Name,
+    data_root: Root = None,
+    layout: LayoutOption = None,
+    protocol: Protocol = "standard",
+    full: Annotated[
+        bool, typer.Option("--full", help="Decode every sample, not the first and last of a split.")
+    ] = False,
+    twin: Twin = False,
+    workers: Workers = 4,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every bad file there.")] = None,
+) -> None:
+    """Counts, files, checksums, shapes, ranges, ids; every bad file is named."""
+    from benchmark.console import make_console
+    from datasets.verify import verify as examine
+
+    console = make_console()
+    try:
+        with _progress(console, f"verify {name}") as report_progress:
+            report = examine(
+                name,
+                data_root or data_root_of_environment(),
+                level="full" if full else "quick",
+                profile="twin" if twin else "real",
+                layout=layout,
+                protocol=protocol,
+                workers=workers,
+                report_progress=report_progress,
+            )
+    except UsageError as error:
+        fail(error)
+    _print_report(report, console)
+    if json_file is not None:
+        _write_json(report, json_file)
+    raise typer.Exit(0 if report.ok else EXIT_BAD)
+
+
+def _print_report(report: Report, console: Console) -> None:
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    spec = report.spec
+    line(f"{spec.name}, layout {spec.layout}, protocol {spec.protocol} (tier of the layout: {spec.tier})")
+    for split, inputs in report.counts.items():
+        line(f"  {split}: {sum(inputs.values())} samples{_by_input(inputs)}")
+    line(f"  decoded: {report.decoded} samples ({report.level})")
+    for task in spec.tasks[:MAX_FIELDS]:
+        line(f"  {task.name}: {_summary(report.fields[task.name], task.kind)}")
+    if len(spec.tasks) > MAX_FIELDS:
+        line(f"  and {len(spec.tasks) - MAX_FIELDS} more tasks")
+    warnings = [*spec.caveats, *report.warnings]
+    for warning in warnings[:MAX_SHOWN]:
+        line(f"warning: {warning}")
+    if len(warnings) > MAX_SHOWN:
+        line(f"warning: {len(warnings) - MAX_SHOWN} more; --json FILE writes all")
+    for fault in report.bad[:MAX_SHOWN]:
+        line(f"bad: {fault}")
+    if len(report.bad) > MAX_SHOWN:
+        line(f"bad: {len(report.bad) - MAX_SHOWN} more; --json FILE writes all")
+    line("ok" if report.ok else f"{len(report.bad)} bad")
+
+
+def _by_input(inputs: Mapping[str, int]) -> str:
+    if len(inputs) == 1:
+        return ""
+    if len(inputs) <= MAX_FIELDS:
+        return f" ({', '.join(f'{name} {n}' for name, n in inputs.items())})"
+    return f" (of {len(inputs)} tasks, {min(inputs.values())} to {max(inputs.values())} each)"
+
+
+def _summary(summary: FieldSummary, kind: str) -> str:
+    if not summary.n_valid:
+        return "no label that counts"
+    text = f"{kind}, values {summary.low:g} to {summary.high:g}"
+    ignored = 100 * (1 - summary.n_valid / summary.n_labels)
+    return f"{text}, {ignored:.1f} % ignored" + (f", {len(summary.classes)} classes" if summary.classes else "")
+
+
+def _write_json(report: Report, path: Path) -> None:
+    import dataclasses
+    import json
+
+    from benchmark.store import write_atomic
+
+    document: dict[str, Any] = {
+        "dataset": report.spec.name,
+        "layout": report.spec.layout,
+        "level": report.level,
+        "ok": report.ok,
+        "counts": report.counts,
+        "bad": [dataclasses.asdict(fault) for fault in report.bad],
+        "warnings": list(report.warnings),
+    }
+    write_atomic(path, json.dumps(document, indent=2).encode())
+
+
+@app.command()
+def show(
+    name: Name,
+    data_root: Root = None,
+    layout: LayoutOption = None,
+    protocol: Protocol = "standard",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, help="Rows of the sheet; of multi-domain data, columns.")] = 6,
+    twin: Twin = False,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("results") / "data",
+) -> None:
+    """A contact sheet: images of a split with every label beside them."""
+    from benchmark.contact_sheet import contact_sheet
+    from benchmark.store import safe_name
+    from datasets.registry import load
+
+    try:
+        options, folder, found = _chosen(name, data_root, layout, twin)
+        spec = _all_tasks(name, protocol, options, found)
+        data = load(name, folder, split, protocol=protocol, layout=found, tasks=spec.task_names, options=options)
+        stem = out / safe_name(f"{name}-{spec.layout}-{protocol}-{split}")
+        for file in contact_sheet(data, samples, stem):
+            print(file)
+    except UsageError as error:
+        fail(error)
+
+
+@app.command()
+def prepare(
+    name: Name,
+    data_root: Root = None,
+    layout: LayoutOption = None,
+    protocol: Protocol = "standard",
+    twin: Twin = False,
+    workers: Workers = 4,
+) -> None:
+    """A lossless, memory-mapped copy that later runs read instead of the files; goes on where it was interrupted."""
+    from benchmark.console import make_console
+    from datasets.prepare import prepare as copy
+
+    console = make_console()
+    try:
+        options, folder, found = _chosen(name, data_root, layout, twin)
+        with _progress(console, f"prepare {name}") as report_progress:
+            written = copy(
+                name,
+                folder,
+                found,
+                protocol=protocol,
+                options=options,
+                workers=workers,
+                report_progress=report_progress,
+            )
+    except UsageError as error:
+        fail(error)
+    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    print(f"{written} ({size / 1e6:.1f} MB); runs with this data root read it from now on")
+
+
+def _chosen(
+    name: str, data_root: Path | None, layout: str | None, twin: bool
+) -> tuple[dict[str, object], Path | None, str | None]:
+    """(options, data root, layout on disk)."""
+    from datasets.registry import find_layout, get_dataset
+
+    root = data_root or data_root_of_environment()
+    if not get_dataset(name).layouts:
+        return {}, root, layout
+    _, found = find_layout(name, root, layout)
+    return ({"profile": "twin"} if twin else {}), root, found
+
+
+def _all_tasks(name: str, protocol: str, options: dict[str, object], layout: str | None) -> Any:
+    """The spec with every task that layout and options have."""
+    from datasets.registry import get_dataset, read_options
+
+    loader, chosen = get_dataset(name), read_options(name, options)
+    spec = loader.spec(protocol, chosen, layout) if loader.layouts else loader.spec(protocol, chosen)
+    unavailable = loader.unavailable(chosen, layout)
+    return spec.with_tasks([task for task in spec.task_names if task not in unavailable])
+
+
+if __name__ == "__main__":
+    app()
