@@ -153,6 +153,7 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> Loa
         splits["test"],
         arch_fraction=selection.arch_fraction,
         hold_out_fraction=selection.holdout_fraction,
+        select_on=selection.select_on,
     )
     samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
     for name, parts in indices.items():

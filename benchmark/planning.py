@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from benchmark.labels import flat_params
 from benchmark.optimization import balancing_names
 from benchmark.record import canonical_json, cell_key
-from benchmark.suite import Cell, HeadSettings, Suite
+from benchmark.suite import Cell, HeadSettings, SelectionSettings, Suite
 from datasets.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
@@ -215,11 +215,19 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
             **cell.recipe.model_dump(mode="json", exclude={"workers"}),
             "augmentation": canonical_steps(cell.recipe.augmentation),
         },
-        "selection": cell.selection.model_dump(mode="json"),
+        "selection": _selection(cell.selection),
         "budget": cell.budget.model_dump(mode="json"),
         "seed": cell.seed,
     }
     return PlannedCell(cell, document, weights, method.is_single_task_reference)
+
+
+def _selection(selection: SelectionSettings) -> dict[str, object]:
+    """What stands in a cell; the rule that is never meant stands in it only where it is asked for."""
+    values: dict[str, object] = selection.model_dump(mode="json")
+    if selection.select_on == "select":
+        del values["select_on"]
+    return values
 
 
 def cell_spec(cell: Cell) -> DatasetSpec:

@@ -91,13 +91,15 @@ class RecipeSettings(Settings):
 class SelectionSettings(Settings):
     """Which checkpoint of the final training is kept, and how train is cut into roles (measurement 1.4).
 
-    evaluations: how often `best-on-select` looks at the select role, at equal distances.
+    evaluations: how often `best-on-select` looks at the select role, at equal distances. select_on: `test` re-enacts a
+    published protocol that chose on its test images; such rows are red, unranked and say so everywhere.
     """
 
     rule: Literal["last", "best-on-select"] = "last"
     evaluations: Count = 5
     arch_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.20
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.10
+    select_on: Literal["select", "test"] = "select"
 
 
 class BudgetSettings(Settings):

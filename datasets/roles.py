@@ -23,6 +23,7 @@ HOLD_OUT_FRACTION = 0.10
 ARCH_FRACTION = 0.20
 
 RoleName = Literal["fit", "arch", "select", "report"]
+SelectOn = Literal["select", "test"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +63,17 @@ def role_indices(
     *,
     arch_fraction: float = ARCH_FRACTION,
     hold_out_fraction: float = HOLD_OUT_FRACTION,
+    select_on: SelectOn = "select",
 ) -> dict[str, dict[RoleName, RoleIndices]]:
     """{input: {role: samples}}. report = test; select = val, or where there is none a hold-out of train; arch = a
     fraction of what is left of train, fit = the rest. Composed data bring their own fit and arch parts.
 
+    select_on: `test` re-enacts papers that chose on their test images: select = test, and nothing of train is held out.
     Raises UsageError where composed data lack a val split, or where their arch part is not the fraction asked for.
     """
     roles: dict[str, dict[RoleName, RoleIndices]] = {}
+    judge = test if select_on == "test" else val
+    of_split: Split = "test" if select_on == "test" else "val"
     for name, data in train.inputs.items():
         if data.parts is not None:
             if val is None:
@@ -76,13 +81,13 @@ def role_indices(
             fit, arch = _own_parts(train.spec.name, data, arch_fraction)
         else:
             rest = np.arange(len(data), dtype=np.int64)
-            if val is None:
+            if judge is None:
                 selected = hold_out(train.spec.name, data.units, hold_out_fraction, HOLD_OUT_PREFIX)
                 rest = np.setdiff1d(rest, selected)
             units = [data.units[index] for index in rest.tolist()]
             arch = rest[hold_out(train.spec.name, units, arch_fraction, ARCH_PREFIX)]
             fit = np.setdiff1d(rest, arch)
-        select = RoleIndices("train", selected) if val is None else _whole("val", val.inputs[name])
+        select = RoleIndices("train", selected) if judge is None else _whole(of_split, judge.inputs[name])
         roles[name] = {
             "fit": RoleIndices("train", fit),
             "arch": RoleIndices("train", arch),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from datasets.errors import UnknownNameError, UsageError
 from datasets.kinds import get_kind, kind_names
 from datasets.kinds.binary_map import F_THRESHOLDS, dilate, levels, tolerance_squared
 from datasets.metrics import Evaluator, LabelError, computed_metrics, get_metric, metric_names
+from datasets.mmseg_adapter import load
 from datasets.protocols import STANDARD, ProtocolFlags, get_protocol
 
 DEPTH_METRICS = tuple(computed_metrics("depth"))
@@ -451,6 +453,53 @@ def test_metrics_equal_torchmetrics() -> None:
     known = truth.isfinite()
     auroc = torchmetrics.classification.BinaryAUROC()(logit[known, 0].sigmoid(), truth[known].long())
     assert values(SMILING, (logit, truth))["auroc"] == pytest.approx(100 * float(auroc), rel=1e-6)
+
+
+def mmseg_metric(name: str, **options: Any) -> Any:
+    metric = getattr(load("mmseg.evaluation.metrics"), name)(**options)
+    metric.dataset_meta = {"classes": [str(number) for number in range(SEMSEG.channels)]}
+    return metric
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_miou_equals_mmsegmentation_s(seed: int) -> None:
+    """Over images of one split together; percent that mmsegmentation rounds to two decimals. Trap 18."""
+    prediction, label = random_batch(SEMSEG, 4, seed=seed)
+    label[label == seed] = 255  # a class that no label has, while predictions do
+    metric = mmseg_metric("IoUMetric", iou_metrics=["mIoU"])
+    logits = torch.nn.functional.interpolate(prediction, size=(8, 10), mode="bilinear", align_corners=False)
+    for shown, truth in zip(logits.argmax(1), label, strict=True):
+        metric.process({}, [{"pred_sem_seg": {"data": shown[None]}, "gt_sem_seg": {"data": truth[None]}}])
+    expected = metric.compute_metrics(metric.results)
+    found = values(SEMSEG, (prediction, label))
+    assert found["miou"] == pytest.approx(expected["mIoU"], abs=0.0051)
+    assert found["pixel_acc"] == pytest.approx(expected["aAcc"], abs=0.0051)
+
+
+def test_depth_errors_equal_mmsegmentation_s_on_one_image() -> None:
+    """Over several images it averages per image, which is the protocol `adashare` and not the standard one."""
+    generator = torch.Generator().manual_seed(3)
+    batch = []
+    metric = mmseg_metric("DepthMetric")
+    for _ in range(3):
+        truth = 0.5 + 4 * torch.rand(1, 8, 10, generator=generator)
+        shown = truth * (0.6 + 0.9 * torch.rand(1, 8, 10, generator=generator))
+        truth[0, :2] = math.nan
+        batch.append((shown[None], truth))
+        metric.process({}, [{"pred_depth_map": {"data": shown}, "gt_depth_map": {"data": truth.nan_to_num(nan=0.0)}}])
+    names = {"rel_err": "abs_rel", "rmse": "rmse", "delta_1_25": "d1", "delta_1_25_2": "d2", "delta_1_25_3": "d3"}
+
+    def compared(found: dict[str, Any], expected: dict[str, float], chosen: dict[str, str]) -> None:
+        for ours, theirs in chosen.items():
+            scale = 100 if theirs.startswith("d") else 1
+            assert found[ours] == pytest.approx(scale * expected[theirs], rel=1e-5), ours
+
+    one = metric.compute_metrics(metric.results[:1])
+    compared(values(DEPTH, batch[0]), one, names)
+    whole = metric.compute_metrics(metric.results)
+    per_image = values(DEPTH, *batch, flags=get_protocol("adashare"))
+    compared(per_image, whole, {"rel_err": "abs_rel"})
+    assert values(DEPTH, *batch)["rel_err"] == pytest.approx(per_image["rel_err"], rel=1e-5)  # equally many pixels
 
 
 # What holds for all of them

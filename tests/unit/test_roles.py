@@ -106,6 +106,15 @@ def test_v3_arch_cut_by_canvas_would_share_nearly_every_digit() -> None:
     assert len(of_arch & of_fit) / len(of_arch) > 0.99
 
 
+def test_a_paper_that_chose_on_test_is_re_enacted_whole() -> None:
+    """All of train trains, the test images choose: what papers without a validation set did."""
+    for val in (None, split_of("val", Listed(["v"] * 3))):
+        train, test = Listed([f"s{i}" for i in range(10)]), Listed(["a", "b"])
+        roles = role_indices(split_of("train", train), val, split_of("test", test), select_on="test")["image"]
+        assert (roles["select"].split, roles["select"].indices.tolist()) == ("test", [0, 1])
+        assert sorted([*roles["fit"].indices, *roles["arch"].indices]) == list(range(10))
+
+
 def test_whole_units_stay_together_until_the_fraction_is_reached() -> None:
     units = [f"scene{i // 5}" for i in range(50)]
     held = hold_out("toy", units, 0.12, HOLD_OUT_PREFIX)

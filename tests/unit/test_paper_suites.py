@@ -1,0 +1,77 @@
+"""Suites of published settings: what they ask for is what their papers did, and their presets accept it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmark.planning import PlannedCell, plan
+from benchmark.suite import find_suite, read_suite
+from datasets.augmentation import augmented_size
+from datasets.registry import dataset_names
+from tests.twins import TWINS, write_twin
+
+SUITES = {
+    "nyuv2_3task_adashare": ("nyuv2", "adashare"),
+    "nyuv2_2task_adashare": ("nyuv2", "adashare"),
+    "nyuv2_13class_libmtl": ("nyuv2", "mtan_npy"),
+    "nyuv2_standard": ("nyuv2", "adashare"),
+    "nyuv2_13class_standard": ("nyuv2", "mtan_npy"),
+    "cityscapes_2task_adashare": ("cityscapes", "adashare"),
+    "cityscapes_standard": ("cityscapes", "official"),
+}
+PUBLISHED = [name for name in SUITES if not name.endswith("standard")]
+
+
+def cells(name: str, folder: Path) -> list[PlannedCell]:
+    """The cells of a shipped suite on a small copy of its data."""
+    suite = read_suite(find_suite(name))
+    data = tuple(part.model_copy(update={"options": {**part.options, "profile": "twin"}}) for part in suite.data)
+    return plan(suite.model_copy(update={"data": data, "seeds": suite.seeds[:1]}), write_twin(folder, *SUITES[name]))
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_of_data_on_disk_plans(name: str, tmp_path: Path) -> None:
+    assert SUITES[name] in TWINS
+    assert SUITES[name][0] in dataset_names()
+    for cell in cells(name, tmp_path):
+        published = name in PUBLISHED
+        assert (cell.document["selection"].get("select_on") == "test") == published
+        assert (cell.document["data"]["protocol"] == "standard") != published
+        assert cell.document["backbone"]["output_stride"] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "weights", "crop"),
+    [
+        ("nyuv2_3task_adashare", "resnet34", {"semseg": 1, "normals": 20, "depth": 3}, (321, 321)),
+        ("nyuv2_2task_adashare", "resnet18", {"semseg": 1, "normals": 20}, (321, 321)),
+        ("cityscapes_2task_adashare", "resnet34", {"semseg": 1, "depth": 20}, (224, 224)),
+    ],
+)
+def test_adashare_s_settings(
+    name: str, backbone: str, weights: dict[str, float], crop: tuple[int, int], tmp_path: Path
+) -> None:
+    """adashare.md 3, and 23 M a head; the baselines get the optimizer of the release's final training."""
+    for cell in cells(name, tmp_path):
+        document = cell.document
+        assert document["backbone"]["name"] == backbone
+        assert document["data"]["task_weights"] == weights
+        assert document["head"] == {"pooled": "pool + linear", "dense": "adashare_aspp", "hidden": 1024}
+        assert augmented_size(document["recipe"]["augmentation"], (480, 640)) == crop
+        assert document["recipe"]["batch_size"] == 16
+        assert document["recipe"]["schedule"]["milestones"] == [0.2, 0.4, 0.6, 0.8]  # every 4,000 of 20,000 steps
+    method = next(cell for cell in cells(name, tmp_path) if cell.document["method"]["name"] == "adashare")
+    assert method.document["method"]["params"]["n_policies"] == 8
+    assert any("4000 warm-up" in note for note in method.notes)
+
+
+def test_libmtl_s_setting(tmp_path: Path) -> None:
+    """200 epochs of 795 images in batches of 8 are 19,900 steps; StepLR halves the rate at half of them."""
+    document = cells("nyuv2_13class_libmtl", tmp_path)[0].document
+    assert document["budget"]["steps"] == 19_900 == 200 * 796 // 8
+    assert document["backbone"]["weights"] == "pretrained"
+    assert document["recipe"]["schedule"] | {"milestones": [0.5], "gamma": 0.5} == document["recipe"]["schedule"]
+    assert document["recipe"]["augmentation"] == []
+    assert document["data"]["task_weights"] == {"semseg": 1.0, "normals": 1.0, "depth": 1.0}
