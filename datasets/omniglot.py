@@ -138,7 +138,7 @@ def _source(
         faults=faults,
         in_memory=True,
         meta={"domain": task_name(alphabet)},
-        content=sorted({drawing.path() for drawing in chosen}) if layout == "small_zips" else None,
+        content=sorted({drawing.path() for drawing in chosen}) if layout == "small_zips" else (),
     )
 
 

@@ -154,7 +154,7 @@ class Zoom(v2.Transform):
         region = functional.crop(inpt, params["top"], params["left"], params["height"], params["width"])
         if isinstance(region, tv_tensors.Image):
             return functional.resize(region, list(self.size), antialias=True)
-        resized = tv_tensors.wrap(_nearest_centre(region.as_subclass(Tensor), self.size), like=inpt)
+        resized = tv_tensors.wrap(nearest_centre(region.as_subclass(Tensor), self.size), like=inpt)
         if isinstance(inpt, Depth) and self.flags.zoom_depth == "divide":
             return tv_tensors.wrap(resized / params["zoom"], like=inpt)
         if isinstance(inpt, InverseDepth) and self.flags.zoom_inverse_depth == "multiply":
@@ -162,7 +162,7 @@ class Zoom(v2.Transform):
         return resized
 
 
-def _nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:
+def nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:
     """[..., h, w] -> [..., *size], any dtype: the pixel that holds each output pixel's centre; exact, in integers."""
     rows, columns = (
         (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape[-2:], strict=True)
