@@ -135,12 +135,14 @@ class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
     """The samples of one input of one split.
 
     ids: stable, unique strings. units: what a hold-out keeps together (a scene, a city, the sample itself).
+    strata: the group of each sample (its class), where a hold-out takes its share of each group; else None.
     parts: for composed data, the `fit` and `arch` parts of train as index arrays, cut by source image; else None.
     sources: int64 [N, k], the source images that went into each sample of composed data; else None.
     """
 
     ids: Sequence[str]
     units: Sequence[str]
+    strata: Sequence[str] | None = None
     parts: Mapping[str, IndexArray] | None = None
     sources: IndexArray | None = None
 

@@ -96,9 +96,10 @@ class Source:
     """The samples of one input of one split, listed and not yet opened.
 
     image: decodes to float32 [3, H, W] in [0, 1]. targets: {task: field}. units: what a hold-out keeps together.
+    strata: groups of which a hold-out takes its share of each (the classes); None where it does not look.
     in_memory: small enough to be decoded once and kept. meta: what every sample says of itself.
     content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
-    `fingerprint`s.
+    `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
     """
 
     ids: Sequence[str]
@@ -109,6 +110,8 @@ class Source:
     in_memory: bool = False
     meta: Mapping[str, object] = dataclasses.field(default_factory=dict)
     content: Sequence[Path] = ()
+    digest: str = ""
+    strata: Sequence[str] | None = None
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -127,7 +130,7 @@ class FileInput(InputData):
 
     def __init__(self, source: Source, spec: DatasetSpec, split: Split, name: str, folder: Path) -> None:
         self.source, self.spec, self.split, self.name, self.folder = source, spec, split, name, folder
-        self.ids, self.units = source.ids, source.units
+        self.ids, self.units, self.strata = source.ids, source.units, source.strata
         self._cached: CachedSamples | None = None
 
     @property
@@ -179,7 +182,7 @@ class FileInput(InputData):
         return self._cached
 
     def content_hash(self) -> str:
-        """sha256 over ids, and names, sizes and fingerprints of all files; over all bytes of those in `content`."""
+        """sha256 over ids, `digest`, names, sizes and fingerprints of files, and all bytes of those in `content`."""
         return self._hash
 
     @functools.cached_property
@@ -187,7 +190,7 @@ class FileInput(InputData):
         fields = self.source.fields.values()
         files = sorted({field.where(index) for field in fields for index in range(len(self))})
         listed = files_hash(files, sorted(self.source.content), self.folder)
-        return hashlib.sha256("\n".join([listed, *self.ids]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([listed, self.source.digest, *self.ids]).encode()).hexdigest()
 
     def check(self) -> None:
         """Raise FileError for what is found without decoding every file, naming the first file and counting the others.
