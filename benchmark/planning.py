@@ -130,11 +130,14 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
 
 
 def _list_files(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
-    """List every split of a data set that lies on disk. Raises UsageError for what is absent or miscounted."""
+    """List every split of a data set that lies on disk, and check its files as far as seconds can tell.
+
+    Raises UsageError for what is absent, miscounted, truncated or of another size.
+    """
     if not get_dataset(spec.name).layouts:
         return
     for split in spec.splits:
-        load(
+        listed = load(
             spec.name,
             data_root,
             split,
@@ -143,6 +146,8 @@ def _list_files(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
             tasks=spec.task_names,
             options=cell.data.options,
         )
+        for part in listed.inputs.values():
+            part.check()
 
 
 def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional
 from datasets.contracts import Sample
 from datasets.errors import UsageError, unknown
 from datasets.protocols import ProtocolFlags
-from datasets.transforms import Depth, InverseDepth, Normals, fill_values, negate
+from datasets.transforms import Depth, InverseDepth, Normals, fill_values, nearest_centre, negate
 
 Size = tuple[int, int]
 StepConfig = str | Mapping[str, Any]
@@ -228,8 +228,7 @@ def image_size(leaves: Sequence[Any]) -> Size:
 def resized(value: Any, size: Size, zoom: float, flags: ProtocolFlags) -> Any:
     """An image or label map brought to `size`, which enlarges it by `zoom`; distances by the protocol's rule.
 
-    Images are resized bilinearly with antialiasing, labels by the nearest pixel centre. torchvision's `nearest` takes
-    the upper left neighbour instead, which at small zooms shifts labels against the image by up to a pixel.
+    Images are resized bilinearly with antialiasing, labels by the nearest pixel centre.
     """
     if isinstance(value, tv_tensors.Image):
         return functional.resize(value, list(size), antialias=True)
@@ -239,14 +238,6 @@ def resized(value: Any, size: Size, zoom: float, flags: ProtocolFlags) -> Any:
     if isinstance(value, InverseDepth) and flags.zoom_inverse_depth == "multiply":
         return tv_tensors.wrap(moved * zoom, like=value)
     return moved
-
-
-def nearest_centre(values: Tensor, size: Size) -> Tensor:
-    """[..., h, w] -> [..., *size], any dtype: the pixel that holds each output pixel's centre; exact, in integers."""
-    rows, columns = (
-        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape[-2:], strict=True)
-    )
-    return values[..., rows[:, None], columns]
 
 
 class Zoom(v2.Transform):

@@ -34,8 +34,9 @@ class TaskSpec:
 
     channels: outputs of the head (classes for `class` and `semantic`). weight: lambda of the table, equal for all
     methods. unit: of the label, printed in column heads (`metre`, ...). positive_weight: share of the loss that
-    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. frame: what the channels of a
-    `normals` label mean, see `NormalsFrame`.
+    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. loss_divisor: of a `depth` loss,
+    in the label's unit, so that it is of the order of the others; metrics are not divided. frame: what the channels of
+    a `normals` label mean, see `NormalsFrame`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TaskSpec:
     weight: float = 1.0
     unit: str = ""
     positive_weight: float | None = None
+    loss_divisor: float = 1.0
     frame: NormalsFrame = "verified"
 
 
@@ -133,12 +135,14 @@ class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
     """The samples of one input of one split.
 
     ids: stable, unique strings. units: what a hold-out keeps together (a scene, a city, the sample itself).
+    strata: the group of each sample (its class), where a hold-out takes its share of each group; else None.
     parts: for composed data, the `fit` and `arch` parts of train as index arrays, cut by source image; else None.
     sources: int64 [N, k], the source images that went into each sample of composed data; else None.
     """
 
     ids: Sequence[str]
     units: Sequence[str]
+    strata: Sequence[str] | None = None
     parts: Mapping[str, IndexArray] | None = None
     sources: IndexArray | None = None
 
@@ -153,6 +157,10 @@ class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
     def cached(self) -> CachedSamples | None:
         """All samples as tensors where the set fits in memory, else None."""
         return None
+
+    def check(self) -> None:
+        """Raise UsageError for what is wrong with the samples, as far as seconds can tell. Called before a run."""
+        return
 
     @abc.abstractmethod
     def content_hash(self) -> str:

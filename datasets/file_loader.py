@@ -14,7 +14,7 @@ from datasets.contracts import DatasetSpec, InputData, MultiTaskDataset, Split
 from datasets.files import FileError
 from datasets.prepared import copy_of, use
 from datasets.registry import DatasetLoader, DatasetOptions
-from datasets.sources import IMAGE, Fault, FileInput, Source
+from datasets.sources import IMAGE, Fault, FileInput, Source, summary
 
 
 class FileOptions(DatasetOptions):
@@ -58,9 +58,7 @@ def first_fault(source: Source, spec: DatasetSpec, split: str, name: str, option
     """Raise FileError for the first thing that is wrong with what a split lists, saying how many there are."""
     faults = [*source.faults, *count_faults(source, spec, split, name, options)]
     if faults:
-        n_more = len(faults) - 1
-        more = f" (and {n_more} more fault{'s' * (n_more > 1)})" if n_more else ""
-        raise FileError(f"Data set {spec.name!r} at {folder}: {faults[0]}{more}.")
+        raise FileError(f"Data set {spec.name!r} at {folder}: {summary(faults)}.")
 
 
 def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions) -> list[Fault]:

@@ -13,12 +13,9 @@ release were read on twins only.
 from __future__ import annotations
 
 import functools
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -39,14 +36,14 @@ from datasets.dense_files import (
 )
 from datasets.errors import ProtocolError, UsageError
 from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Array, FileError, read_bytes
+from datasets.files import Array, FileError
 from datasets.nyuv2_mat import CHECKSUMS, FILE, LISTS, MAP_40, mat_source
 from datasets.protocols import get_protocol
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.sources import Fault, Field, Source, field_of_files, scale_uint8
+from datasets.releases import FieldForm, block_of, listed_rows, number_of, numbered_files, source_of_files
+from datasets.sources import Source, scale_uint8
 
 SPLITS: Mapping[str, int] = {"train": 795, "test": 654}
-BLOCK = 20  # neighbours show the same room
 CLASSES_40 = (
     *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture"),
     *("counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes"),
@@ -86,14 +83,6 @@ class NyuOptions(FileOptions):
     classes: Literal[13, 40] | None = None
 
 
-def number_of(path: str) -> int:
-    """The image number in a file's name. Raises FileError where there is none."""
-    match = re.search(r"(\d+)$", Path(path).stem)
-    if match is None:
-        raise FileError(f"{path}: expected a file named by its image number, such as 0061.png.")
-    return int(match[1])
-
-
 @register_dataset("nyuv2")
 class NyuV2(FileLoader):
     """Segmentation, normals and depth on 1,449 images."""
@@ -112,7 +101,7 @@ class NyuV2(FileLoader):
             "(both in github.com/ankurhanda/nyuv2-meta-data)",
             "2.8 GB",
             (FILE, LISTS, MAP_40),
-            CHECKSUMS,
+            checksums=CHECKSUMS,
         ),
         "mtan_npy": ExpectedFiles(
             "{train,val}/{image,label,depth,normal}/N.npy "
@@ -168,7 +157,7 @@ class NyuV2(FileLoader):
         if spec.layout == "mtan_npy":
             return {SINGLE_INPUT: _mtan_source(folder, split)}
         if spec.layout == "mat":
-            return mat_source(folder, split, merge_table() if n_classes == 13 else None, BLOCK)
+            return mat_source(folder, split, merge_table() if n_classes == 13 else None)
         encoded = get_protocol(spec.protocol, "nyuv2").normals == "encoded"
         return {SINGLE_INPUT: _adashare_source(folder, split, n_classes, encoded, options)}
 
@@ -195,36 +184,6 @@ def merge_table() -> Array:
     return table
 
 
-def _source(
-    ids: Sequence[str],
-    numbers: Sequence[int],
-    files: Mapping[str, Sequence[Path]],
-    fields: Mapping[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]],
-    frame: str,
-    folder: Path,
-) -> Source:
-    """files: {field: path of each sample}; fields: {field: (reader, decoder)}. Absent files are faults."""
-
-    def field(name: str) -> Field:
-        read, decode = fields[name]
-        return field_of_files(files[name], read, decode)
-
-    faults = [
-        Fault(path.relative_to(folder).as_posix(), ids[index], "existence", f"a file ({name})", "none")
-        for name, paths in files.items()
-        for index, path in enumerate(paths)
-        if not path.is_file()
-    ]
-    return Source(
-        ids=ids,
-        units=[f"block{number // BLOCK:03d}" for number in numbers],
-        image=field("image"),
-        targets={name: field(name) for name in ("semseg", "normals", "depth")},
-        faults=faults,
-        meta={"domain": None, "normals_frame": frame},
-    )
-
-
 def _adashare_source(folder: Path, split: Split, n_classes: int, encoded: bool, options: NyuOptions) -> Source:
     size = _SIZES["adashare"]
     rows = _adashare_rows(folder, split, options)
@@ -235,14 +194,15 @@ def _adashare_source(folder: Path, split: Split, n_classes: int, encoded: bool, 
     numbers = [number_of(row[0]) for row in rows]
 
     normals = keep_normal_colours if encoded else functools.partial(decode_normal_colours, order=ADASHARE_AXES)
-    fields: dict[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]] = {
+    fields: dict[str, FieldForm] = {
         "image": (functools.partial(read_colours, size=size), scale_uint8),
         "semseg": (functools.partial(_read_40, size=size, n_classes=n_classes), decode_labels),
         "normals": (functools.partial(read_colours, size=size), normals),
         "depth": (functools.partial(read_float_map, shapes=[size]), decode_depth),
     }
-    frame = "encoded" if encoded else "verified"
-    return _source([f"{number:04d}" for number in numbers], numbers, files, fields, frame, folder)
+    ids, units = [f"{number:04d}" for number in numbers], [block_of(number) for number in numbers]
+    meta = {"domain": None, "normals_frame": "encoded" if encoded else "verified"}
+    return source_of_files(folder, ids, units, files, fields, meta)
 
 
 def _read_40(path: Path, size: tuple[int, int], n_classes: int) -> Array:
@@ -257,7 +217,8 @@ def _adashare_rows(folder: Path, split: Split, options: NyuOptions) -> list[list
     """
     path = folder / ADASHARE_LIST
     if path.is_file():
-        return sorted(_listed(path, split), key=lambda row: number_of(row[0]))
+        columns = ("image", "segmentation", "normals", "depth")
+        return sorted(listed_rows(path, split, columns), key=lambda row: number_of(row[0]))
     if options.profile == "real":
         raise FileError(f"{path}: is absent; it says which image belongs to train and to test.")
     if split != "test":
@@ -266,39 +227,15 @@ def _adashare_rows(folder: Path, split: Split, options: NyuOptions) -> list[list
     return [[f"{name}/{stem}{'.npy' if name == 'depth' else '.png'}" for name in ADASHARE_FOLDERS] for stem in stems]
 
 
-def _listed(path: Path, split: Split) -> list[list[str]]:
-    try:
-        document = json.loads(read_bytes(path))
-        train = ["train"] if "train" in document else ["train1", "train2"]
-        both = {
-            "train": [row for part in train for row in document[part]],
-            "test": list(document["test"]),
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{path}: expected lists of paths under train (or train1, train2) and test.") from error
-    rows = both["train"] + both["test"]
-    for row in rows:
-        if not (isinstance(row, list) and len(row) == 4 and all(isinstance(item, str) for item in row)):
-            raise FileError(f"{path}: expected [image, segmentation, normals, depth] for each, found {row!r:.120}.")
-        if any(Path(item).is_absolute() or ".." in Path(item).parts for item in row):
-            raise FileError(f"{path}: the path {row!r:.120} leaves the folder of the data set.")
-    twice = [image for image, count in Counter(row[0] for row in rows).items() if count > 1]
-    if twice:
-        raise FileError(f"{path}: {twice[0]!r} is listed more than once in train and test together.")
-    return both[split]
-
-
 def _mtan_source(folder: Path, split: Split) -> Source:
     size = _SIZES["mtan_npy"]
-    base = folder / _MTAN_SPLITS[split]
-    names = dict(zip(("image", "semseg", "depth", "normals"), MTAN_FOLDERS, strict=True))
-    found = {number_of(path.name) for part in MTAN_FOLDERS for path in (base / part).glob("*.npy")}
-    numbers = sorted(found)  # as numbers: 10.npy comes after 9.npy
-    files = {name: [base / part / f"{number}.npy" for number in numbers] for name, part in names.items()}
-    fields: dict[str, tuple[Callable[[Path], Array], Callable[[Array], Any]]] = {
+    folders = dict(zip(("image", "semseg", "depth", "normals"), MTAN_FOLDERS, strict=True))
+    numbers, files = numbered_files(folder / _MTAN_SPLITS[split], folders)
+    fields: dict[str, FieldForm] = {
         "image": (functools.partial(read_unit_image, size=size), decode_unit_image),
         "semseg": (functools.partial(read_labels_array, size=size, n_classes=13), decode_labels),
         "normals": (functools.partial(read_float_map, shapes=[(*size, 3)]), decode_vectors),
         "depth": (functools.partial(read_float_map, shapes=[(*size, 1), size]), decode_depth),
     }
-    return _source([f"{split}/{number}" for number in numbers], numbers, files, fields, "unknown", folder)
+    ids, units = [f"{split}/{number}" for number in numbers], [block_of(number) for number in numbers]
+    return source_of_files(folder, ids, units, files, fields, {"domain": None, "normals_frame": "unknown"})

@@ -19,6 +19,7 @@ from datasets.contracts import SINGLE_INPUT, IndexArray, Split
 from datasets.dense_files import IGNORE, decode_depth, decode_labels
 from datasets.errors import UsageError
 from datasets.files import Array, FileError, expect
+from datasets.releases import block_of
 from datasets.sources import Field, Source, scale_uint8
 
 FILE, LISTS, MAP_40 = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
@@ -104,8 +105,8 @@ def _matlab(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
         raise FileError(f"{path}: expected a MATLAB file with {', '.join(names)} ({error}).") from error
 
 
-def mat_source(folder: Path, split: Split, merge: Array | None, block: int) -> Mapping[str, Source]:
-    """The images of a split. merge: table uint8 [256] from the 40 classes to fewer; block: neighbours kept together."""
+def mat_source(folder: Path, split: Split, merge: Array | None) -> Mapping[str, Source]:
+    """The images of a split. merge: table uint8 [256] from the 40 classes to fewer."""
     path = folder / FILE
     rows = np.array(read_lists(folder)[split], dtype=np.int64)
     table = class_table(folder)
@@ -115,7 +116,7 @@ def mat_source(folder: Path, split: Split, merge: Array | None, block: int) -> M
     return {
         SINGLE_INPUT: Source(
             ids=[f"{row:04d}" for row in rows.tolist()],
-            units=[f"block{row // block:03d}" for row in rows.tolist()],
+            units=[block_of(row) for row in rows.tolist()],
             image=Field(MatFile(path, "images", rows), scale_uint8, where),
             targets={
                 "semseg": Field(MatFile(path, "labels", rows, table), decode_labels, where),

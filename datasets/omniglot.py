@@ -139,7 +139,7 @@ def _source(
         faults=faults,
         in_memory=True,
         meta={"domain": task_name(alphabet)},
-        content=sorted({drawing.path() for drawing in chosen}) if layout == "small_zips" else None,
+        content=sorted({drawing.path() for drawing in chosen}) if layout == "small_zips" else (),
     )
 
 
@@ -166,7 +166,7 @@ class Omniglot(FileLoader):
     Options = OmniglotOptions
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {
         "small_zips": ExpectedFiles(
-            "{images_background_small1,images_background_small2}.zip", "2.9 MB", tuple(ZIPS), ZIPS
+            "{images_background_small1,images_background_small2}.zip", "2.9 MB", tuple(ZIPS), checksums=ZIPS
         ),
         "torchvision": ExpectedFiles(
             "omniglot-py/{images_background,images_evaluation}/ALPHABET/characterNN/DDDD_KK.png",

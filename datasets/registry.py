@@ -37,18 +37,24 @@ class ExpectedFiles:
     """What a layout needs on disk. tree: paths below the data set's folder, for people; size: in words.
 
     marks: paths below the folder that exist in this layout, by which it is recognised: all of them; `a|b` is one of
-    two. checksums: {path: published sha256}, which `verify` compares.
+    two. unless: paths that exist only in another layout, which has all of these marks too. checksums: {path: published
+    sha256}, which `verify` compares.
     """
 
     tree: str
     size: str
     marks: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def missing(self, folder: Path) -> str | None:
         """The first mark that is absent, None where the layout is there."""
         absent = (mark for mark in self.marks if not any((folder / path).exists() for path in mark.split("|")))
         return next((mark.replace("|", " or ") for mark in absent), None)
+
+    def is_other(self, folder: Path) -> bool:
+        """Whether the folder says that it is another layout."""
+        return any((folder / path).exists() for path in self.unless)
 
 
 class DatasetLoader(abc.ABC):
@@ -187,14 +193,13 @@ def load(
     layout: None takes the one on disk. `tasks` changes neither images nor splits nor their order. Raises as
     `dataset_spec`, and DatasetMissingError where the files are absent.
     """
-    loader = get_dataset(name)
+    loader, folder = get_dataset(name), None
+    splits = loader.spec(loader.protocols[0], loader.Options()).splits
+    if split not in splits:
+        raise unknown(f"split of {name}", split, splits)
+    if loader.layouts:  # first of all: the usual layout may lack the protocol or the options that this one has
+        folder, layout = find_layout(name, root, layout)
     spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks, options=options)
-    if split not in spec.splits:
-        raise unknown(f"split of {name}", split, spec.splits)
-    folder = None
-    if loader.layouts:
-        folder, found = find_layout(name, root, layout)
-        spec = dataset_spec(name, protocol=protocol, layout=found, tasks=tasks, options=options)
     return loader.load(folder, cast(Split, split), spec, read_options(name, options))
 
 
@@ -235,6 +240,8 @@ def find_layout(name: str, root: Path | str | None, layout: str | None = None) -
         raise _missing(name, asked, f"no folder {folder}")
     absent = {tried: loader.layouts[tried].missing(folder) for tried in asked}
     found = [tried for tried, mark in absent.items() if mark is None]
+    if len(found) > 1:
+        found = [tried for tried in found if not loader.layouts[tried].is_other(folder)]
     if not found:
         tried = ", ".join(f"no {mark} for layout {name!r}" for name, mark in absent.items())
         raise _missing(name, asked, f"in {folder}: {tried}")

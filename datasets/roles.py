@@ -34,12 +34,22 @@ class RoleIndices:
     indices: IndexArray
 
 
-def hold_out(dataset: str, units: Sequence[str], fraction: float, prefix: str) -> IndexArray:
+def hold_out(
+    dataset: str, units: Sequence[str], fraction: float, prefix: str, strata: Sequence[str] | None = None
+) -> IndexArray:
     """Ascending positions of the samples held out: whole units in the order of sha256(prefix + dataset + "/" + unit),
-    until they hold at least `fraction` of all samples. units: the unit of each sample.
+    until they hold at least `fraction` of all samples. units: the unit of each sample; strata: its group, where this
+    shall hold in each group by itself.
 
     Raises UsageError where no sample would be left.
     """
+    if strata is not None:
+        groups = {name: [index for index, group in enumerate(strata) if group == name] for name in sorted(set(strata))}
+        held_out = [
+            np.array(members)[hold_out(dataset, [units[index] for index in members], fraction, prefix)]
+            for members in groups.values()
+        ]
+        return np.sort(np.concatenate(held_out))
     sizes = Counter(units)
     needed = Fraction(repr(fraction)) * len(units)  # 0.07 * 100 is 7.000000000000001 in floats: one unit too many
     held: set[str] = set()
@@ -82,10 +92,11 @@ def role_indices(
         else:
             rest = np.arange(len(data), dtype=np.int64)
             if judge is None:
-                selected = hold_out(train.spec.name, data.units, hold_out_fraction, HOLD_OUT_PREFIX)
+                selected = hold_out(train.spec.name, data.units, hold_out_fraction, HOLD_OUT_PREFIX, data.strata)
                 rest = np.setdiff1d(rest, selected)
             units = [data.units[index] for index in rest.tolist()]
-            arch = rest[hold_out(train.spec.name, units, arch_fraction, ARCH_PREFIX)]
+            strata = None if data.strata is None else [data.strata[index] for index in rest.tolist()]
+            arch = rest[hold_out(train.spec.name, units, arch_fraction, ARCH_PREFIX, strata)]
             fit = np.setdiff1d(rest, arch)
         select = RoleIndices("train", selected) if judge is None else _whole(of_split, judge.inputs[name])
         roles[name] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, Split
+from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, Split, TaskSpec
 from datasets.errors import UsageError
+from datasets.file_checks import files_hash, picture_shape
 from datasets.files import Array, FileError
 from datasets.kinds import get_kind
 
@@ -38,6 +39,12 @@ class Fault:
     def __str__(self) -> str:
         sample = f" (sample {self.sample})" if self.sample else ""
         return f"{self.path}{sample}: {self.check}: expected {self.expected}, found {self.found}"
+
+
+def summary(faults: Sequence[Fault]) -> str:
+    """The first fault, and how many more there are."""
+    n_more = len(faults) - 1
+    return f"{faults[0]}" + (f" (and {n_more} more fault{'s' * (n_more > 1)})" if n_more else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +83,10 @@ class Source:
     """The samples of one input of one split, listed and not yet opened.
 
     image: decodes to float32 [3, H, W] in [0, 1]. targets: {task: field}. units: what a hold-out keeps together.
+    strata: groups of which a hold-out takes its share of each (the classes); None where it does not look.
     in_memory: small enough to be decoded once and kept. meta: what every sample says of itself.
-    content: what the content hash covers beside names and sizes; None takes the files of three samples.
+    content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
+    `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
     """
 
     ids: Sequence[str]
@@ -87,7 +96,9 @@ class Source:
     faults: Sequence[Fault] = ()
     in_memory: bool = False
     meta: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    content: Sequence[Path] | None = None
+    content: Sequence[Path] = ()
+    digest: str = ""
+    strata: Sequence[str] | None = None
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -101,26 +112,12 @@ def scale_uint8(array: Array) -> Tensor:
     return values.expand(3, -1, -1) if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
 
 
-def paths_hash(paths: Sequence[Path], content: Sequence[Path], folder: Path) -> str:
-    """sha256 over names (below folder) and sizes of `paths`, and over the bytes of `content`.
-
-    Reading gigabytes at the start of every cell would cost more than it is worth; names, sizes and three samples tell
-    releases apart.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(folder).as_posix()}\t{path.stat().st_size}\n".encode())
-    for path in content:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 class FileInput(InputData):
     """The samples of a source, read from their files when they are asked for."""
 
     def __init__(self, source: Source, spec: DatasetSpec, split: Split, name: str, folder: Path) -> None:
         self.source, self.spec, self.split, self.name, self.folder = source, spec, split, name, folder
-        self.ids, self.units = source.ids, source.units
+        self.ids, self.units, self.strata = source.ids, source.units, source.strata
         self._cached: CachedSamples | None = None
 
     @property
@@ -172,16 +169,66 @@ class FileInput(InputData):
         return self._cached
 
     def content_hash(self) -> str:
-        """sha256 over names and sizes of all files, and the content of the first, a middle and the last sample."""
+        """sha256 over ids, `digest`, names, sizes and fingerprints of files, and all bytes of those in `content`."""
         return self._hash
 
     @functools.cached_property
     def _hash(self) -> str:
-        def files(indices: Iterable[int]) -> list[Path]:
-            return sorted({field.where(index) for field in self.source.fields.values() for index in indices})
+        fields = self.source.fields.values()
+        files = sorted({field.where(index) for field in fields for index in range(len(self))})
+        listed = files_hash(files, sorted(self.source.content), self.folder)
+        return hashlib.sha256("\n".join([listed, self.source.digest, *self.ids]).encode()).hexdigest()
 
-        content = self.source.content
-        if content is None:
-            content = files({0, len(self) // 2, len(self) - 1})
-        listed = paths_hash(files(range(len(self))), content, self.folder)
-        return hashlib.sha256("\n".join([listed, *self.ids]).encode()).hexdigest()
+    def check(self) -> None:
+        """Raise FileError for what is found without decoding every file, naming the first file and counting the others.
+
+        The first and the last sample are decoded and their labels checked; of each field, all files must be whole and
+        show a picture of one size.
+        """
+        ends = sorted({0, len(self) - 1})
+        for index in ends:
+            self.field(IMAGE, index)
+        for task in self.tasks:
+            self._check_labels(self.spec.task(task), ends)
+        faults = [fault for name in self.source.fields for fault in self._torn_or_odd(name)]
+        if faults:
+            raise FileError(f"Data set {self.spec.name!r} at {self.folder}: {summary(faults)}.")
+
+    def _check_labels(self, task: TaskSpec, indices: Sequence[int]) -> None:
+        """Raise FileError where a label of these samples is illegal, or a regression knows no pixel in any of them."""
+        kind, where = get_kind(task.kind), self.source.fields[task.name].where
+        known = False
+        for index in indices:
+            label = self.field(task.name, index)
+            try:
+                kind.check(label, task)
+            except UsageError as error:
+                raise FileError(f"{where(index)}: {error}") from error
+            known |= bool(kind.valid(label).any())
+        if not known and isinstance(kind.fill, float):  # of classes, whole images may be void
+            raise FileError(f"{where(indices[0])}: no label of {task.name!r} is known, nor in the last sample.")
+
+    def _torn_or_odd(self, name: str) -> Iterator[Fault]:
+        """Files of a field that end too early, and those whose size is not that of the first one."""
+        field = self.source.fields[name]
+        first: tuple[int, ...] | None = None
+        seen: set[Path] = set()
+        for index in range(len(self)):
+            path = field.where(index)
+            if path in seen:
+                continue
+            seen.add(path)
+            try:
+                shape = picture_shape(path)
+            except FileError as error:
+                reason = str(error).removeprefix(f"{path}: ").rstrip(".")
+                yield Fault(self._below(path), self.ids[index], f"{name} file", "a whole one", f"one that {reason}")
+                continue
+            first = first or shape
+            if shape != first:
+                yield Fault(
+                    self._below(path), self.ids[index], f"size of {name}", f"{first} as in the first", str(shape)
+                )
+
+    def _below(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()

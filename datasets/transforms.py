@@ -109,6 +109,18 @@ def fill_values(flags: ProtocolFlags) -> dict[type | str, float]:
     return {tv_tensors.Image: 0.0, tv_tensors.Mask: label, **unknown_value}
 
 
+def nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """[..., h, w] -> [..., *size], any dtype: the pixel that holds each output pixel's centre; exact, in integers.
+
+    torchvision's `nearest` takes the upper left neighbour instead, which at small zooms shifts labels against the image
+    by up to a pixel.
+    """
+    rows, columns = (
+        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape[-2:], strict=True)
+    )
+    return values[..., rows[:, None], columns]
+
+
 @dataclasses.dataclass(frozen=True)
 class Normalise:
     """RGB images in [0, 1] -> (x - mean) / std per channel, what a network expects; reversed first if `bgr`."""

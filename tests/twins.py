@@ -9,12 +9,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import pickle
+import struct
+import types
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
+
+from datasets.cifar100_classes import CLASSES, SUPERCLASSES
 
 # Omniglot
 
@@ -95,10 +101,10 @@ _COLOURS = np.array(
 )
 
 
-def room(size: tuple[int, int], number: int) -> Room:
+def room(size: tuple[int, int], number: int, focal_widths: float = 0.8) -> Room:
     """A box on the floor of a room, further to the right with each number. size: (height, width)."""
     height, width = size
-    focal = 0.8 * width
+    focal = focal_widths * width
     row, column = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
     x, y = (column - width / 2) / focal, (height / 2 - row) / focal  # of the point at depth 1 on each ray
     left = -0.7 + 0.15 * (number % 8)
@@ -212,11 +218,174 @@ def nyuv2_mtan_npy(folder: Path) -> None:
                 np.save(folder / part / name / f"{number}.npy", array)
 
 
+# Cityscapes: the room as a street, its box as a car
+
+STREET_CITIES = {"train": {"aachen": 2, "bremen": 1, "ulm": 1, "weimar": 1}, "val": {"frankfurt": 1, "lindau": 1}}
+_STREET_IDS = np.array([11, 7, 23, 12, 26, 26], dtype=np.uint8)  # building, road, sky, wall, car, car; as labelIds
+_STREET_19 = np.array([2, 0, 10, 3, 13, 13], dtype=np.int64)
+_STREET_7 = np.array([1, 0, 4, 1, 6, 6], dtype=np.int64)
+_STREET_2 = np.array([0, 0, 0, 0, 1, 1], dtype=np.int64)
+_BLOCK = 8  # pixels of the full size that show one pixel of the drawing
+UNKNOWN, ZERO, ONE = (0, 0), (0, 1), (0, 2)  # pixels of the drawing whose disparity is stored as 0, 1 and 257
+
+
+@dataclasses.dataclass(frozen=True)
+class Street:
+    """What the files of a twin say of one image, at 128 x 256. image: uint8 [H, W, 3]; ids: uint8 [H, W], every id from
+    0 to 33 in the second row; disparity: uint16 [H, W] as stored, of the full size.
+    """
+
+    image: np.ndarray
+    ids: np.ndarray
+    disparity: np.ndarray
+
+
+def street_room(size: tuple[int, int], number: int) -> Room:
+    """Seen at a wide angle, so that the road is not only at the lower edge."""
+    return room(size, number, focal_widths=0.4)
+
+
+def street(number: int) -> Street:
+    seen = street_room((128, 256), number)
+    ids = _STREET_IDS[seen.surface]
+    ids[1, :34] = np.arange(34)
+    disparity = (np.round(120 / seen.depth * 256) + 1).astype(np.uint16)
+    disparity[0, :3] = 0, 1, 257
+    return Street(seen.image, ids, disparity)
+
+
+def street_names() -> dict[str, list[tuple[str, str]]]:
+    """{part: [(city, stem) of each image]}."""
+    return {
+        part: [(city, f"{city}_{frame:06d}_000019") for city, n in cities.items() for frame in range(n)]
+        for part, cities in STREET_CITIES.items()
+    }
+
+
+def _enlarged(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array.repeat(_BLOCK, axis=0).repeat(_BLOCK, axis=1))
+
+
+def cityscapes_official(folder: Path) -> None:
+    """The three downloads at their true size; labels as ids, as in the download."""
+    for part, names in street_names().items():
+        for number, (city, stem) in enumerate(names):
+            drawn = street(number)
+            for base, kind, array in (
+                ("leftImg8bit", "leftImg8bit", drawn.image),
+                ("gtFine", "gtFine_labelIds", drawn.ids),
+                ("disparity", "disparity", drawn.disparity),
+            ):
+                path = folder / base / part / city / f"{stem}_{kind}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _enlarged(array).save(path, compress_level=1)
+
+
+def _street_arrays(size: tuple[int, int], number: int) -> dict[str, np.ndarray]:
+    seen, known = street_room(size, number), _without_border(size)
+    inverse = np.where(known, 1 / seen.depth, 0)
+    return {
+        "image": (seen.image / 255).astype(np.float32),
+        "depth": (inverse / inverse.max()).astype(np.float32)[..., None],
+        "label_2": np.where(known, _STREET_2[seen.surface], -1).astype(np.float32),
+        "label_7": np.where(known, _STREET_7[seen.surface], -1).astype(np.float64),
+        "label_19": np.where(known, _STREET_19[seen.surface], -1),
+    }
+
+
+STREET_NUMBERS = {"train": (0, 21, 42, 63, 84), "val": (9, 10)}
+
+
+def cityscapes_mtan_npy(folder: Path, size: tuple[int, int] = (128, 256)) -> None:
+    """Arrays by number; labels -1 and inverse depth 0 where unknown."""
+    for part, numbers in STREET_NUMBERS.items():
+        for number in numbers:
+            for name, array in _street_arrays(size, number).items():
+                (folder / part / name).mkdir(parents=True, exist_ok=True)
+                np.save(folder / part / name / f"{number}.npy", array)
+
+
+def cityscapes_adashare(folder: Path) -> None:
+    """The same arrays at 256 x 512, and the list of splits."""
+    cityscapes_mtan_npy(folder, (256, 512))
+
+    def rows(part: str) -> list[list[str]]:
+        columns = ("image", "depth", "label_2", "label_7", "label_19")
+        return [[f"{part}/{name}/{number}.npy" for name in columns] for number in STREET_NUMBERS[part]]
+
+    train = rows("train")
+    document = {"train": train, "train1": train[:2], "train2": train[2:], "test": rows("val")}
+    (folder / "cityscape.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+# CIFAR-100
+
+
+class _OldPickler(pickle._Pickler):
+    """Writes text and bytes as Python 2 did, which made the genuine files: byte strings, not told apart."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def _save_old(self, value: bytes | str) -> None:
+        content = value if isinstance(value, bytes) else value.encode("latin1")
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+
+    dispatch[bytes] = dispatch[str] = _save_old
+
+    def save_global(self, obj: object, name: str | None = None) -> None:
+        module = "numpy.core.multiarray" if obj.__name__ == "_reconstruct" else "numpy"
+        self.write(pickle.GLOBAL + f"{module}\n{obj.__name__}\n".encode())
+
+    dispatch[type] = dispatch[types.FunctionType] = dispatch[types.BuiltinFunctionType] = save_global
+
+
+def old_pickle(document: object) -> bytes:
+    buffer = io.BytesIO()
+    _OldPickler(buffer, protocol=2).dump(document)
+    return buffer.getvalue()
+
+
+CIFAR_PER_CLASS = {"train": 5, "test": 2}
+
+
+def cifar_image(fine: int, number: int) -> np.ndarray:
+    """uint8 [32, 32, 3]: a colour for each class, stripes for each image, the first row brighter in red."""
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    image[:] = 2 * fine, 255 - 2 * fine, 37 * fine % 256
+    image[:, number::7] //= 2
+    image[0, :, 0] = 255
+    return image
+
+
+def cifar100(folder: Path) -> None:
+    """Pickles in the manner of Python 2; the classes in turn, so that no task has neighbouring rows."""
+    base = folder / "cifar-100-python"
+    base.mkdir()
+    homes = {name: number for number, names in enumerate(SUPERCLASSES.values()) for name in names}
+    for split, n in CIFAR_PER_CLASS.items():
+        fine = [label for _ in range(n) for label in range(100)]
+        images = np.stack([cifar_image(label, number // 100) for number, label in enumerate(fine)])
+        document = {
+            "filenames": [f"{CLASSES[label]}_s_{number:06d}.png" for number, label in enumerate(fine)],
+            "batch_label": f"{split}ing batch 1 of 1",
+            "fine_labels": fine,
+            "coarse_labels": [homes[CLASSES[label]] for label in fine],
+            "data": images.transpose(0, 3, 1, 2).reshape(len(fine), -1),
+        }
+        (base / split).write_bytes(old_pickle(document))
+    names = {"fine_label_names": list(CLASSES), "coarse_label_names": list(SUPERCLASSES)}
+    (base / "meta").write_bytes(old_pickle(names))
+
+
 Writer = Callable[[Path], None]
 # (data set, layout) -> who writes the twin into the data set's folder.
 TWINS: Mapping[tuple[str, str], Writer] = {
     ("omniglot", "small_zips"): omniglot_small_zips,
     ("omniglot", "torchvision"): omniglot_torchvision,
+    ("cifar100_20", "torchvision"): cifar100,
+    ("cityscapes", "official"): cityscapes_official,
+    ("cityscapes", "mtan_npy"): cityscapes_mtan_npy,
+    ("cityscapes", "adashare"): cityscapes_adashare,
     ("nyuv2", "adashare"): nyuv2_adashare,
     ("nyuv2", "mat"): nyuv2_mat,
     ("nyuv2", "mtan_npy"): nyuv2_mtan_npy,

@@ -42,12 +42,13 @@ class DepthKind(Kind):
         return target.isnan() | (in_range & target.isfinite())
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """Mean absolute difference over labelled pixels."""
+        """Mean absolute difference over labelled pixels, divided by the task's `loss_divisor`."""
         check_floating(target)
         depth = dense_prediction(prediction, target, 1, flags).squeeze(1)
         valid = self.valid(target)
         # NaN labels are replaced first, so that no gradient depends on what a backward pass makes of 0 * NaN.
-        return mean_of_valid((depth - torch.where(valid, target, 0.0)).abs(), valid)
+        difference = mean_of_valid((depth - torch.where(valid, target, 0.0)).abs(), valid)
+        return difference if task.loss_divisor == 1 else difference / task.loss_divisor
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """abs_err, rel_err, rmse, delta_1_25, delta_1_25_2, delta_1_25_3."""

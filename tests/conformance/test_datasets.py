@@ -151,6 +151,12 @@ def test_lengths_equal_the_spec_and_ids_are_unique(form: Form, split: str) -> No
 
 
 @pytest.mark.parametrize(("form", "split"), CASES)
+def test_the_check_before_a_run_passes(form: Form, split: str) -> None:
+    for part in loaded(form, split).inputs.values():
+        part.check()
+
+
+@pytest.mark.parametrize(("form", "split"), CASES)
 def test_samples_are_canonical(form: Form, split: str) -> None:
     data = loaded(form, split)
     for input_name, part in data.inputs.items():

@@ -21,9 +21,10 @@ from datasets.contracts import InputData, Sample
 from datasets.errors import ProtocolError, UsageError
 from datasets.files import FileError
 from datasets.kinds import get_kind
-from datasets.nyuv2 import TO_13, merge_table, number_of
+from datasets.nyuv2 import TO_13, merge_table
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec
+from datasets.releases import number_of
 from tests.genuine import genuine
 from tests.twins import MAT_CLASSES, TEST_IDS, TRAIN_IDS, room, write_twin
 

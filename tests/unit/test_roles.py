@@ -127,6 +127,31 @@ def test_the_fraction_is_exact() -> None:
     assert len(hold_out("toy", [str(i) for i in range(100)], 0.07, HOLD_OUT_PREFIX)) == 7
 
 
+def test_strata_each_give_their_share() -> None:
+    """Forty of class a, twenty of b: four and two, and those that each class alone would give."""
+    strata = ["a" if index % 3 else "b" for index in range(60)]
+    units = [f"image{index}" for index in range(60)]
+    held = hold_out("toy", units, 0.1, HOLD_OUT_PREFIX, strata)
+    assert held.tolist() == sorted(held.tolist())
+    assert [strata[index] for index in held].count("a") == 4
+    assert [strata[index] for index in held].count("b") == 2
+    members = [index for index in range(60) if strata[index] == "b"]
+    alone = hold_out("toy", [units[index] for index in members], 0.1, HOLD_OUT_PREFIX)
+    assert {members[position] for position in alone} <= set(held.tolist())
+    assert set(held.tolist()) != set(hold_out("toy", units, 0.1, HOLD_OUT_PREFIX).tolist())
+    with pytest.raises(UsageError, match=r"Holding out 10% of toy, 1 samples in 1 units, leaves none"):
+        hold_out("toy", units, 0.1, HOLD_OUT_PREFIX, ["rare", *strata[1:]])
+
+
+def test_strata_hold_for_arch_too() -> None:
+    train = Listed([f"image{index}" for index in range(100)])
+    train.strata = ["a" if index < 50 else "b" for index in range(100)]
+    roles = role_indices(split_of("train", train), None, split_of("test", Listed(["x"])))["image"]
+    counts = {role: sum(index < 50 for index in roles[role].indices) for role in ("select", "arch", "fit")}
+    assert counts == {"select": 5, "arch": 9, "fit": 36}
+    assert {role: len(roles[role].indices) for role in counts} == {"select": 10, "arch": 18, "fit": 72}
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=30, max_size=60), st.randoms(use_true_random=False))
 def test_the_order_of_files_does_not_matter(units: list[int], shuffler: random.Random) -> None:
