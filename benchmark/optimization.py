@@ -34,6 +34,14 @@ def schedule_factor(schedule: ScheduleSettings, step: int, steps: int) -> float:
     return 1.0
 
 
+def own_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
+    """Learning rate that a method's own optimizer has at `step` (from 0) of a stage of `steps`."""
+    if spec.decay_every is None:
+        return spec.lr
+    part, parts = step // spec.decay_every, -(-steps // spec.decay_every)
+    return float(spec.lr * (spec.decay**part if spec.poly is None else (1 - part / parts) ** spec.poly))
+
+
 def _optimizer(
     spec: OptimizerSettings | OptimizerSpec, groups: list[dict[str, Any]]
 ) -> torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW:
@@ -92,9 +100,8 @@ class StageOptimizers:
     def set_rates(self, step: int, steps: int) -> None:
         """Apply the recipe's schedule for this step of the stage, and what own optimizers prescribe."""
         for spec, optimizer in self._own:
-            if spec.decay_every is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = spec.lr * spec.decay ** (step // spec.decay_every)
+            for group in optimizer.param_groups:
+                group["lr"] = own_rate(spec, step, steps)
         if self._rates:
             factor = schedule_factor(self.recipe.schedule, step, steps)
             for group, rate in zip(self._optimizers[0].param_groups, self._rates, strict=True):

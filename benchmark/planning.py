@@ -24,6 +24,8 @@ from methods.contracts import Budget
 from methods.decoders import DenseForm
 from methods.registry import AnyMethod, get_method
 
+ONE_VALUE = {"bool_type", "float_type", "int_type", "string_type", "literal_error"}  # faults of pydantic
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedCell:
@@ -253,7 +255,11 @@ def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             raise unknown(f"parameter of {name}", key, method.Params.model_fields) from error
-        raise UsageError(f"Parameter {name}.{key}: {fault['msg']} (given: {fault['input']!r}).") from error
+        if not key:  # a fault of several parameters together
+            raise UsageError(f"Parameters of {name}: {fault['msg'].removeprefix('Value error, ')}.") from error
+        listed = isinstance(fault["input"], list) and fault["type"] in ONE_VALUE
+        hint = f" For a row of each value: sweep: {{{key.split('.')[0]}: [...]}}." if listed else ""
+        raise UsageError(f"Parameter {name}.{key}: {fault['msg']} (given: {fault['input']!r}).{hint}") from error
 
 
 def weights_tag(weights: str) -> str:

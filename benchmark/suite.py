@@ -7,13 +7,15 @@ in, so a cell's canonical JSON says everything that its result depends on.
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datasets.errors import UsageError, nearest, unknown
 
@@ -21,6 +23,7 @@ SUITES = Path(__file__).parent / "suites"
 MAX_SUITE_BYTES = 100_000  # a suite is a page of text; a larger file is a mistake or an attack
 MAX_BRACKETS = 1_000  # PyYAML takes quadratic time over nested brackets: minutes for a file of 100 kB
 MAX_ALIASES = 100  # YAML aliases can expand exponentially
+MAX_SWEEP = 1_000  # rows of one entry: combinations multiply
 
 
 class Settings(BaseModel):
@@ -156,6 +159,55 @@ class MethodSettings(Settings):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class MethodEntry(MethodSettings):
+    """An entry of a suite's methods. sweep: `{budget: [1.0, 1.5, 2.0]}` makes a row of every value, with several
+    parameters of every combination; `a.b` is the parameter b of section a.
+    """
+
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+
+    @field_validator("sweep")
+    @classmethod
+    def _different_values(cls, value: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        for name, values in value.items():
+            seen: set[str] = set()
+            for text in map(repr, values):
+                if text in seen:
+                    raise ValueError(f"{name} lists {text} twice")
+                seen.add(text)
+        if (n_rows := math.prod(map(len, value.values()))) > MAX_SWEEP:
+            raise ValueError(f"makes {n_rows} rows of one entry; expected at most {MAX_SWEEP}")
+        return value
+
+    @model_validator(mode="after")
+    def _swept_once(self) -> MethodEntry:
+        next(self.rows())
+        return self
+
+    def rows(self) -> Iterator[MethodSettings]:
+        """One setting for every combination of swept values, the last parameter fastest. Raises ValueError for a
+        parameter that is given twice.
+        """
+        for values in itertools.product(*self.sweep.values()):
+            params = copy.deepcopy(self.params)
+            for name, value in zip(self.sweep, values, strict=True):
+                section, key = _section(params, name.split("."))
+                if key in section:
+                    raise ValueError(f"{name} is swept and given in params too; keep one of them")
+                section[key] = value
+            yield MethodSettings(name=self.name, params=params)
+
+
+def _section(params: dict[str, Any], keys: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The section that a dotted name leads to, made where it is not there, and the last key. Raises ValueError."""
+    for key in keys[:-1]:
+        child = params.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"{key!r} is a value, not a section")
+        params = child
+    return params, keys[-1]
+
+
 class Suite(Settings):
     """What was asked for: the product of data sets, backbones, methods and seeds.
 
@@ -166,7 +218,7 @@ class Suite(Settings):
     description: str = ""
     data: Annotated[tuple[DataSettings, ...], Field(min_length=1)]
     backbones: Annotated[tuple[BackboneSettings, ...], Field(min_length=1)]
-    methods: Annotated[tuple[MethodSettings, ...], Field(min_length=1)]
+    methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     budget: BudgetSettings = BudgetSettings()
     head: HeadSettings = HeadSettings()
@@ -195,7 +247,8 @@ class Suite(Settings):
         """The cells in a fixed order: data, backbone, seed, method; so that the rows of a comparison appear
         together.
         """
-        for data, backbone, seed, method in itertools.product(self.data, self.backbones, self.seeds, self.methods):
+        methods = [row for entry in self.methods for row in entry.rows()]
+        for data, backbone, seed, method in itertools.product(self.data, self.backbones, self.seeds, methods):
             yield Cell(
                 method=method,
                 data=data,
@@ -324,12 +377,11 @@ def _assign(document: dict[str, Any], assignment: str) -> None:
         target = document.setdefault(keys[0], {})
     else:
         target = _method_params(document, keys[0])
-    for key in keys[1:-1]:
-        child = target.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise UsageError(f"--set {assignment!r}: {key!r} is a value, not a section.")
-        target = child
-    target[keys[-1]] = value
+    try:
+        section, key = _section(target, keys[1:])
+    except ValueError as error:
+        raise UsageError(f"--set {assignment!r}: {error}.") from error
+    section[key] = value
 
 
 def _method_params(document: dict[str, Any], name: str) -> dict[str, Any]:

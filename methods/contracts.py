@@ -75,8 +75,9 @@ class MethodParams(BaseModel):
 class OptimizerSpec:
     """An optimizer that a method's paper prescribes for a group of parameters, in place of the recipe's.
 
-    `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. The rate is constant, or
-    multiplied by `decay` every `decay_every` steps of the stage.
+    `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. The rate is constant, or falls
+    every `decay_every` steps of the stage: multiplied by `decay`, or with `poly` to lr (1 - k / n)^poly in part k = 0,
+    1, .. of the stage's n parts of so many steps. Raises ValueError for poly without its steps or with a decay.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -86,6 +87,14 @@ class OptimizerSpec:
     betas: tuple[float, float] = (0.9, 0.999)
     decay_every: int | None = None
     decay: float = 1.0
+    poly: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.poly is not None and (self.decay_every is None or self.decay != 1.0):
+            raise ValueError(
+                f"poly is {self.poly} with decay_every {self.decay_every} and decay {self.decay}; it needs decay_every "
+                "and no decay"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

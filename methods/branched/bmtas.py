@@ -4,10 +4,11 @@ D. Bruggemann, M. Kanakis, S. Georgoulis, L. Van Gool, "Automated Search for Res
 Networks", BMVC 2020, arXiv 2008.10292. Official code: brdav/bmtas.
 
 From the official code: supernet, warm-up, temperature, separate passes, resource loss with its recursion, choices made
-nested, training of the tree from initial weights. Ours: blocks of timm backbones with their shortcut as layers, the
-tail copied with the last one, time in cycles, a search of 1.2 times the final training with the suite's recipe, one
-cycle of warm-up or more, the exact resource estimate, the relative resource scale, `budget`. Left out: the published
-recipe (Adam over 160 epochs, then SGD with a rate that falls per epoch) and SGD in the search.
+nested, training of the tree from initial weights, `recipe: published`. From its README: `variant: paper_readme`, the
+paper's SGD in the search and rates divided by the tasks that share, without numbers for either. Ours: timm's blocks
+with their shortcut as layers, the tail copied with the last one, time in cycles, a search of 1.2 times the final
+training with the suite's recipe, one cycle of warm-up or more, the exact resource estimate, the relative resource
+scale, `budget`, `random_tree`.
 
 Symbols: T tasks (t), L layers (l), copies i; alpha [L, T, T] logits, row = task, column = copy; tau temperature;
 G_l compute of one copy; E cycles, the first E_w of them warm-up.
@@ -16,41 +17,41 @@ G_l compute of one copy; E cycles, the first E_w of them warm-up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
 from methods.backbone import Backbone
-from methods.branched.branched import require_tasks
-from methods.branched.network import fit_tree, initial_copies, tree_graph
-from methods.branched.pictures import tell_choices, tell_tree
-from methods.branched.resource import MOST_TASKS, Estimator, expected_resource, grouping_table
-from methods.branched.segments import Segments, budget_notes, segments_of, size_budget
-from methods.branched.selection import Problem, exhaustive_front, within
-from methods.branched.supernet import (
-    Labelled,
-    Schedule,
-    Search,
-    SearchParams,
-    Supernet,
-    last_norm,
-    mixture,
-    searched_copies,
+from methods.branched.network import FinalRecipe
+from methods.branched.pictures import tell_choices
+from methods.branched.published import (
+    MOMENTUM,
+    OFFICIAL_BATCH,
+    OFFICIAL_SETTING,
+    OfficialParams,
+    official_recipe,
+    steps_per_epoch,
 )
-from methods.branched.trees import Partition, Tree, nested, of_labels, read_tree
-from methods.contracts import Budget, Fidelity, Method, Statement, Trainer
+from methods.branched.resource import MOST_TASKS, Estimator, expected_resource, grouping_table
+from methods.branched.schedule import Schedule, SearchParams, search_notes
+from methods.branched.segments import Segments, size_budget
+from methods.branched.selection import Problem, exhaustive_front, within
+from methods.branched.supernet import Labelled, Search, Supernet, last_norm, mixture, searched_copies
+from methods.branched.tree_method import ChoosingMethod, Chosen
+from methods.branched.trees import Partition, Tree, nested, of_labels
+from methods.contracts import Budget, Fidelity, OptimizerSpec, Statement, Trainer
 from methods.cost import count
 from methods.registry import register_method
-from methods.task_graph import TaskGraph
 
 PUBLISHED_SUM = 4.7605  # GFLOPs of all layers at 512 x 512, for which resource_weight 0.05 was set (official code)
 SMALLEST_PROBABILITY = 1e-30  # of a grouping, where its logarithm is taken
+_IN_CYCLES = ("search_ratio", "n_cycles", "arch_share")  # what epochs take the place of
 
 
 class BmtasParams(SearchParams):
@@ -58,8 +59,13 @@ class BmtasParams(SearchParams):
     resource_multiplicity: R once per task backward, or once. resource_norm: relative scales G to the published sum.
     lut_size: (height, width) at which G is counted, None for the data's. final_bn_affine: scale and shift in the last
     norm of every copy during the search. unused_grad: zero steps what the task of a step does not use, as the official
-    environment did.
+    environment did. recipe: published counts epochs, takes `published` and, where they are not given, one set of norms,
+    GFLOPs and half the image size in the search. variant: paper_readme searches with SGD at `published.lr_weights`,
+    which must be given, and divides rates by the tasks that share.
     """
+
+    variant: Literal["official", "paper_readme"] = "official"
+    recipe: Literal["suite", "published"] = "suite"
 
     resource_weight: Annotated[float, Field(ge=0)] = 0.05
     resource_estimator: Estimator = "bmtas"
@@ -68,6 +74,37 @@ class BmtasParams(SearchParams):
     lut_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     final_bn_affine: bool = False
     unused_grad: Literal["none", "zero"] = "none"
+    published: OfficialParams | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """What variant and recipe imply, where it is not given."""
+        if not isinstance(values, Mapping):
+            return values
+        implied: dict[str, object] = {}
+        if values.get("recipe") == "published":
+            implied.update(batch_norm="shared", resource_norm="gflops", search_scale=0.5, published={})
+        if values.get("variant") == "paper_readme":
+            implied.update(lr_share_scaling="inverse")
+            given = values.get("published")
+            if not isinstance(given, Mapping) or "lr_weights" not in given:
+                raise ValueError(
+                    "variant: paper_readme searches with SGD, whose rate no source gives; set recipe: published and "
+                    "published.lr_weights"
+                )
+        return {**implied, **values}
+
+    @model_validator(mode="after")
+    def _one_recipe(self) -> BmtasParams:
+        if (self.recipe == "published") != (self.published is not None):
+            raise ValueError("published is read under recipe: published only; give both or neither")
+        if self.published is not None:
+            fields = type(self).model_fields
+            given = [name for name in _IN_CYCLES if getattr(self, name) != fields[name].default]
+            if given:
+                raise ValueError(f"recipe: published counts epochs and does not read {', '.join(given)}")
+        return self
 
 
 class BmtasSupernet(Supernet):
@@ -185,7 +222,7 @@ def most_probable_tree(alpha: Tensor, segments: Segments, total: int, unit: str,
 
 
 @register_method("bmtas")
-class Bmtas(Method[BmtasParams]):
+class Bmtas(ChoosingMethod[BmtasParams]):
     """A tree found by a search over T copies of every layer, with a loss on its expected compute."""
 
     Params = BmtasParams
@@ -198,24 +235,73 @@ class Bmtas(Method[BmtasParams]):
             ),
             Statement("official code", "Resource loss: the recursion, added once per task backward, weight 0.05."),
             Statement("official code", "Argmax choices made nested; the tree restarts from the initial weights."),
+            Statement(
+                "official code",
+                "recipe: published. Adam in a search of 160 epochs, then 130 of SGD with a rate that falls as a "
+                "polynomial per epoch; batches of 16, tasks weighed as for PASCAL-Context.",
+            ),
+            Statement(
+                "official code",
+                "variant: paper_readme, after the README on the paper: SGD in the search, rates of the final training "
+                "divided by the tasks that share. The rate in the search is not given; that it is constant, its "
+                "momentum and its decay are ours.",
+            ),
             Statement("default", "Layers are timm blocks with shortcut and tail; norms of copies keep one set a task."),
             Statement(
                 "default", "Cycles for epochs, search of 1.2 S, recipe of the suite, at least one warm-up cycle."
             ),
             Statement("default", "Exact estimate beside the official one; compute relative to the published sum."),
             Statement("default", "budget: the most probable nested tree within a size; off as published."),
+            Statement("default", "random_tree: the control, a uniform draw from the trees of the size found."),
         ),
     )
 
-    def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """Copy passes of the search, norms that lose scale and shift, and the budget."""
-        p = self.params
-        require_tasks(data)
-        segments = segments_of(backbone, data, "block")
-        if p.fixed_tree is not None:
-            read_tree(p.fixed_tree, len(data.tasks), len(segments))
+    def __init__(self, params: BmtasParams) -> None:
+        super().__init__(params)
+        self.recipe = params.recipe
+
+    def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:
+        """The official one where it is asked for."""
+        return None if self.params.published is None else official_recipe(data, self.params.published)
+
+    def recipe_notes(self, data: DatasetSpec) -> Sequence[str]:
+        """What of the official recipe is the cell's to set."""
+        if self.params.published is None:
             return ()
-        return [*search_notes(p, data, backbone, segments, budget), *self._norm_note(backbone)]
+        steps = official_recipe(data, self.params.published).steps
+        return (
+            f"official recipe: {steps} final steps, whatever the budget; it used {OFFICIAL_SETTING}, batches of "
+            f"{OFFICIAL_BATCH}: these are the cell's to set",
+        )
+
+    def schedule(self, data: DatasetSpec, budget: Budget) -> Schedule:
+        """Of the search."""
+        published = self.params.published
+        if published is None:
+            return Schedule.of(budget.steps, self.params)
+        weights, arch, _ = steps_per_epoch(data, OFFICIAL_BATCH)
+        return Schedule.in_epochs(published.search_epochs, weights, arch, self.params)
+
+    def weight_optimizer(self) -> OptimizerSpec | None:
+        """Of the search, None for the cell's: Adam, or SGD as the README says of the paper."""
+        p = self.params.published
+        if p is None:
+            return None
+        if self.params.variant == "paper_readme":
+            return OptimizerSpec("sgd", p.lr_weights, p.wd_weights, MOMENTUM)
+        return OptimizerSpec("adam", p.lr_weights, p.wd_weights)
+
+    def check_search(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:
+        """Its length, copy passes, norms that lose scale and shift, and the budget."""
+        p, n_tasks = self.params, len(data.tasks)
+        if n_tasks > MOST_TASKS and (p.resource_weight or p.budget is not None):
+            raise UsageError(
+                f"The resource loss and the budget list partitions of up to {MOST_TASKS} tasks, not {n_tasks}; set "
+                "resource_weight: 0 and no budget."
+            )
+        n_cycles = p.n_cycles if p.published is None else p.published.search_epochs
+        notes = search_notes(p, data, backbone, segments, self.schedule(data, budget), n_cycles)
+        return [*notes, f"{n_tasks**2} copy passes per layer and batch", *self._norm_note(backbone)]
 
     def _norm_note(self, backbone: Backbone) -> list[str]:
         if self.params.final_bn_affine:
@@ -223,31 +309,20 @@ class Bmtas(Method[BmtasParams]):
         found = sum(last_norm(block) is not None for block in backbone.blocks)
         return [f"{found} of {len(backbone.blocks)} layers end in a batch norm, without scale and shift in the search"]
 
-    def run(self, trainer: Trainer) -> TaskGraph:
-        """Search, discretise, train the tree."""
-        p, data = self.params, trainer.data
-        require_tasks(data)
-        segments = segments_of(trainer.backbone(), data, "block")
-        network = None
-        if p.fixed_tree is not None:
-            tree = read_tree(p.fixed_tree, len(data.tasks), len(segments))
-        else:
-            network = self._search(trainer, segments)
-            tree = self._discretise(trainer, network, segments)
-        stem, copies = initial_copies(trainer, segments, tree)
-        if network is not None and p.branch_init == "search":
-            choice = np.argmax(network.alpha.detach().cpu().numpy(), axis=2)
+    def find(self, trainer: Trainer, segments: Segments) -> Chosen:
+        """Search, discretise."""
+        network = self._search(trainer, segments)
+        tree = self._discretise(trainer, network, segments)
+        if self.params.branch_init == "initial":
+            return Chosen(tree)
+        choice = np.argmax(network.alpha.detach().cpu().numpy(), axis=2)
 
-            def choose(layer: int, cluster: int) -> tuple[int, int]:
-                """The copy that the cluster's first task chose."""
-                task = tree[layer][cluster][0]
-                return int(choice[layer, task]), task
+        def choose(layer: int, cluster: int) -> tuple[int, int]:
+            """The copy that the cluster's first task chose."""
+            task = tree[layer][cluster][0]
+            return int(choice[layer, task]), task
 
-            stem, copies = searched_copies(network, trainer, tree, choose)
-        graph = tree_graph(trainer, tree, stem, copies)
-        tell_tree(trainer, tree, segments, graph, p.fixed_tree is None)
-        fit_tree(trainer, graph, p.lr_share_scaling)
-        return graph
+        return Chosen(tree, searched_copies(network, trainer, tree, choose))
 
     def _search(self, trainer: Trainer, segments: Segments) -> BmtasSupernet:
         p, n_tasks = self.params, len(trainer.data.tasks)
@@ -260,12 +335,18 @@ class Bmtas(Method[BmtasParams]):
             times = losses.n_labelled if p.resource_multiplicity == "per_task" else 1
             return times * p.resource_weight * expected_resource(network.alpha, cost, p.resource_estimator).float()
 
-        schedule = Schedule.of(trainer.budget.steps, p)
-        Search(network, schedule, losses, n_tasks**2, penalty if p.resource_weight else None).run(trainer)
-        trainer.fact("supernet parameters", network.n_parameters() / segments.reference("params"), "x plain backbone")
+        Search(
+            network,
+            self.schedule(trainer.data, trainer.budget),
+            losses,
+            passes=n_tasks**2,
+            penalty=penalty if p.resource_weight else None,
+            weight_optimizer=self.weight_optimizer(),
+        ).run(trainer)
         if n_tasks <= MOST_TASKS:
-            for label, estimator in (("official", "bmtas"), ("exact", "exact")):
-                value = expected_resource(network.alpha.detach(), cost, "bmtas" if estimator == "bmtas" else "exact")
+            estimators: tuple[tuple[str, Estimator], ...] = (("official", "bmtas"), ("exact", "exact"))
+            for label, estimator in estimators:
+                value = expected_resource(network.alpha.detach(), cost, estimator)
                 trainer.fact(f"expected compute, {label} estimate", float(value) / sum(cost), "x one encoder")
         return network
 
@@ -289,30 +370,3 @@ class Bmtas(Method[BmtasParams]):
             trainer.fact("budget", limit.relative, "x plain backbone")
         tell_choices(trainer, segments.names, list(alpha.softmax(2)), data.task_names, "task", "copy")
         return tree
-
-
-def search_notes(
-    p: SearchParams, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget
-) -> list[str]:
-    """What a plan should say of a search. Raises UsageError for what it cannot do on this cell."""
-    n_tasks = len(data.tasks)
-    if p.search_scale < 1 and backbone.layout == "tokens":
-        raise UsageError(f"search_scale {p.search_scale}: {backbone.config.name!r} takes one image size only.")
-    schedule = Schedule.of(budget.steps, p)
-    notes = [
-        f"search of {schedule.weight_steps} weight and {schedule.arch_steps} architecture batches in {schedule.cycles} "
-        f"cycles, {schedule.warmup} of them warm-up"
-    ]
-    if schedule.cycles < p.n_cycles:
-        notes.append(f"too short for {p.n_cycles} cycles")
-    if isinstance(p, BmtasParams):
-        notes.append(f"{n_tasks**2} copy passes per layer and batch")
-        if n_tasks > MOST_TASKS and (p.resource_weight or p.budget is not None):
-            raise UsageError(
-                f"The resource loss and the budget list partitions of up to {MOST_TASKS} tasks, not {n_tasks}; set "
-                "resource_weight: 0 and no budget."
-            )
-    if p.budget is not None:
-        limit = size_budget(segments, data, p.budget, p.budget_unit, p.budget_scope)
-        notes += budget_notes(segments, limit)
-    return notes

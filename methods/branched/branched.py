@@ -7,7 +7,7 @@ From the paper's abstract: affinities under a budget of learnable parameters giv
 task-specific. Recalled, not checked: representation similarity analysis of single-task networks, the mean of the
 clusters' largest dissimilarity as cost, K = 500 held-out probe images, beam search with spectral clustering for many
 tasks, training from initial weights. Ours: which affinity judges which segment, probe images from fit, ties, how the
-beam is completed. Not supported: the paper's own training recipe, which is not known.
+beam is completed, `random_tree`. Borrowed from other code: `recipe: published`, as the paper's own is not known.
 
 Symbols: N tasks, D segments, A [D, N, N] affinities, delta = 1 - A, pi_d partition of the tasks at segment d.
 """
@@ -17,15 +17,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
 from methods.backbone import Backbone
 from methods.branched.affinity import Affinity, Degenerate, FeatureDtype, affinity, features_of
-from methods.branched.network import Copies, ShareScaling, fit_tree, initial_copies, tree_graph
-from methods.branched.pictures import affinity_picture, budget_picture, tell_tree
+from methods.branched.network import Copies, FinalRecipe
+from methods.branched.pictures import affinity_picture, budget_picture
+from methods.branched.published import BORROWED, BorrowedParams, borrowed_recipe
 from methods.branched.segments import (
     BudgetScope,
     BudgetUnit,
@@ -33,7 +34,6 @@ from methods.branched.segments import (
     Segments,
     SizeBudget,
     budget_notes,
-    segments_of,
     size_budget,
 )
 from methods.branched.selection import (
@@ -48,25 +48,13 @@ from methods.branched.selection import (
     exhaustive_front,
     within,
 )
-from methods.branched.trees import Labels, Tree, read_tree
-from methods.contracts import Budget, Fidelity, Method, MethodParams, Role, SingleTask, Statement, Trainer
+from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, Size, TreeParams
+from methods.branched.trees import Tree
+from methods.contracts import Budget, Fidelity, Role, SingleTask, Statement, Trainer
 from methods.operations import Operation
 from methods.registry import register_method
-from methods.task_graph import TaskGraph
 
 MOST_TASKS_AUTO = 6  # up to here `search: auto` is exhaustive
-Size = Annotated[float, Field(ge=1)] | Annotated[int, Field(ge=1)]
-
-
-class TreeParams(MethodParams):
-    """What every method that ends in a tree takes.
-
-    fixed_tree: a row per segment with the number of each task's copy; skips the search. lr_share_scaling: `inverse`
-    divides the learning rate of what m tasks share by m in the final training.
-    """
-
-    fixed_tree: Labels | None = None
-    lr_share_scaling: ShareScaling = "none"
 
 
 class BudgetParams(TreeParams):
@@ -80,12 +68,13 @@ class BudgetParams(TreeParams):
     budget_scope: BudgetScope = "encoder"
 
 
-class BranchedParams(BudgetParams):
+class BranchedParams(BudgetParams, ChoiceParams):
     """variant: bmvc judges segment d by A[d], third_party_b by A[d - 1] with segment 1 always shared;
     location_semantics overrides it. n_probe: K; probe_split: select re-enacts held-out images; probe_seed: which K.
     feature_dtype: of the products of features. degenerate: distances of an image whose features are all equal: an
     error, or 1. cluster_cost: mean_max is the method, others are ablations. search: auto is exhaustive up to 6 tasks.
-    branch_init: single_task copies from the single-task networks, an ablation.
+    branch_init: single_task copies from the single-task networks, an ablation. recipe: published trains the tree by a
+    borrowed recipe, as none of the paper's is known; the single-task networks stay the table's.
     """
 
     variant: Literal["bmvc", "third_party_b"] = "bmvc"
@@ -101,6 +90,14 @@ class BranchedParams(BudgetParams):
     beam_candidates: Candidates = "spectral"
     cluster_seed: Annotated[int, Field(ge=0)] = 0
     branch_init: Literal["initial", "single_task"] = "initial"
+    recipe: Literal["suite", "published"] = "suite"
+    published: BorrowedParams | None = None
+
+    @model_validator(mode="after")
+    def _one_recipe(self) -> BranchedParams:
+        if (self.recipe == "published") != (self.published is not None):
+            raise ValueError("recipe: published and published.preset belong together; give both or neither")
+        return self
 
     @property
     def semantics(self) -> LocationSemantics:
@@ -112,14 +109,8 @@ class BranchedParams(BudgetParams):
         return self.search == "exhaustive" or (self.search == "auto" and n_tasks <= MOST_TASKS_AUTO)
 
 
-def require_tasks(data: DatasetSpec) -> None:
-    """Raise UsageError where there is nothing to branch."""
-    if len(data.tasks) < 2:
-        raise UsageError(f"A tree needs at least two tasks; the cell has {list(data.task_names)}.")
-
-
 @register_method("branched")
-class Branched(Method[BranchedParams]):
+class Branched(ChoosingMethod[BranchedParams]):
     """A tree chosen under a size budget by how similarly single-task networks represent the same images."""
 
     Params = BranchedParams
@@ -135,41 +126,61 @@ class Branched(Method[BranchedParams]):
             Statement("recalled", "The tree starts from the initial weights, not from the single-task networks."),
             Statement("default", "A[d] judges who shares segment d; stem shared, tail copied with the last segment."),
             Statement("default", "Ties: smaller, then lexicographic; completion of the beam; recipe is the suite's."),
+            Statement(
+                "third party",
+                "recipe: published is borrowed: the paper's own is not known. Final training as the multi-task "
+                "baselines of the first author's survey repository, which has no branching code: Adam, a rate that "
+                "falls as a polynomial per epoch, their task weights.",
+            ),
+            Statement("default", "random_tree: the control, a uniform draw from the trees of the size found."),
         ),
     )
 
-    def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """The budget in numbers, and what a further copy of each segment costs on this backbone."""
-        require_tasks(data)
-        segments, limit = self._limits(data, backbone)
-        if self.params.fixed_tree is not None:
-            read_tree(self.params.fixed_tree, len(data.tasks), len(segments))
+    def __init__(self, params: BranchedParams) -> None:
+        super().__init__(params)
+        self.recipe = params.recipe
+
+    @property
+    def granularity(self) -> Granularity:
+        """What a segment is."""
+        return self.params.granularity
+
+    def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:
+        """The borrowed one where it is asked for."""
+        return None if self.params.published is None else borrowed_recipe(data, self.params.published)
+
+    def recipe_notes(self, data: DatasetSpec) -> Sequence[str]:
+        """What the borrowed recipe is, and what of it is the cell's to set."""
+        if self.params.published is None:
             return ()
+        preset = BORROWED[self.params.published.preset]
+        return (
+            f"borrowed recipe, not the paper's: {borrowed_recipe(data, self.params.published).steps} final steps, "
+            f"whatever the budget; its setting is {preset.setting}, batches of {preset.batch_size}: these are the "
+            "cell's to set, and so is the training of the single-task networks",
+        )
+
+    def n_copies(self, n_tasks: int, n_segments: int) -> list[range]:
+        """Where the next segment is judged, the first one is always shared."""
+        own = self.params.semantics == "own_segment"
+        return [range(1, n_tasks + 1) if own or segment else range(1, 2) for segment in range(n_segments)]
+
+    def check_search(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:
+        """The budget in numbers, and what a further copy of each segment costs on this backbone."""
         if self.params.is_exhaustive(len(data.tasks)) and len(data.tasks) > MOST_TASKS_EXHAUSTIVE:
             raise UsageError(
                 f"search: exhaustive takes up to {MOST_TASKS_EXHAUSTIVE} tasks, not {len(data.tasks)}; use beam."
             )
-        return budget_notes(segments, limit)
+        return budget_notes(segments, self._limit(data, segments))
 
-    def _limits(self, data: DatasetSpec, backbone: Backbone) -> tuple[Segments, SizeBudget]:
+    def _limit(self, data: DatasetSpec, segments: Segments) -> SizeBudget:
         p = self.params
-        segments = segments_of(backbone, data, p.granularity)
-        return segments, size_budget(segments, data, p.budget, p.budget_unit, p.budget_scope)
+        return size_budget(segments, data, p.budget, p.budget_unit, p.budget_scope)
 
-    def run(self, trainer: Trainer) -> TaskGraph:
-        """Single-task networks, affinities, the tree, its training."""
-        data = trainer.data
-        require_tasks(data)
-        segments, limit = self._limits(data, trainer.backbone())
-        if self.params.fixed_tree is not None:
-            tree = read_tree(self.params.fixed_tree, len(data.tasks), len(segments))
-        else:
-            found = self._affinities(trainer, segments)
-            tree = self._select(trainer, found, segments, limit)
-        graph = tree_graph(trainer, tree, *self._start(trainer, segments, tree))
-        tell_tree(trainer, tree, segments, graph, self.params.fixed_tree is None)
-        fit_tree(trainer, graph, self.params.lr_share_scaling)
-        return graph
+    def find(self, trainer: Trainer, segments: Segments) -> Chosen:
+        """Single-task networks, affinities, the tree."""
+        limit = self._limit(trainer.data, segments)
+        return Chosen(self._select(trainer, self._affinities(trainer, segments), segments, limit))
 
     def _affinities(self, trainer: Trainer, segments: Segments) -> Affinity:
         """Steps 1 to 3: N single-task networks, their features on the same K images, A."""
@@ -222,10 +233,10 @@ class Branched(Method[BranchedParams]):
         trainer.fact("attained", chosen.size / reference, "x plain backbone")
         trainer.fact("clustering cost", chosen.clustering_cost)
 
-    def _start(self, trainer: Trainer, segments: Segments, tree: Tree) -> tuple[Operation, Copies]:
+    def start(self, trainer: Trainer, segments: Segments, tree: Tree) -> tuple[Operation, Copies]:
         """Step 7: what the tree starts from."""
         if self.params.branch_init == "initial":
-            return initial_copies(trainer, segments, tree)
+            return super().start(trainer, segments, tree)
         trained = [plain_parts(trainer.single_task(task), task) for task in trainer.data.task_names]
         if self.params.fixed_tree is None:
             trainer.flag("copies start from single-task weights: an ablation, not the method")

@@ -7,8 +7,8 @@ From the paper's abstract: branching as Gumbel-softmax sampling in a tree-struct
 Recalled: one parent per child, a warm-up without branching decisions, soft sampling, the argmax topology trained from
 scratch. From LibMTL: the mixture on the input side of a node, one node per task at the last level. Ours: all numbers,
 which follow BMTAS; child j reads parent j in the warm-up, as initial weights are equal; nodes that no task needs are
-pruned; `budget`. variant: libmtl is that library's network (`methods.branched.libmtl`), which never becomes a tree.
-Left out: several stems.
+pruned; `budget`, `random_tree`. variant: libmtl is that library's network (`methods.branched.libmtl`), which never
+becomes a tree. Left out: several stems.
 
 Symbols: T tasks, L levels; level l has n_l nodes; theta_l [n_l, n_(l-1)] logits, row = child, column = parent;
 d = GumbelSoftmax(theta / tau); y_j = f_{l,j}(sum_i d_{j,i} y_i).
@@ -24,21 +24,20 @@ from typing import Annotated, ClassVar, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.backbone import Backbone
-from methods.branched.bmtas import search_notes
-from methods.branched.branched import require_tasks
 from methods.branched.libmtl import run_libmtl
-from methods.branched.network import fit_tree, initial_copies, tree_graph
-from methods.branched.pictures import tell_choices, tell_tree
-from methods.branched.segments import Segments, SizeBudget, segments_of, size_budget
-from methods.branched.supernet import Labelled, Schedule, Search, SearchParams, Supernet, mixture, searched_copies
-from methods.branched.trees import Tree, of_labels, read_tree
-from methods.contracts import Budget, Fidelity, Method, Statement, Trainer
+from methods.branched.pictures import tell_choices
+from methods.branched.schedule import Schedule, SearchParams, search_notes
+from methods.branched.segments import Segments, SizeBudget, size_budget
+from methods.branched.supernet import Labelled, Search, Supernet, mixture, searched_copies
+from methods.branched.tree_method import ChoosingMethod, Chosen
+from methods.branched.trees import Tree, of_labels
+from methods.contracts import Budget, Fidelity, Statement, Trainer
 from methods.registry import register_method
 from methods.task_graph import TaskGraph
 
@@ -55,6 +54,12 @@ class LearningToBranchParams(SearchParams):
     variant: Literal["paper", "libmtl"] = "paper"
     weight_step: Literal["per_task", "joint"] = "joint"
     n_nodes: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _becomes_a_tree(self) -> LearningToBranchParams:
+        if self.random_tree and self.variant == "libmtl":
+            raise ValueError("variant: libmtl never becomes a tree, so random_tree is no control of it")
+        return self
 
 
 class BranchingSupernet(Supernet):
@@ -160,7 +165,7 @@ def most_probable_lineages(theta: Sequence[Tensor], segments: Segments, limit: S
 
 
 @register_method("learning_to_branch")
-class LearningToBranch(Method[LearningToBranchParams]):
+class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
     """A tree in which every node has learnt its parent, by Gumbel-softmax mixtures of the level before."""
 
     Params = LearningToBranchParams
@@ -179,17 +184,18 @@ class LearningToBranch(Method[LearningToBranchParams]):
             Statement("default", "Warm-up: child j reads parent j. One stem. Unused nodes are pruned."),
             Statement("default", "Lengths, temperature, split of the data and optimizers are those of bmtas."),
             Statement("default", "budget: the most probable parents within a size; off as published."),
+            Statement("default", "random_tree: the control, a uniform draw from the trees of the size found."),
         ),
     )
 
-    def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """The floor of the space, copy passes, and the budget."""
+    def n_copies(self, n_tasks: int, n_segments: int) -> list[range]:
+        """A node per task at the last level, up to n_nodes at the others."""
+        most = self.params.n_nodes or n_tasks
+        return [range(1, most + 1)] * (n_segments - 1) + [range(n_tasks, n_tasks + 1)]
+
+    def check_search(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:
+        """The floor of the space, node passes, the length of the search, and the budget."""
         p, n_tasks = self.params, len(data.tasks)
-        require_tasks(data)
-        segments = segments_of(backbone, data, "block")
-        if p.fixed_tree is not None:
-            read_tree(p.fixed_tree, n_tasks, len(segments))
-            return ()
         if p.variant == "libmtl":
             return ("variant libmtl keeps every copy: it saves no parameters and is no tree",)
         if p.n_nodes is not None and p.n_nodes > n_tasks:
@@ -199,13 +205,17 @@ class LearningToBranch(Method[LearningToBranchParams]):
         floor = segments.reference("params") + (n_tasks - 1) * segments.parameters[-1]
         notes = [
             f"the last level has a node per task, so no tree is smaller than {floor:,} parameters = "
-            f"{floor / segments.reference('params'):.3f} x the plain backbone"
+            f"{floor / segments.reference('params'):.3f} x the plain backbone",
+            f"{self._passes(data)} node passes per level and batch",
         ]
-        passes = n_tasks if data.domains == "single" and p.weight_step == "joint" else n_tasks**2
-        notes.append(f"{passes} node passes per level and batch")
         if p.budget is not None:
             self._check_budget(data, segments)
-        return [*notes, *search_notes(p, data, backbone, segments, budget)]
+        return [*notes, *search_notes(p, data, backbone, segments, Schedule.of(budget.steps, p), p.n_cycles)]
+
+    def _passes(self, data: DatasetSpec) -> int:
+        """Tasks with images or steps of their own each need all nodes."""
+        together = data.domains == "single" and self.params.weight_step == "joint"
+        return len(data.tasks) if together else len(data.tasks) ** 2
 
     def _check_budget(self, data: DatasetSpec, segments: Segments) -> None:
         p, n_tasks = self.params, len(data.tasks)
@@ -225,41 +235,28 @@ class LearningToBranch(Method[LearningToBranchParams]):
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Search, prune, train the tree; or the library's single training."""
-        p, data = self.params, trainer.data
-        require_tasks(data)
-        segments = segments_of(trainer.backbone(), data, "block")
-        if p.fixed_tree is not None:
-            tree = read_tree(p.fixed_tree, len(data.tasks), len(segments))
-            graph = tree_graph(trainer, tree, *initial_copies(trainer, segments, tree))
-        elif p.variant == "libmtl":
+        if self.params.variant == "libmtl" and self.params.fixed_tree is None:
+            self.segments(trainer.data, trainer.backbone())
             return run_libmtl(trainer)
-        else:
-            network = self._search(trainer, segments)
-            paths = self._paths(trainer, network, segments)
-            tree = tree_of(paths)
-            stem, copies = initial_copies(trainer, segments, tree)
-            if p.branch_init == "search":
+        return super().run(trainer)
 
-                def choose(level: int, cluster: int) -> tuple[int, int]:
-                    """The node that the cluster's paths run through."""
-                    task = tree[level][cluster][0]
-                    return int(paths[level, task]), 0
-
-                stem, copies = searched_copies(network, trainer, tree, choose)
-            graph = tree_graph(trainer, tree, stem, copies)
-        tell_tree(trainer, tree, segments, graph, p.fixed_tree is None)
-        fit_tree(trainer, graph, p.lr_share_scaling)
-        return graph
-
-    def _search(self, trainer: Trainer, segments: Segments) -> BranchingSupernet:
-        p, n_tasks = self.params, len(trainer.data.tasks)
+    def find(self, trainer: Trainer, segments: Segments) -> Chosen:
+        """Search, prune."""
+        p = self.params
         network = BranchingSupernet(trainer, p)
-        apart = trainer.data.domains == "multi" or p.weight_step == "per_task"
-        schedule = Schedule.of(trainer.budget.steps, p)
-        passes = n_tasks**2 if apart else n_tasks
-        Search(network, schedule, Labelled(trainer.data, network), passes).run(trainer)
-        trainer.fact("supernet parameters", network.n_parameters() / segments.reference("params"), "x plain backbone")
-        return network
+        losses = Labelled(trainer.data, network)
+        Search(network, Schedule.of(trainer.budget.steps, p), losses, self._passes(trainer.data)).run(trainer)
+        paths = self._paths(trainer, network, segments)
+        tree = tree_of(paths)
+        if p.branch_init == "initial":
+            return Chosen(tree)
+
+        def choose(level: int, cluster: int) -> tuple[int, int]:
+            """The node that the cluster's paths run through."""
+            task = tree[level][cluster][0]
+            return int(paths[level, task]), 0
+
+        return Chosen(tree, searched_copies(network, trainer, tree, choose))
 
     def _paths(self, trainer: Trainer, network: BranchingSupernet, segments: Segments) -> IntArray:
         """The most probable parents; where their tree exceeds a budget, the most probable ones within it."""

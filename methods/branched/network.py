@@ -6,14 +6,15 @@ where they part. A segment that m tasks share receives the sum of their weighted
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
 from methods.branched.segments import Segments, segment_operations
 from methods.branched.trees import Tree, labels_of
-from methods.contracts import ParameterGroup, Role, Stage, Trainer
+from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
 from methods.operations import Operation
-from methods.plain import fit_graph, task_losses
+from methods.plain import parameter_groups, task_losses
 from methods.task_graph import TaskGraph
 
 # (segment, cluster) -> the operations of that copy, in order
@@ -53,21 +54,35 @@ def tree_graph(trainer: Trainer, tree: Tree, stem: Operation, copies: Copies) ->
     return graph
 
 
-def fit_tree(trainer: Trainer, graph: TaskGraph, scaling: ShareScaling = "none") -> None:
+@dataclasses.dataclass(frozen=True)
+class FinalRecipe:
+    """A final training that a source prescribes, in place of the cell's: so many steps of this optimizer."""
+
+    steps: int
+    optimizer: OptimizerSpec
+
+
+def fit_tree(
+    trainer: Trainer, graph: TaskGraph, scaling: ShareScaling = "none", recipe: FinalRecipe | None = None
+) -> None:
     """The final training of a tree for all tasks. scaling: `inverse` divides the learning rate of what m tasks share
-    by m.
+    by m. recipe: None for the cell's.
     """
-    if scaling == "none":
-        fit_graph(trainer, "tree", graph, trainer.budget.steps)
-        return
+    groups = parameter_groups(graph) if scaling == "none" else _groups_by_users(graph)
+    if recipe is not None:
+        own = recipe.optimizer
+        groups = [
+            dataclasses.replace(group, optimizer=dataclasses.replace(own, lr=own.lr * group.rate_factor))
+            for group in groups
+        ]
     network = graph.network()
     trainer.fit(
         Stage(
             name="tree",
             network=network,
-            steps=trainer.budget.steps,
+            steps=trainer.budget.steps if recipe is None else recipe.steps,
             role=Role.FIT_ARCH,
-            train=_groups_by_users(graph),
+            train=groups,
             losses=task_losses(trainer.data, network),
             purpose="final",
             tasks=graph.tasks,

@@ -55,6 +55,10 @@ class Segments:
         """P_ref or M_ref: stem and one copy of every segment."""
         return self.constant(unit) + sum(self.per_copy(unit))
 
+    def absolute(self, size: float | int, unit: BudgetUnit) -> int:
+        """A size as it is given: a float is relative to the plain backbone, an integer absolute."""
+        return size if isinstance(size, int) else int(size * self.reference(unit) + 0.5)
+
     def size(self, tree: Tree, unit: BudgetUnit = "params", scope: BudgetScope = "encoder") -> int:
         """P_0 + sum over d of |pi_d| P_d, or the same of MACs."""
         copies = zip(tree, self.per_copy(unit), strict=True)
@@ -133,7 +137,7 @@ def size_budget(
             "much as N networks; use params."
         )
     reference = segments.reference(unit)
-    total = budget if isinstance(budget, int) else int(budget * reference + 0.5)
+    total = segments.absolute(budget, unit)
     floor = segments.constant(unit, scope) + sum(segments.per_copy(unit))
     if total < floor:
         hint = " An integer is absolute; write 2.0 for twice the plain backbone." if isinstance(budget, int) else ""

@@ -1,6 +1,7 @@
 """What both searches share: copies of every layer, a soft choice between them, cycles of two passes.
 
-Source: branching search 2.2, 2.3 and 2.6. A layer is one block of the backbone, the last one with the tail.
+Source: branching search 2.2, 2.3 and 2.6; lengths are `schedule`'s. A layer is one block of the backbone, the last one
+with the tail.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, cast
+from typing import Literal, cast
 
 import torch
-from pydantic import Field, model_validator
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,85 +21,13 @@ from datasets.contracts import Batch, DatasetSpec
 from datasets.kinds import get_kind
 from methods.backbone import Backbone, Block
 from methods.backbone_forms import Residual
-from methods.branched.branched import Size, TreeParams
 from methods.branched.network import Copies
-from methods.branched.segments import BudgetScope, BudgetUnit, segment_operations
+from methods.branched.schedule import BatchNorm, Schedule, SearchParams
+from methods.branched.segments import segment_operations
 from methods.branched.trees import Tree
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
 from methods.operations import Operation, view_with_own_statistics
 from methods.plain import task_losses
-
-BatchNorm = Literal["shared", "per_task_stats", "per_task"]
-
-
-class SearchParams(TreeParams):
-    """search_ratio: batches before the final training over its own; n_cycles: E; arch_share: of a cycle's batches that
-    update the architecture; warmup_fraction: E_w / E. tau_*: temperature, linear over the cycles after the warm-up.
-    hard_samples: straight-through. lr_arch, wd_arch: Adam. reset_*: per cycle. search_scale: of the images.
-    branch_init: search goes on from searched weights. budget: None as published, else the most probable tree within it.
-    """
-
-    search_ratio: Annotated[float, Field(gt=0)] = 1.2
-    n_cycles: Annotated[int, Field(ge=3)] = 20
-    arch_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    tau_start: Annotated[float, Field(gt=0)] = 5.0
-    tau_end: Annotated[float, Field(gt=0)] = 0.1
-    hard_samples: bool = False
-    lr_arch: Annotated[float, Field(gt=0)] = 1e-2
-    wd_arch: Annotated[float, Field(ge=0)] = 5e-5
-    reset_optimizer_state: bool = True
-    reset_bn: bool = True
-    weight_step: Literal["per_task", "joint"] = "per_task"
-    batch_norm: BatchNorm = "per_task_stats"
-    search_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    branch_init: Literal["initial", "search"] = "initial"
-    budget: Size | None = None
-    budget_unit: BudgetUnit = "params"
-    budget_scope: BudgetScope = "encoder"
-
-    @model_validator(mode="after")
-    def _cools(self) -> SearchParams:
-        if self.tau_start < self.tau_end:
-            raise ValueError(f"tau_start {self.tau_start} is below tau_end {self.tau_end}; expected start >= end")
-        return self
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """weight_steps, arch_steps: batches of both passes. cycles: E; warmup: E_w."""
-
-    weight_steps: int
-    arch_steps: int
-    cycles: int
-    warmup: int
-    tau_start: float
-    tau_end: float
-
-    @classmethod
-    def of(cls, steps: int, params: SearchParams) -> Schedule:
-        """For a final training of so many steps. A search too short for n_cycles has as many cycles as weight steps."""
-        total = max(3, round(params.search_ratio * steps))
-        cycles = params.n_cycles
-        for _ in range(2):  # the share of the warm-up depends on the cycles, and these on the weight steps
-            warmup = warmup_cycles(cycles, params.warmup_fraction)
-            arch = min(max(1, round(total * params.arch_share * (cycles - warmup) / cycles)), total - 2)
-            cycles = min(params.n_cycles, total - arch)
-        warmup = warmup_cycles(cycles, params.warmup_fraction)
-        return cls(total - arch, arch, cycles, warmup, params.tau_start, params.tau_end)
-
-    def tau(self, e: int) -> float:
-        """tau(e) = min(start, start - (start - end) (e - E_w - 1) / (E - E_w - 1)), e = 1 .. E."""
-        last = self.cycles - self.warmup - 1
-        if last < 1:
-            return self.tau_start
-        fall = (self.tau_start - self.tau_end) * (e - self.warmup - 1) / last
-        return min(self.tau_start, self.tau_start - fall)
-
-
-def warmup_cycles(cycles: int, fraction: float) -> int:
-    """E_w = max(1, floor(E fraction)): without a warm-up nothing would tell equal copies apart."""
-    return max(1, int(cycles * fraction + 1e-9))  # 0.07 * 100 is not 7 in floats
 
 
 def gumbel(shape: Sequence[int], rng: torch.Generator) -> Tensor:
@@ -202,12 +130,12 @@ class Supernet(nn.Module, abc.ABC):
         drawn = gumbel(shape, self.rng) if self.training else torch.zeros(tuple(shape))
         return drawn.to(like.device)
 
-    def weights(self) -> list[ParameterGroup]:
-        """Stem and copies at the backbone's rate, heads at theirs."""
+    def weights(self, optimizer: OptimizerSpec | None = None) -> list[ParameterGroup]:
+        """Stem and copies at the backbone's rate, heads at theirs; or all by an optimizer of the method's own."""
         body = {id(p): p for part in (self.stems, self.layers) for p in part.parameters()}
         return [
-            ParameterGroup("backbone", list(body.values())),
-            ParameterGroup("heads", list(self.heads.parameters())),
+            ParameterGroup("backbone", list(body.values()), optimizer),
+            ParameterGroup("heads", list(self.heads.parameters()), optimizer),
         ]
 
     def n_parameters(self) -> int:
@@ -256,13 +184,16 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """How a supernet is trained. losses: of both passes. passes: network passes for a batch with all tasks."""
+    """How a supernet is trained. losses: of both passes. passes: network passes for a batch with all tasks.
+    weight_optimizer: None for the cell's.
+    """
 
     network: Supernet
     schedule: Schedule
     losses: Callable[[Batch, Sequence[str]], Mapping[str, Tensor]]
     passes: int
     penalty: Callable[[], Tensor] | None = None
+    weight_optimizer: OptimizerSpec | None = None
 
     def run(self, trainer: Trainer) -> None:
         """Cycles of an architecture pass on arch, from the end of the warm-up, and a weight pass on fit."""
@@ -288,7 +219,7 @@ class Search:
             network=self.network,
             steps=schedule.weight_steps,
             role=Role.FIT,
-            train=self.network.weights(),
+            train=self.network.weights(self.weight_optimizer),
             losses=self.losses,
             purpose="search",
             step=params.weight_step,
@@ -297,6 +228,8 @@ class Search:
             passes=self.passes,
         )
         trainer.alternate([arch, weights], cycles=schedule.cycles)
+        size = self.network.n_parameters() / trainer.backbone().n_parameters()
+        trainer.fact("supernet parameters", size, "x plain backbone")
 
     def _begin_architecture(self, cycle: int) -> None:
         self.network.tau, self.network.warm = self.schedule.tau(cycle + 1), False

@@ -20,8 +20,8 @@ from methods.branched.learning_to_branch import LearningToBranch, LearningToBran
 from methods.branched.network import _groups_by_users, initial_copies, tree_graph
 from methods.branched.pictures import chosen_names, tree_picture
 from methods.branched.random_tree import RandomTree, RandomTreeParams
+from methods.branched.schedule import Schedule
 from methods.branched.segments import segments_of
-from methods.branched.supernet import Schedule
 from methods.branched.trees import apart, read_tree, together
 from methods.contracts import Budget, Method, Role
 from methods.cost import compute, size

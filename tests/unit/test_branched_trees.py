@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from datasets.errors import UsageError
 from methods.backbone import BackboneConfig, create_backbone
-from methods.branched.random_tree import TreeCounter
+from methods.branched.counting import TreeCounter
 from methods.branched.segments import segments_of, size_budget
 from methods.branched.selection import (
     Beam,
@@ -322,8 +322,8 @@ def test_nesting_reaches_every_tree(n: int, depth: int, expected: int) -> None:
 
 @pytest.mark.parametrize("depth", [2, 4, 16])
 def test_numbers_of_trees_in_closed_form(depth: int) -> None:
-    assert TreeCounter(2, [1] * depth, 0, 99).total() == depth + 1
-    assert TreeCounter(3, [1] * depth, 0, 99).total() == (depth + 1) * (3 * depth + 2) // 2
+    assert TreeCounter(2, [[1] * depth], [0], [99]).total() == depth + 1
+    assert TreeCounter(3, [[1] * depth], [0], [99]).total() == (depth + 1) * (3 * depth + 2) // 2
 
 
 def test_fixed_trees_are_checked() -> None:
@@ -347,7 +347,7 @@ def test_fixed_trees_are_checked() -> None:
 )
 def test_trees_of_a_size_are_counted_exactly(n: int, per_copy: list[int], low: int, width: int) -> None:
     sizes = [sum(len(p) * one for p, one in zip(t, per_copy, strict=True)) for t in all_trees(n, len(per_copy))]
-    counter = TreeCounter(n, per_copy, low, low + width)
+    counter = TreeCounter(n, [per_copy], [low], [low + width])
     assert counter.total() == sum(low <= size <= low + width for size in sizes)
 
 
@@ -356,18 +356,18 @@ def test_draws_are_uniform_over_trees_within_the_size() -> None:
     allowed = [
         t for t in all_trees(3, 3) if low <= sum(len(p) * one for p, one in zip(t, per_copy, strict=True)) <= high
     ]
-    counter, rng = TreeCounter(3, per_copy, low, high), torch.Generator().manual_seed(0)
+    counter, rng = TreeCounter(3, [per_copy], [low], [high]), torch.Generator().manual_seed(0)
     drawn = Counter(counter.draw(rng) for _ in range(200 * len(allowed)))
     assert set(drawn) == set(allowed)
     assert 1 < len(allowed) < 22
     assert scipy.stats.chisquare([drawn[t] for t in allowed]).pvalue > 0.01
     with pytest.raises(UsageError, match="No tree has a size"):
-        TreeCounter(3, per_copy, 7, 7).draw(rng)
+        TreeCounter(3, [per_copy], [7], [7]).draw(rng)
 
 
 def test_a_tree_is_a_tree_for_networkx() -> None:
     """Segments' copies, joined with their parents and the stem, form an arborescence, whatever tree is drawn."""
-    counter, rng = TreeCounter(5, [1] * 6, 0, 30), torch.Generator().manual_seed(1)
+    counter, rng = TreeCounter(5, [[1] * 6], [0], [30]), torch.Generator().manual_seed(1)
     for _ in range(20):
         graph = networkx.DiGraph()
         above = [("stem",)] * 5

@@ -36,8 +36,9 @@ from methods.branched.learning_to_branch import (
 )
 from methods.branched.network import initial_copies, tree_graph
 from methods.branched.resource import expected_resource, grouping_probabilities, grouping_table
+from methods.branched.schedule import Schedule, SearchParams
 from methods.branched.segments import SizeBudget, segments_of
-from methods.branched.supernet import Labelled, Schedule, Search, SearchParams, gumbel, mixture, norms_of
+from methods.branched.supernet import Labelled, Search, gumbel, mixture, norms_of
 from methods.branched.trees import all_trees, canonical, nested, of_labels
 from methods.contracts import Budget, Role
 from methods.cost import count

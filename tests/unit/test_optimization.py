@@ -61,6 +61,21 @@ def test_own_optimizers_keep_their_rate_or_let_it_fall_by_steps() -> None:
     assert [rates[2] for rates in found] == pytest.approx([0.8] * 3 + [0.4] * 3 + [0.2] * 2)
 
 
+def test_an_own_rate_may_fall_as_a_polynomial_of_parts_of_the_stage() -> None:
+    """Of parts, not of steps, and of the parts that the stage has: four of three steps, the last one cut short."""
+    spec = OptimizerSpec("sgd", 0.8, decay_every=3, poly=0.5)
+    built = StageOptimizers([ParameterGroup("heads", [nn.Parameter(torch.zeros(1))], spec)], RecipeSettings())
+    found = []
+    for step in range(11):
+        built.set_rates(step, 11)
+        found.append(built._optimizers[0].param_groups[0]["lr"])
+    parts = [0.8 * (1 - k / 4) ** 0.5 for k in range(4)]
+    assert found == pytest.approx([parts[step // 3] for step in range(11)])
+    for wrong in ({"poly": 0.9}, {"poly": 0.9, "decay_every": 3, "decay": 0.5}):
+        with pytest.raises(ValueError, match="it needs decay_every and no decay"):
+            OptimizerSpec("sgd", 0.1, **wrong)
+
+
 def test_tied_parameters_are_stepped_once() -> None:
     tied = nn.Parameter(torch.ones(1))
     recipe = RecipeSettings(clip_norm=None, optimizer=OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.0))

@@ -100,3 +100,43 @@ def test_unknown_suites_name_the_nearest() -> None:
         find_suite("quik")
     with pytest.raises(UsageError, match="does not exist"):
         find_suite("nowhere/quick.yaml")
+
+
+def test_a_sweep_is_a_row_of_every_combination(tmp_path: Path) -> None:
+    entry = "{name: c, params: {s: {x: 1}}, sweep: {b: [1.0, 2], s.y: [u, null]}}"
+    suite = read(tmp_path, GOOD.replace("[c]", f"[{entry}, d]") + "seeds: [0]\n")
+    found = [(cell.method.name, cell.method.params) for cell in suite.cells()]
+    assert found == [
+        ("c", {"s": {"x": 1, "y": "u"}, "b": 1.0}),
+        ("c", {"s": {"x": 1, "y": None}, "b": 1.0}),
+        ("c", {"s": {"x": 1, "y": "u"}, "b": 2}),
+        ("c", {"s": {"x": 1, "y": None}, "b": 2}),
+        ("d", {}),
+    ]
+    assert suite.methods[0].params == {"s": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{name: c, sweep: {b: []}}", r"line 4: methods.0.sweep.b: .*at least 1 item"),
+        ("{name: c, sweep: {b: 1.5}}", r"line 4: methods.0.sweep.b: .*valid tuple \(given: 1.5\)"),
+        ("{name: c, sweep: {b: [1, 2, 1]}}", r"b lists 1 twice"),
+        ("{name: c, params: {b: 1}, sweep: {b: [1, 2]}}", r"b is swept and given in params too"),
+        ("{name: c, params: {s: 1}, sweep: {s.b: [1, 2]}}", r"'s' is a value, not a section"),
+        ("{name: c, sweep: {s.b: [1], s: [2]}}", r"s is swept and given in params too"),
+        (f"{{name: c, sweep: {{a: {list(range(40))}, b: {list(range(40))}}}}}", r"makes 1600 rows of one entry"),
+        ("{name: c, swep: {b: [1]}}", r"unknown key 'methods.0.swep'. Nearest: sweep"),
+    ],
+)
+def test_faults_of_a_sweep_are_one_line(tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        read(tmp_path, GOOD.replace("[c]", f"[{entry}]"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_swept_cannot_be_set_too(tmp_path: Path) -> None:
+    text = GOOD.replace("[c]", "[{name: c, sweep: {b: [1, 2]}}]")
+    with pytest.raises(UsageError, match="b is swept and given in params too"):
+        read(tmp_path, text, settings=["c.b=3"])
+    assert read(tmp_path, text, settings=["c.a=3"]).methods[0].params == {"a": 3}

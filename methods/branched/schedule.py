@@ -1,0 +1,113 @@
+"""What both searches can be told, and how long their passes are. Source: branching search 2.3, 3 and 4."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from datasets.contracts import DatasetSpec
+from datasets.errors import UsageError
+from methods.backbone import Backbone
+from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
+from methods.branched.tree_method import ChoiceParams, Size
+
+BatchNorm = Literal["shared", "per_task_stats", "per_task"]
+
+
+class SearchParams(ChoiceParams):
+    """search_ratio: batches before the final training over its own; n_cycles: E; arch_share: of a cycle's batches that
+    update the architecture; warmup_fraction: E_w / E. tau_*: temperature, linear over the cycles after the warm-up.
+    hard_samples: straight-through. lr_arch, wd_arch: Adam. reset_*: per cycle. search_scale: of the images.
+    branch_init: search goes on from searched weights. budget: None as published, else the most probable tree within it.
+    """
+
+    search_ratio: Annotated[float, Field(gt=0)] = 1.2
+    n_cycles: Annotated[int, Field(ge=3)] = 20
+    arch_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    tau_start: Annotated[float, Field(gt=0)] = 5.0
+    tau_end: Annotated[float, Field(gt=0)] = 0.1
+    hard_samples: bool = False
+    lr_arch: Annotated[float, Field(gt=0)] = 1e-2
+    wd_arch: Annotated[float, Field(ge=0)] = 5e-5
+    reset_optimizer_state: bool = True
+    reset_bn: bool = True
+    weight_step: Literal["per_task", "joint"] = "per_task"
+    batch_norm: BatchNorm = "per_task_stats"
+    search_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    branch_init: Literal["initial", "search"] = "initial"
+    budget: Size | None = None
+    budget_unit: BudgetUnit = "params"
+    budget_scope: BudgetScope = "encoder"
+
+    @model_validator(mode="after")
+    def _agrees(self) -> SearchParams:
+        if self.tau_start < self.tau_end:
+            raise ValueError(f"tau_start {self.tau_start} is below tau_end {self.tau_end}; expected start >= end")
+        if self.random_tree and self.branch_init == "search":
+            raise ValueError("branch_init: search goes on from searched copies, which a random tree has none of")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """weight_steps, arch_steps: batches of both passes. cycles: E; warmup: E_w."""
+
+    weight_steps: int
+    arch_steps: int
+    cycles: int
+    warmup: int
+    tau_start: float
+    tau_end: float
+
+    @classmethod
+    def of(cls, steps: int, params: SearchParams) -> Schedule:
+        """For a final training of so many steps. A search too short for n_cycles has as many cycles as weight steps."""
+        total = max(3, round(params.search_ratio * steps))
+        cycles = params.n_cycles
+        for _ in range(2):  # the share of the warm-up depends on the cycles, and these on the weight steps
+            warmup = warmup_cycles(cycles, params.warmup_fraction)
+            arch = min(max(1, round(total * params.arch_share * (cycles - warmup) / cycles)), total - 2)
+            cycles = min(params.n_cycles, total - arch)
+        warmup = warmup_cycles(cycles, params.warmup_fraction)
+        return cls(total - arch, arch, cycles, warmup, params.tau_start, params.tau_end)
+
+    @classmethod
+    def in_epochs(cls, epochs: int, weight_epoch: int, arch_epoch: int, params: SearchParams) -> Schedule:
+        """E real epochs as cycles. weight_epoch, arch_epoch: batches of both passes in one of them."""
+        warmup = warmup_cycles(epochs, params.warmup_fraction)
+        weight, arch = weight_epoch * epochs, arch_epoch * (epochs - warmup)
+        return cls(weight, arch, epochs, warmup, params.tau_start, params.tau_end)
+
+    def tau(self, e: int) -> float:
+        """tau(e) = min(start, start - (start - end) (e - E_w - 1) / (E - E_w - 1)), e = 1 .. E."""
+        last = self.cycles - self.warmup - 1
+        if last < 1:
+            return self.tau_start
+        fall = (self.tau_start - self.tau_end) * (e - self.warmup - 1) / last
+        return min(self.tau_start, self.tau_start - fall)
+
+
+def warmup_cycles(cycles: int, fraction: float) -> int:
+    """E_w = max(1, floor(E fraction)): without a warm-up nothing would tell equal copies apart."""
+    return max(1, int(cycles * fraction + 1e-9))  # 0.07 * 100 is not 7 in floats
+
+
+def search_notes(
+    p: SearchParams, data: DatasetSpec, backbone: Backbone, segments: Segments, schedule: Schedule, n_cycles: int
+) -> list[str]:
+    """What a plan should say of a search. n_cycles: asked for. Raises UsageError for what it cannot do on this cell."""
+    if p.search_scale < 1 and backbone.layout == "tokens":
+        raise UsageError(f"search_scale {p.search_scale}: {backbone.config.name!r} takes one image size only.")
+    notes = [
+        f"search of {schedule.weight_steps} weight and {schedule.arch_steps} architecture batches in {schedule.cycles} "
+        f"cycles, {schedule.warmup} of them warm-up"
+    ]
+    if schedule.cycles < n_cycles:
+        notes.append(f"too short for {n_cycles} cycles")
+    if p.budget is not None:
+        limit = size_budget(segments, data, p.budget, p.budget_unit, p.budget_scope)
+        notes += budget_notes(segments, limit)
+    return notes
