@@ -132,11 +132,12 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
 
 
 def _list_files(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
-    """List every split of a data set that lies on disk, and check its files as far as seconds can tell.
+    """List every split of a data set that is not part of the core, and check its files as far as seconds can tell.
 
     Raises UsageError for what is absent, miscounted, truncated or of another size.
     """
-    if not get_dataset(spec.name).layouts:
+    loader = get_dataset(spec.name)
+    if not (loader.layouts or loader.package):
         return
     for split in spec.splits:
         listed = load(

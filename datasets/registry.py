@@ -61,11 +61,13 @@ class DatasetLoader(abc.ABC):
     """A data set. Stateless; registered with `@register_dataset(name)`.
 
     layouts: what may lie in `<data root>/<name>`, the usual one first; empty for sets that need no data root.
+    package: the optional PyPI package that brings the files of a set without layouts; empty for others.
     protocols: those it has labels for.
     """
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {}
+    package: ClassVar[str] = ""
     protocols: ClassVar[tuple[str, ...]] = ("standard",)
 
     @abc.abstractmethod

@@ -190,7 +190,8 @@ class FileInput(InputData):
             self.field(IMAGE, index)
         for task in self.tasks:
             self._check_labels(self.spec.task(task), ends)
-        faults = [fault for name in self.source.fields for fault in self._torn_or_odd(name)]
+        seen: set[Path] = set()
+        faults = [fault for name in self.source.fields for fault in self._torn_or_odd(name, seen)]
         if faults:
             raise FileError(f"Data set {self.spec.name!r} at {self.folder}: {summary(faults)}.")
 
@@ -208,11 +209,13 @@ class FileInput(InputData):
         if not known and isinstance(kind.fill, float):  # of classes, whole images may be void
             raise FileError(f"{where(indices[0])}: no label of {task.name!r} is known, nor in the last sample.")
 
-    def _torn_or_odd(self, name: str) -> Iterator[Fault]:
-        """Files of a field that end too early, and those whose size is not that of the first one."""
+    def _torn_or_odd(self, name: str, seen: set[Path]) -> Iterator[Fault]:
+        """Files of a field that end too early, and those whose size is not that of the first one.
+
+        seen: files that have been looked at, since fields can share one; grows.
+        """
         field = self.source.fields[name]
         first: tuple[int, ...] | None = None
-        seen: set[Path] = set()
         for index in range(len(self)):
             path = field.where(index)
             if path in seen:

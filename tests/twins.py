@@ -6,14 +6,17 @@ exact and agree. Everything is a function of the arguments; nothing is random.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import io
 import json
 import pickle
 import struct
+import sys
 import types
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -375,6 +378,61 @@ def cifar100(folder: Path) -> None:
         (base / split).write_bytes(old_pickle(document))
     names = {"fine_label_names": list(CLASSES), "coarse_label_names": list(SUPERCLASSES)}
     (base / "meta").write_bytes(old_pickle(names))
+
+
+# ELPV: a package, not a folder below the data root
+
+
+def solar_cell(kind: str, probability: int, number: int) -> np.ndarray:
+    """uint8 [300, 300]: bright, darker at the edges; round corners if mono, grains if poly; a dark bar if defective."""
+    row, column = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 300), indexing="ij")
+    cell = 200 - 60 * np.maximum(abs(row), abs(column)) ** 4
+    if kind == "mono":
+        cell[abs(row) + abs(column) > 1.8] = 0
+    else:
+        cell -= 15 * (np.floor(6 * row + number) + np.floor(6 * column)) % 2
+    width = 0.1 * probability
+    cell[(abs(row - 0.1 * (number % 5)) < width) & (column > 0)] = 40
+    return cell.astype(np.uint8)
+
+
+def elpv_package(folder: Path) -> None:
+    """An installed distribution: its metadata, the list and the images; ten cells of each group, the types in turns."""
+    data = folder / "elpv_dataset" / "data"
+    (data / "images").mkdir(parents=True)
+    info = folder / "elpv_dataset-1.0.0.post1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elpv-dataset\nVersion: 1.0.0.post1\n")
+    lines = []
+    for half in range(2):
+        for kind in ("mono", "poly"):
+            for number in range(20):
+                probability = number % 4
+                name = f"images/cell{len(lines) + 1:04d}.png"
+                Image.fromarray(solar_cell(kind, probability, number + 20 * half)).save(data / name)
+                lines.append(f"{name}  {(0.0, 1 / 3, 2 / 3, 1.0)[probability]!r:<20}{kind}\n")
+    (data / "labels.csv").write_text("".join(lines))
+
+
+# data set -> (distribution that brings it, who writes its twin into a folder of packages).
+PACKAGES: Mapping[str, tuple[str, Callable[[Path], None]]] = {"elpv": ("elpv-dataset", elpv_package)}
+
+
+@contextlib.contextmanager
+def twin_package(root: Path, name: str) -> Iterator[bool]:
+    """True while the twin of a data set's package can be found, False where the package itself is installed."""
+    if name not in PACKAGES or any(importlib.metadata.distributions(name=PACKAGES[name][0])):
+        yield False
+        return
+    folder = root / f"{name}-package"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        PACKAGES[name][1](folder)
+    sys.path.append(str(folder))
+    try:
+        yield True
+    finally:
+        sys.path.remove(str(folder))
 
 
 Writer = Callable[[Path], None]
