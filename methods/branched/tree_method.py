@@ -163,7 +163,8 @@ class ChoosingMethod(TreeMethod[C]):
         n_tasks, size = len(trainer.data.tasks), size_of(segments, found.tree, trainer.data)
         space = self.n_copies(n_tasks, len(segments))
         counter = trees_of_size(segments, n_tasks, size, self.params.size_tolerance, space)
-        tree = counter.draw(trainer.rng("random tree"))
+        # A stream for each method, so that two that find one size are not compared with one draw.
+        tree = counter.draw(trainer.rng(f"random tree/{type(self).__name__}"))
         trainer.fact("trees to draw from", counter.total())
         trainer.fact("deviation from the size asked for", 100 * size.deviation(segments, tree), "percent")
         if counter.total() == 1:
