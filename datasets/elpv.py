@@ -177,7 +177,7 @@ class Elpv(FileLoader):
             protocol=protocol,
             domains="single",
             tasks=(_DEFECT[options.defect], _MODULE),
-            splits=dict(SPLITS[options.split]),
+            splits={str(name): n for name, n in SPLITS[options.split].items()},
             native_size=(SIZE, SIZE),
             mean=(_MEAN, _MEAN, _MEAN),
             std=(_STD, _STD, _STD),

@@ -28,8 +28,8 @@ def prepare(
     Raises UsageError for a set that lies in memory anyway, DatasetMissingError and FileError as loading does.
     """
     loader = get_dataset(name)
-    if not isinstance(loader, FileLoader):
-        raise UsageError(f"Data set {name!r} is embedded and read into memory at once; there is nothing to prepare.")
+    if not isinstance(loader, FileLoader) or not loader.layouts:
+        raise UsageError(f"Data set {name!r} needs no data root and is kept in memory; there is nothing to prepare.")
     folder, found = find_layout(name, root, layout)
     chosen = read_options(name, options)
     assert isinstance(chosen, FileOptions)

@@ -142,7 +142,7 @@ def _listed(
 ) -> tuple[DatasetSpec, list[_Part]]:
     """Spec with all tasks of the layout, and what every split lists; faults of lists, counts and checksums."""
     loader = get_dataset(name)
-    if not isinstance(loader, FileLoader):
+    if not isinstance(loader, FileLoader) or not loader.layouts:  # embedded, or brought by a package
         spec = dataset_spec(name, protocol=protocol, layout=layout)
         parts = [
             _Part(spec, split, part, data)  # type: ignore[arg-type]

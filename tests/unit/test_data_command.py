@@ -257,7 +257,7 @@ def test_mixed_sizes_cannot_be_prepared(adashare: Path) -> None:
 
 
 def test_sets_in_memory_have_nothing_to_prepare(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="embedded"):
+    with pytest.raises(UsageError, match="needs no data root"):
         prepare("multi_mnist", None)
     with pytest.raises(UsageError, match="kept in memory"):
         prepare("omniglot", write_twin(tmp_path, "omniglot", "small_zips"), options=TWIN)
