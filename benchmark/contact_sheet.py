@@ -27,6 +27,7 @@ _GOLDEN = 0.382  # of a turn
 _UNKNOWN = (0.6, 0.6, 0.6)
 _LONGEST_LABEL = 22  # characters above an image
 _INCHES = 2.2  # of a picture
+_COLUMNS = 3  # of samples whose labels have no pixels
 
 
 def contact_sheet(data: MultiTaskDataset, rows_per_input: int, stem: Path) -> list[Path]:
@@ -42,6 +43,9 @@ def contact_sheet(data: MultiTaskDataset, rows_per_input: int, stem: Path) -> li
     spec = data.spec
     dense = [task for task in spec.tasks if get_kind(task.kind).dense]
     grid = _multi(data, rows_per_input) if spec.domains == "multi" else _single(data, rows_per_input, dense)
+    if all(len(row) == 1 for row in grid):  # no label has pixels: no reason for one long column
+        cells = [row[0] for row in grid]
+        grid = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     n_columns = max(len(row) for row in grid)
     height, width = spec.native_size
     wide, high = _INCHES * max(1.0, width / height), _INCHES * max(1.0, height / width) + 0.35

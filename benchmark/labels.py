@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
@@ -14,7 +14,8 @@ NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ fr
 
 
 def row_labels(firsts: Sequence[Record]) -> list[str]:
-    """Method and the parameters that matter: not at their default, or telling rows of one method apart.
+    """Method and the parameters that matter: not at their default, or telling rows of one method apart. A value that
+    most rows of the method have tells nothing: only those that differ from it show theirs.
 
     firsts: one record of each row of a table.
     """
@@ -25,13 +26,20 @@ def row_labels(firsts: Sequence[Record]) -> list[str]:
     labels = [""] * len(firsts)
     for method, positions in siblings.items():
         names = {name for position in positions for name in flat[position]}
-        telling = {name for name in names if len({flat[position].get(name, DASH) for position in positions}) > 1}
+        usual = {name: _usual([flat[position].get(name, DASH) for position in positions]) for name in names}
         for position in positions:
+            telling = {name for name in names if flat[position].get(name, DASH) != usual[name]}
             given = firsts[position].audit.get(NON_DEFAULT)
             shown = telling | ({name for name, _ in flat_params(given)} if isinstance(given, Mapping) else set())
             text = ", ".join(f"{name}={flat[position].get(name, DASH)}" for name in sorted(shown))
             labels[position] = f"{method} ({text})" if text else method
     return labels
+
+
+def _usual(values: Sequence[str]) -> str | None:
+    """The value that more than half of the rows have."""
+    value, count = Counter(values).most_common(1)[0]
+    return value if 2 * count > len(values) else None
 
 
 def flat_params(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
