@@ -426,3 +426,20 @@ def test_embedded_pixels_are_shared_between_loads() -> None:
     assert cached is not None
     assert again is not None
     assert np.shares_memory(cached.images.numpy(), again.images.numpy())
+
+
+def test_the_readme_says_how_sure_we_are_of_every_reader() -> None:
+    """Each layout stands in one row of its table with the tier that its spec prints."""
+    text = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("  | `") and " verified on " in line]
+    for name in NAMES:
+        loader = get_dataset(name)
+        for layout in loader.layouts or [None]:
+            spec = dataset_spec(name, layout=layout) if layout else dataset_spec(name)
+            fitting = [
+                row
+                for row in rows
+                if f"`{name}`" in row.split("|")[1] and (len(loader.layouts) < 2 or f"`{layout}`" in row.split("|")[1])
+            ]
+            assert len(fitting) == 1, (name, layout)
+            assert spec.tier in fitting[0], (name, layout)
