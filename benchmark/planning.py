@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from benchmark.labels import flat_params
 from benchmark.optimization import balancing_names
 from benchmark.record import canonical_json, cell_key
-from benchmark.suite import Cell, HeadSettings, SelectionSettings, Suite
+from benchmark.suite import Cell, HeadSettings, Settings, Suite
 from datasets.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
@@ -83,6 +83,7 @@ def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
         zero_init_last=settings.zero_init_last,
         drop_path=settings.drop_path,
         dropout=settings.dropout,
+        dilation=settings.dilation,
     )
 
 
@@ -216,25 +217,27 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
             "tasks": list(spec.task_names),
             "task_weights": {task.name: float(task.weight) for task in spec.tasks},
         },
-        "backbone": {**cell.backbone.model_dump(mode="json"), "weights": weights_tag(weights)},
+        "backbone": {**_only_if_asked(cell.backbone, "dilation", "timm"), "weights": weights_tag(weights)},
         "head": head_document(cell.head),
         # Loader processes change no result, so they are no part of a cell's identity.
         "recipe": {
             **cell.recipe.model_dump(mode="json", exclude={"workers"}),
             "augmentation": canonical_steps(cell.recipe.augmentation),
         },
-        "selection": _selection(cell.selection),
+        "selection": _only_if_asked(cell.selection, "select_on", "select"),
         "budget": cell.budget.model_dump(mode="json"),
         "seed": cell.seed,
     }
     return PlannedCell(cell, document, weights, method.is_single_task_reference)
 
 
-def _selection(selection: SelectionSettings) -> dict[str, object]:
-    """What stands in a cell; the rule that is never meant stands in it only where it is asked for."""
-    values: dict[str, object] = selection.model_dump(mode="json")
-    if selection.select_on == "select":
-        del values["select_on"]
+def _only_if_asked(settings: Settings, field: str, usual: object) -> dict[str, object]:
+    """Settings as they stand in a cell. A field that came later, for published settings, stands there only where it is
+    not as usual, so that older cells keep their keys.
+    """
+    values: dict[str, object] = settings.model_dump(mode="json")
+    if values[field] == usual:
+        del values[field]
     return values
 
 

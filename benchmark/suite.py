@@ -132,6 +132,7 @@ class DataSettings(Settings):
 
 class BackboneSettings(Settings):
     """A timm backbone. weights: `none`, `pretrained`, or the path of a local file; equal initial weights for all rows.
+    dilation: of the first convolution of a dilated stage, see `methods.backbone_family.BackboneConfig`.
 
     Images come in the data set's size. Vision transformers are built for it.
     """
@@ -143,6 +144,7 @@ class BackboneSettings(Settings):
     zero_init_last: bool = False
     drop_path: Fraction = 0.0
     dropout: Fraction = 0.0
+    dilation: Literal["timm", "deeplab"] = "timm"
 
 
 class HeadSettings(Settings):

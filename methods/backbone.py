@@ -260,6 +260,7 @@ def _build(config: BackboneConfig, *, device: str | None = None, pretrained: boo
     member.check(config)
     arguments = cast("dict[str, Any]", member.arguments(config))
     model = timm.create_model(config.name, pretrained=pretrained, device=device, **arguments)
+    member.adapt(model, config)
     if not pretrained:
         member.initialise(model, config)
     return model

@@ -46,6 +46,7 @@ class ResNets(Family):
     head_keys: ClassVar[tuple[str, ...]] = ("fc.",)
     output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     zero_init: ClassVar[bool] = True
+    own_dilation: ClassVar[bool] = True
     forms: ClassVar[Mapping[type[nn.Module], Form]] = {
         resnet.BasicBlock: Residual(
             parts=("conv1", "bn1", "drop_block", "act1", "aa", "conv2", "bn2", "se", "drop_path"),
@@ -68,6 +69,15 @@ class ResNets(Family):
         """Adds the output stride and the start of each block's last norm."""
         own = {"output_stride": config.output_stride, "zero_init_last": config.zero_init_last}
         return {**super().arguments(config), **own}
+
+    def adapt(self, model: nn.Module, config: BackboneConfig) -> None:
+        """`deeplab`: all 3x3 convolutions of a stage dilate alike. Source: models/deeplab_resnet.py of AdaShare."""
+        if config.dilation == "timm":
+            return
+        for block in children(model, "layer1", "layer2", "layer3", "layer4"):
+            wide = part(block, "conv1" if isinstance(block, resnet.BasicBlock) else "conv2")
+            assert isinstance(wide, nn.Conv2d)
+            wide.dilation = wide.padding = (cast(int, block.dilation),) * 2
 
     def _cut(self, model: nn.Module) -> Cut:
         stem = nn.Sequential(*(part(model, name) for name in ("conv1", "bn1", "act1", "maxpool")))

@@ -12,7 +12,7 @@ import abc
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import timm
 from torch import nn
@@ -23,6 +23,7 @@ from methods.backbone_forms import Form
 Layout = Literal["nchw", "nhwc", "tokens"]
 Pool = Literal["mean", "class_token", "prefix_mean"]
 Size = tuple[int, int]
+Dilation = Literal["timm", "deeplab"]
 
 NATIVE_STRIDE = 32  # the output stride at which every family is native; stages are cut at it
 OUTPUT_STRIDES = (8, 16, 32)
@@ -35,8 +36,10 @@ class BackboneConfig:
     name: timm architecture, with or without a pretrained tag. in_chans: channels of the input image.
     image_size, evaluation_size: (height, width) in pixels in training and in evaluation. Families with a position
         embedding need the first; where the second differs, they are built to take both (measurement 2).
-    output_stride: 8, 16 or 32; smaller ones dilate (adashare 2.2). zero_init_last: start the last norm of every
-        residual branch at zero, from scratch (timm's default on ResNets; off here, adashare T4).
+    output_stride: 8, 16 or 32; smaller ones dilate (adashare 2.2). dilation: `timm` gives the first convolution of a
+        dilated stage the dilation of the stage before, `deeplab` that of its own, as AdaShare's release does.
+    zero_init_last: start the last norm of every residual branch at zero, from scratch (timm's default on ResNets; off
+        here, adashare T4).
     drop_path: largest rate of stochastic depth. dropout: rate in front of a head's last layer.
     """
 
@@ -48,8 +51,11 @@ class BackboneConfig:
     zero_init_last: bool = False
     drop_path: float = 0.0
     dropout: float = 0.0
+    dilation: Dilation = "timm"
 
     def __post_init__(self) -> None:
+        if self.dilation not in get_args(Dilation):
+            raise unknown(f"dilation of {self.name}", self.dilation, get_args(Dilation))
         if self.in_chans < 1:
             raise UsageError(f"in_chans of {self.name} is {self.in_chans}; expected at least 1.")
         if self.output_stride not in OUTPUT_STRIDES:
@@ -68,10 +74,13 @@ class BackboneConfig:
         return tuple(dict.fromkeys(size for size in (self.image_size, self.evaluation_size) if size is not None))
 
     def to_json(self) -> dict[str, object]:
-        """All fields as JSON values."""
-        return {
+        """All fields as JSON values; dilation only where it is not timm's, so that stored graphs keep their hash."""
+        values = {
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
+        if self.dilation == "timm":
+            del values["dilation"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> BackboneConfig:
@@ -128,6 +137,7 @@ class Family(abc.ABC):
     output_strides: ClassVar[tuple[int, ...]] = (NATIVE_STRIDE,)
     fixed_size: ClassVar[bool] = False
     zero_init: ClassVar[bool] = False
+    own_dilation: ClassVar[bool] = False
 
     def names(self) -> list[str]:
         """Names of the members, from timm's registry; builds nothing."""
@@ -145,6 +155,8 @@ class Family(abc.ABC):
                 f"Backbone {config.name!r} has no output_stride {config.output_stride}; its family supports "
                 f"{', '.join(map(str, self.output_strides))}."
             )
+        if config.dilation != "timm" and not self.own_dilation:
+            raise UsageError(f"dilation is {config.dilation!r}; {config.name!r} has no stage that it could change.")
         if config.zero_init_last and not self.zero_init:
             raise UsageError(f"zero_init_last is set, but no norm of {config.name!r} can start at zero; leave it off.")
         if self.fixed_size and config.image_size is None:
@@ -153,6 +165,9 @@ class Family(abc.ABC):
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Keyword arguments for timm.create_model."""
         return {"num_classes": 0, "in_chans": config.in_chans, "drop_path_rate": config.drop_path}
+
+    def adapt(self, model: nn.Module, config: BackboneConfig) -> None:  # noqa: B027  (most families need nothing)
+        """Change what timm has no argument for in the structure of a model, whatever its weights."""
 
     def initialise(self, model: nn.Module, config: BackboneConfig) -> None:  # noqa: B027  (most families need nothing)
         """Change what timm has no argument for in the initial weights of a model that starts from scratch."""

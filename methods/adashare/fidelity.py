@@ -35,7 +35,8 @@ FIDELITY = Fidelity(
         Statement(
             "official code",
             "Paper and code may differ in how models are chosen (paper not checked): the code looks at "
-            "the test split (master) or at val (domainnet), for search and retraining. We choose on select only.",
+            "the test split (master) or at val (domainnet), for search and retraining. We choose on select; a suite's "
+            "selection.select_on: test re-enacts the code, red and unranked.",
         ),
         Statement(
             "official code",
@@ -75,7 +76,7 @@ FIDELITY = Fidelity(
         Statement(
             "default",
             "Any timm backbone whose blocks can be skipped; units that no task runs are pruned before "
-            "anything is counted; dilations are timm's, not the code's own.",
+            "anything is counted; dilations are timm's, the code's own with the backbone's dilation: deeplab.",
         ),
         Statement(
             "derived",

@@ -315,3 +315,33 @@ def test_other_evaluation_sizes_are_taken_only_where_asked_for() -> None:
 def test_an_operation_of_an_unknown_backbone_says_so() -> None:
     with pytest.raises(UnknownNameError, match="Unknown backbone"):
         build_module("backbone", {"backbone": {"name": "resnet_18"}, "part": "stem"})
+
+
+@pytest.mark.parametrize(("name", "conv"), [("resnet18", "conv1"), ("resnet34", "conv1"), ("resnet50", "conv2")])
+def test_deeplab_s_dilation_is_the_stage_s_own(name: str, conv: str) -> None:
+    """AdaShare 2.2: dilations 1, 1, 2, 4 of all 3x3 convolutions; timm's first ones have 1, 1, 1, 2. Sizes agree."""
+    found = {}
+    for dilation in ("timm", "deeplab"):
+        config = BackboneConfig(name, image_size=(64, 64), output_stride=8, dilation=dilation)
+        backbone = create_backbone(config, seed=0)
+        first = [getattr(backbone.blocks[stage[0]].module, conv).dilation[0] for stage in backbone.stages]
+        rest = [getattr(backbone.blocks[stage[-1]].module, conv).dilation[0] for stage in backbone.stages]
+        assert rest == [1, 1, 2, 4]
+        assert first == ([1, 1, 1, 2] if dilation == "timm" else [1, 1, 2, 4])
+        found[dilation] = backbone
+        x = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
+        assert backbone.forward_features(x).shape[-2:] == (9, 13)
+        last_stage = backbone.stages[-1][0]
+        operation = backbone.block_operation(last_stage)
+        again = build_module(operation.kind, operation.config)
+        assert getattr(again, conv).dilation == getattr(operation.module, conv).dilation
+    assert found["timm"].n_parameters() == found["deeplab"].n_parameters()
+    assert "dilation" not in found["timm"].config.to_json()
+    assert BackboneConfig.from_json(found["deeplab"].config.to_json()) == found["deeplab"].config
+
+
+def test_dilation_is_refused_where_there_is_none_to_choose() -> None:
+    with pytest.raises(UsageError, match="no stage that it could change"):
+        create_backbone(BackboneConfig("test_vit", image_size=(32, 32), dilation="deeplab"), seed=0)
+    with pytest.raises(UsageError, match=r"'deplab'.*deeplab"):
+        BackboneConfig("resnet18", dilation="deplab")  # type: ignore[arg-type]
