@@ -37,7 +37,7 @@ TYPES = ("mono", "poly")
 PROBABILITIES = (0.0, 1 / 3, 2 / 3, 1.0)
 TEST_SHARE, VAL_SHARE = 0.25, 0.10
 RUN = 60  # neighbouring files that `blocked` keeps together
-SPLITS: Mapping[str, Mapping[Split, int]] = {
+SPLITS: Mapping[str, Mapping[str, int]] = {
     "stratified": {"train": 1707, "val": 263, "test": 654},
     "blocked": {"train": 1616, "val": 300, "test": 708},
 }
@@ -176,7 +176,7 @@ class Elpv(FileLoader):
             protocol=protocol,
             domains="single",
             tasks=(_DEFECT[options.defect], _MODULE),
-            splits=dict(SPLITS[options.split]),
+            splits=SPLITS[options.split],
             native_size=(SIZE, SIZE),
             mean=(_MEAN, _MEAN, _MEAN),
             std=(_STD, _STD, _STD),
