@@ -34,9 +34,9 @@ class TaskSpec:
 
     channels: outputs of the head (classes for `class` and `semantic`). weight: lambda of the table, equal for all
     methods. unit: of the label, printed in column heads (`metre`, ...). positive_weight: share of the loss that
-    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. loss_divisor: of a `depth` loss,
-    in the label's unit, so that it is of the order of the others; metrics are not divided. frame: what the channels of
-    a `normals` label mean, see `NormalsFrame`.
+    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. loss_divisor: of the L1 loss of
+    a regression, in the label's unit, so that it is of the order of other losses; metrics are not divided. frame: what
+    the channels of a `normals` label mean, see `NormalsFrame`.
     """
 
     name: str

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datasets.contracts import TaskSpec
-from datasets.kinds.base import Kind, check_floating, mean_of_valid, single_prediction
+from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid, single_prediction
 from datasets.kinds.class_kind import IGNORE, ClassEvaluator
 from datasets.kinds.registry import register_kind
 from datasets.metrics import Evaluator
@@ -15,17 +15,12 @@ from datasets.protocols import STANDARD, ProtocolFlags
 
 
 @register_kind
-class AttributeKind(Kind):
+class AttributeKind(FloatingKind):
     """Predictions float [B, 1] (logits), labels float [B]."""
 
     name = "attribute"
     dense = False
-    ignore = "NaN"
     fill = None
-
-    def valid(self, target: Tensor) -> Tensor:
-        """Labels that are not NaN."""
-        return ~target.isnan()
 
     def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
         """0, 1 and NaN."""

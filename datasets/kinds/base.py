@@ -93,6 +93,16 @@ class Kind(abc.ABC):
             )
 
 
+class FloatingKind(Kind):
+    """A kind whose labels are floating point; NaN is ignored."""
+
+    ignore = "NaN"
+
+    def valid(self, target: Tensor) -> Tensor:
+        """Labels that are not NaN."""
+        return ~target.isnan()
+
+
 def resize_prediction(prediction: Tensor, size: tuple[int, int], flags: ProtocolFlags) -> Tensor:
     """float [B, C, h, w] -> float [B, C, *size]; bilinear with align_corners=False, or nearest under that flag."""
     if tuple(prediction.shape[-2:]) == size:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from datasets.contracts import TaskSpec
-from datasets.kinds.base import Kind, check_floating, dense_prediction, mean_of_valid
+from datasets.kinds.base import check_floating, dense_prediction
 from datasets.kinds.registry import register_kind
+from datasets.kinds.regression import RegressionKind
 from datasets.metrics import Evaluator, MetricResult, ratio, share
 from datasets.protocols import STANDARD, ProtocolFlags
 from datasets.transforms import Depth, InverseDepth
@@ -24,31 +25,21 @@ _DELTAS = ("delta_1_25", "delta_1_25_2", "delta_1_25_3")
 
 
 @register_kind
-class DepthKind(Kind):
+class DepthKind(RegressionKind):
     """Predictions float [B, 1, h, w], labels float [B, H, W]."""
 
     name = "depth"
     dense = True
-    ignore = "NaN"
     fill = math.nan
 
-    def valid(self, target: Tensor) -> Tensor:
-        """Labels that are not NaN."""
-        return ~target.isnan()
+    def fit(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
+        """[B, H, W]."""
+        return dense_prediction(prediction, target, 1, flags).squeeze(1)
 
     def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
         """NaN, and finite values > 0 (>= 0 for inverse depth and disparity)."""
         in_range = target >= 0 if task.unit in INVERSE_UNITS else target > 0
         return target.isnan() | (in_range & target.isfinite())
-
-    def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """Mean absolute difference over labelled pixels, divided by the task's `loss_divisor`."""
-        check_floating(target)
-        depth = dense_prediction(prediction, target, 1, flags).squeeze(1)
-        valid = self.valid(target)
-        # NaN labels are replaced first, so that no gradient depends on what a backward pass makes of 0 * NaN.
-        difference = mean_of_valid((depth - torch.where(valid, target, 0.0)).abs(), valid)
-        return difference if task.loss_divisor == 1 else difference / task.loss_divisor
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """abs_err, rel_err, rmse, delta_1_25, delta_1_25_2, delta_1_25_3."""
@@ -73,7 +64,7 @@ class DepthEvaluator(Evaluator):
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
         check_floating(label)
-        depth = dense_prediction(prediction, label, 1, self.flags).squeeze(1).double()
+        depth = self.kind.fit(prediction, label, self.task, self.flags).double()
         legal = self.kind.legal(label, self.task)
         valid = self.kind.valid(label) & legal
         label = torch.where(valid, label, 1.0).double()

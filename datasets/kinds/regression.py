@@ -1,7 +1,9 @@
-"""Errors of regressions, for the kinds `dense` and `scalar`: over finite labels, in the units of the labels."""
+"""What the kinds that predict numbers have in common: an L1 loss (our choice), and errors over finite labels."""
 
 from __future__ import annotations
 
+import abc
+import functools
 import math
 from collections.abc import Callable
 
@@ -9,8 +11,33 @@ import torch
 from torch import Tensor
 
 from datasets.contracts import TaskSpec
-from datasets.kinds.base import check_floating
+from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid
 from datasets.metrics import Evaluator, MetricResult, ratio
+from datasets.protocols import STANDARD, ProtocolFlags
+
+
+class RegressionKind(FloatingKind):
+    """Labels are finite numbers in the unit of the task."""
+
+    @abc.abstractmethod
+    def fit(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
+        """The prediction in the shape of the target, float32 or wider. Raises ValueError where shapes do not fit."""
+
+    def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
+        """NaN and finite numbers."""
+        return ~target.isinf()
+
+    def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
+        """Mean absolute difference over labelled numbers, divided by the task's `loss_divisor`."""
+        check_floating(target)
+        values, valid = self.fit(prediction, target, task, flags), self.valid(target)
+        # NaN labels are replaced first, so that no gradient depends on what a backward pass makes of 0 * NaN.
+        difference = mean_of_valid((values - torch.where(valid, target, 0.0)).abs(), valid)
+        return difference if task.loss_divisor == 1 else difference / task.loss_divisor
+
+    def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
+        """abs_err, mse, rmse."""
+        return RegressionEvaluator(task, functools.partial(self.fit, task=task, flags=flags))
 
 
 class RegressionEvaluator(Evaluator):

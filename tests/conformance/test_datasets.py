@@ -48,6 +48,7 @@ SPLITS = ("train", "val", "test")
 Form = tuple[str, "str | None"]
 FORMS: list[Form] = [(name, layout) for name in NAMES for layout in get_dataset(name).layouts or (None,)]
 FORM_IDS = ["-".join(filter(None, form)) for form in FORMS]
+ON_DISK = [pytest.param(form, id=label) for form, label in zip(FORMS, FORM_IDS, strict=True) if form[1] is not None]
 CASES = [
     pytest.param(form, split, id=f"{label}-{split}")
     for form, label in zip(FORMS, FORM_IDS, strict=True)
@@ -376,6 +377,19 @@ def test_missing_files_are_described(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         registry.load("on_disk", None, "train", layout="npy")
     with pytest.raises(DatasetMissingError):  # what is given goes before the variable
         registry.load("on_disk", tmp_path / "elsewhere", "train")
+
+
+@pytest.mark.parametrize("form", ON_DISK)
+def test_who_lacks_a_layout_is_told_how_to_get_it(form: Form, tmp_path: pathlib.Path) -> None:
+    name, layout = form
+    (tmp_path / name).mkdir()
+    with pytest.raises(DatasetMissingError) as caught:
+        registry.load(name, tmp_path, "train", layout=layout)
+    spec, expected = full_spec(form), get_dataset(name).layouts[str(layout)]
+    first = expected.marks[0].replace("|", " or ")
+    for part in (str(tmp_path / name), f"no {first}", expected.tree, expected.size, spec.home, spec.licence):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("_registry")

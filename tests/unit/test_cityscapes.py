@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmark.planning import plan
+from benchmark.suite import read_suite
 from datasets import registry
 from datasets.cityscapes_files import decode_disparity
 from datasets.cityscapes_labels import class_table
@@ -399,6 +401,20 @@ def test_a_bad_file_among_many_is_named_before_training(
     with pytest.raises(FileError, match=f"{path.name}.*: {message}"):
         read(folder.parent, "train").check()
     read(folder.parent).check()  # the other split is left alone
+
+
+def test_a_truncated_array_ends_the_plan(copied: functools.partial[Path], tmp_path: Path) -> None:
+    """Before the first step, and not after hours at the sample that is broken."""
+    folder = copied("mtan_npy")
+    path = folder / "train" / "depth" / "42.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+    suite = tmp_path / "streets.yaml"
+    suite.write_text(
+        "name: streets\ndata: [{dataset: cityscapes, protocol: mtan, options: {profile: twin}}]\n"
+        "backbones: [test_resnet]\nmethods: [hard_sharing]\nrecipe: {batch_size: 2}\n"
+    )
+    with pytest.raises(FileError, match=r"train/depth/42\.npy \(sample train/42\): depth file: .*truncated: \d+ bytes"):
+        plan(read_suite(suite), folder.parent)
 
 
 def test_a_split_without_any_disparity_is_refused(copied: functools.partial[Path]) -> None:

@@ -163,6 +163,18 @@ def test_a_twin_is_the_cell_it_shows(twin: Path, defect: str, kind: str, expecte
                 assert int(label) == expected[number % 4]
 
 
+@pytest.mark.parametrize("size", [150, 100, 75])
+def test_a_reduced_image_is_the_mean_of_squares(twin: Path, size: int) -> None:
+    whole, reduced = (
+        registry.load("elpv", None, "test", options={**TWIN, "size": pixels}).inputs["image"] for pixels in (300, size)
+    )
+    assert reduced.ids == whole.ids
+    assert dataset_spec("elpv", options={"size": size}).native_size == (size, size)
+    means = torch.nn.functional.avg_pool2d(whole[0]["image"].as_subclass(Tensor), 300 // size)
+    assert reduced[0]["image"].shape == means.shape
+    assert (reduced[0]["image"] - means).abs().max() <= 0.5 / 255 + 1e-6  # rounded to whole grey levels
+
+
 def test_the_caveat_is_told_with_the_plan_and_in_the_spec(twin: Path, tmp_path: Path) -> None:
     suite = tmp_path / "cells.yaml"
     suite.write_text(
