@@ -405,6 +405,10 @@ def test_parameters_are_validated() -> None:
         method_params(get_method("branched"), "branched", {"granularty": "block"})
     with pytest.raises(UsageError, match=r"Parameter branched\.budget"):
         method_params(get_method("branched"), "branched", {"budget": 0.5})
+    with pytest.raises(UsageError, match=r"valid number .*For a row of each value: sweep: \{budget: \[\.\.\.\]\}"):
+        method_params(get_method("branched"), "branched", {"budget": [1.0, 1.5]})
+    with pytest.raises(UsageError, match=r"branched\.n_probe: .*\(given: 'x'\)\.$"):
+        method_params(get_method("branched"), "branched", {"n_probe": "x"})
     assert isinstance(BranchedParams(budget=2).budget, int)
     assert isinstance(BranchedParams(budget=2.0).budget, float)
     assert BranchedParams(variant="third_party_b").semantics == "next_segment"
