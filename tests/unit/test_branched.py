@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,20 +15,22 @@ from benchmark.planning import method_params
 from datasets.contracts import Batch
 from datasets.errors import UsageError
 from methods.backbone import BackboneConfig, create_backbone
+from methods.branched import tree_method
 from methods.branched.bmtas import Bmtas, BmtasParams
 from methods.branched.branched import Branched, BranchedParams
 from methods.branched.learning_to_branch import LearningToBranch, LearningToBranchParams
-from methods.branched.network import _groups_by_users, initial_copies, tree_graph
+from methods.branched.network import _groups_by_users, fit_tree, initial_copies, tree_graph
 from methods.branched.pictures import chosen_names, tree_picture
 from methods.branched.random_tree import RandomTree, RandomTreeParams
 from methods.branched.schedule import Schedule
 from methods.branched.segments import segments_of
 from methods.branched.trees import apart, read_tree, together
-from methods.contracts import Budget, Method, Role
+from methods.contracts import Budget, Method, Role, SingleTask
 from methods.cost import compute, size
 from methods.hard_sharing import HardSharing, HardSharingParams
-from methods.plain import task_losses
+from methods.plain import plain_graph, task_losses
 from methods.registry import get_method
+from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
@@ -92,22 +95,56 @@ def test_copies_start_equal_to_the_initial_weights_and_part_in_training(tmp_path
     assert not torch.equal(one.module.bn1.running_mean, other.module.bn1.running_mean)
 
 
+@pytest.mark.parametrize(("method", "params"), METHODS, ids=lambda value: value.__name__)
+def test_chosen_trees_start_from_the_initial_weights_too(
+    method: type[Method], params: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T22: whatever was trained before the tree was chosen."""
+    monkeypatch.setattr(tree_method, "fit_tree", lambda *args: None)
+    trainer = toy_trainer(tmp_path, steps=3)
+    graph = method(params()).run(trainer)
+    backbone = trainer.backbone()
+    initial = {
+        key: value for index, block in enumerate(backbone.blocks) for key, value in _state(index, block.module).items()
+    }
+    n_blocks = 0
+    for node in graph.nodes.values():
+        if node.operation.config.get("part") == "block":
+            found = _state(node.operation.config["index"], node.module)
+            assert all(torch.equal(value, initial[key]) for key, value in found.items())
+            n_blocks += 1
+    assert n_blocks >= len(backbone.blocks)
+    for task in trainer.data.task_names:
+        head = graph.nodes[graph.outputs[task].name].module
+        assert torch.equal(head.linear.weight, trainer.head(task).module.linear.weight)
+
+
+def _state(index: int, module: nn.Module) -> dict[tuple[int, str], torch.Tensor]:
+    return {(index, name): value for name, value in module.state_dict().items()}
+
+
 def test_shared_parts_get_the_sum_of_weighted_gradients(tmp_path: Path) -> None:
-    trainer = toy_trainer(tmp_path)
+    """T24: of the step that the final training makes. lambda is 1 for a and 1/2 for b."""
+    rate = 0.1
+    recipe = {
+        "optimizer": {"name": "sgd", "lr": rate, "momentum": 0.0, "weight_decay": 0.0},
+        "schedule": {"name": "constant", "warmup": 0.0},
+        "clip_norm": None,
+    }
+    trainer = toy_trainer(tmp_path, steps=1, recipe=recipe)
     graph = graph_of(trainer, LATE)
-    network = graph.network().eval()  # statistics of eval, so that each backward sees the same function
-    losses = task_losses(trainer.data, network)
-    batch = next(iter(trainer.batches(Role.FIT, 16)))
-    shared = [
-        p for node in graph.nodes.values() if node.operation.config.get("index") == 0 for p in node.module.parameters()
-    ]
-
-    def gradient(weights: dict[str, float]) -> list[torch.Tensor]:
-        total = sum(weight * losses(batch, (task,))[task] for task, weight in weights.items())
-        return list(torch.autograd.grad(total, shared))
-
-    for both, a, b in zip(gradient({"a": 1, "b": 0.5}), gradient({"a": 1}), gradient({"b": 1}), strict=True):
-        torch.testing.assert_close(both, a + 0.5 * b, rtol=1e-5, atol=1e-6)
+    copy = TaskGraph.from_json(graph.to_json(), graph.tensors())
+    batch = next(iter(trainer.context.loaders[Role.FIT_ARCH].training(("a", "b"), 0, 1, "data-order")))
+    losses = task_losses(trainer.data, copy.network().train())
+    before = [p.requires_grad_() for p in copy.parameters()]
+    gradients = {task: torch.autograd.grad(losses(batch, (task,))[task], before, allow_unused=True) for task in "ab"}
+    fit_tree(trainer, graph)
+    n_shared = 0
+    for p, after, a, b in zip(before, graph.parameters(), gradients["a"], gradients["b"], strict=True):
+        n_shared += a is not None and b is not None
+        total = (0 if a is None else a) + 0.5 * (0 if b is None else b)
+        torch.testing.assert_close(p.detach() - after.detach(), rate * total, rtol=1e-4, atol=1e-6)
+    assert 0 < n_shared < len(before)
 
 
 def test_rates_are_divided_by_the_number_of_tasks_that_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +191,22 @@ def test_branched_charges_its_networks_and_says_what_it_found(tmp_path: Path) ->
     assert list(xs) == sorted(xs)
     assert list(ys) == sorted(ys, reverse=True)
     assert curve.marks[0][0] == pytest.approx(facts["attained"])
+
+
+@pytest.mark.parametrize("domains", ["single", "multi"])
+def test_networks_that_are_equal_have_affinity_one(
+    domains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5, T7: every network sees the same images in the same order."""
+    trainer = toy_trainer(tmp_path, steps=1, domains=domains)
+
+    def untrained(task: str) -> SingleTask:
+        return SingleTask(plain_graph(trainer.data, [task], trainer.backbone(), trainer.head), ())
+
+    monkeypatch.setattr(trainer, "single_task", untrained)
+    Branched(BranchedParams(n_probe=20)).run(trainer)
+    np.testing.assert_allclose(trainer.artifacts["affinity"], 1, atol=1e-12)
+    assert trainer.artifacts["tree"].tolist() == [[0, 0]] * 4
 
 
 def test_probes_of_select_and_small_splits_are_said(tmp_path: Path) -> None:
@@ -352,6 +405,10 @@ def test_parameters_are_validated() -> None:
         method_params(get_method("branched"), "branched", {"granularty": "block"})
     with pytest.raises(UsageError, match=r"Parameter branched\.budget"):
         method_params(get_method("branched"), "branched", {"budget": 0.5})
+    with pytest.raises(UsageError, match=r"valid number .*For a row of each value: sweep: \{budget: \[\.\.\.\]\}"):
+        method_params(get_method("branched"), "branched", {"budget": [1.0, 1.5]})
+    with pytest.raises(UsageError, match=r"branched\.n_probe: .*\(given: 'x'\)\.$"):
+        method_params(get_method("branched"), "branched", {"n_probe": "x"})
     assert isinstance(BranchedParams(budget=2).budget, int)
     assert isinstance(BranchedParams(budget=2.0).budget, float)
     assert BranchedParams(variant="third_party_b").semantics == "next_segment"

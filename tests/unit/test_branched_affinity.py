@@ -83,7 +83,8 @@ def test_affinities_equal_scipys_and_are_symmetric(seed: int) -> None:
 
 
 def test_scaling_an_image_and_permuting_all_features_change_nothing() -> None:
-    scale, shift = torch.tensor([[2.0], [0.5], [3.0], [1.5]]), torch.tensor([[1.0], [-4.0], [0.0], [7.0]])
+    # Factors that would change the ranks of products that are not normalised.
+    scale, shift = torch.tensor([[2.0], [10.0], [0.5], [1.5]]), torch.tensor([[1.0], [-4.0], [0.0], [7.0]])
     columns = [3, 1, 0, 2]
     assert of(A * scale + shift, B) == pytest.approx(EXPECTED, abs=1e-12)
     assert of(A[:, columns], B[:, columns]) == pytest.approx(EXPECTED, abs=1e-12)

@@ -131,6 +131,7 @@ def test_published_implies_what_the_code_does_and_single_values_override_it() ->
         ({"recipe": "published", "published": {"epochs": 2}}, "Extra inputs"),
         ({"variant": "paper_readme"}, r"searches with SGD, whose rate no source gives; set .*published\.lr_weights"),
         ({"variant": "paper_readme", "recipe": "published"}, "whose rate no source gives"),
+        ({"variant": "paper_readme", "recipe": "published", "published": {"search_epochs": 9}}, "whose rate no source"),
         ({"variant": "paper_readme", "published": {"lr_weights": 0.1}}, "under recipe: published only"),
     ],
 )

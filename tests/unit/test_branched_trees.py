@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from datasets.errors import UsageError
 from methods.backbone import BackboneConfig, create_backbone
+from methods.branched import selection
 from methods.branched.counting import TreeCounter
 from methods.branched.segments import segments_of, size_budget
 from methods.branched.selection import (
@@ -275,7 +276,22 @@ def test_levels_of_mixed_copies_are_summed(sizes: tuple[int, ...], expected: int
     assert segments.size(tuple(((0,),) * n for n in copies)) == expected
 
 
-def test_spectral_clustering_never_sees_negatives_and_finds_blocks() -> None:
+def test_spectral_clustering_never_sees_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    def watched(similarity: np.ndarray, seed: int) -> list[np.ndarray]:
+        seen.append(similarity)
+        return spectral_groups(similarity, seed)
+
+    monkeypatch.setattr(selection, "spectral_groups", watched)
+    a = symmetric(np.random.default_rng(6), 3, 5)
+    beam_front(affinity_problem(a, (1, 1, 1), 0), a, 12, Beam())
+    assert len(seen) > 3
+    assert min(float(w.min()) for w in seen) == 0.0  # clipped, where affinities are negative
+    assert max(float(w.max()) for w in seen) == 1.0
+
+
+def test_spectral_clustering_finds_blocks() -> None:
     block = np.full((4, 4), 0.1)
     block[:2, :2] = block[2:, 2:] = 0.9
     groups = spectral_groups(block, 0)

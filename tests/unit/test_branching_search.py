@@ -212,6 +212,7 @@ def test_compute_is_counted_at_the_table_size_and_scaled() -> None:
     assert twice == pytest.approx([4 * value for value in once], rel=1e-12)
     assert once == pytest.approx(costs(resource_norm="gflops"), rel=1e-12)
     assert costs(resource_norm="gflops", search_scale=0.5) == once
+    assert once == pytest.approx([2 * macs / 1e9 for macs in segments.macs], rel=1e-12)
     assert sum(costs()) == pytest.approx(4.7605)
     assert costs(lut_size=(64, 64)) == pytest.approx(costs(), rel=1e-12)
     tokens = create_backbone(BackboneConfig("test_vit", image_size=(32, 32)), seed=0)
@@ -294,10 +295,15 @@ class Watch:
         self.phases: list[tuple] = []
         begin, step = StageRun.begin_phase, StageRun.step
 
+        norm, stem = network.layers[0][0][0].bn1, network.stems["image"][1]
+
+        def statistics() -> list[torch.Tensor]:
+            return [value.clone() for value in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]
+
         def begin_phase(run: StageRun, cycle: int, fresh: bool) -> None:
+            self.entering.append(statistics())
             begin(run, cycle, fresh)
-            norm, stem = network.layers[0][0][0].bn1, network.stems["image"][1]
-            state = [value.clone() for value in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]
+            state = statistics()
             chosen = [p.detach().clone() for p in network.choices()]
             self.phases.append((run.stage.name, cycle, network.warm, state, stem.running_mean.clone(), chosen, run))
 
@@ -310,6 +316,7 @@ class Watch:
             return made
 
         self.first: list[tuple] = []
+        self.entering: list[list[torch.Tensor]] = []  # of each phase, before it resets anything
         monkeypatch.setattr(StageRun, "begin_phase", begin_phase)
         monkeypatch.setattr(StageRun, "step", watched_step)
         search.run(trainer)
@@ -327,10 +334,12 @@ def test_statistics_optimizers_and_alpha_through_the_phases(tmp_path: Path, monk
     assert names.count("architecture") == plan.arch_steps == 4
     moved = [bool(sum(float(p.abs().sum()) for p in chosen)) for *_, chosen, _ in watch.phases]
     assert moved.index(True) == names.index("architecture") + 1  # bit-identical until after the first pass
-    for (name, _, warm, state, stem, _, _), (_, _, _, after, stem_after, _, _) in itertools.pairwise(watch.phases):
+    for number, (one, other) in enumerate(itertools.pairwise(watch.phases), start=1):
+        (name, _, warm, state, stem, _, _), (_, _, _, after, stem_after, _, _) = one, other
         if name == "architecture":
             assert not torch.equal(stem, stem_after)
             # Unchanged by the architecture pass, then reset for the weight pass.
+            assert all(torch.equal(kept, left) for kept, left in zip(state, watch.entering[number], strict=True))
             assert [float(v.abs().sum()) for v in after] == [0, len(after[1]), 0]
         elif not warm:
             assert [float(v.abs().sum()) for v in state] == [0, len(state[1]), 0]
@@ -424,8 +433,8 @@ def test_what_a_step_does_not_use_is_stepped_only_where_asked(unused: str, moves
 def test_a_nested_supernet_is_the_tree_that_is_built(tmp_path: Path) -> None:
     trainer, network = supernet(tmp_path, batch_norm="shared", n=3)
     with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+        for number, p in enumerate(network.parameters()):  # copies differ, or any of them would do
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
         network.alpha.zero_()
         rows = [[1, 1, 1], [0, 0, 0], [2, 2, 0], [0, 1, 2]]
         for number, row in enumerate(rows):
