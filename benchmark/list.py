@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from benchmark import boards
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
@@ -31,13 +32,16 @@ def describe(name: str | None) -> str:
         (dataset_names(), _dataset),
         (suite_names(), _suite),
         (supported_backbones(), _backbone),
+        (boards.board_names(), lambda board: boards.describe(boards.read_board(board))),
     ]
-    for names, describer in kinds:
-        if name in names:
-            return "\n".join(describer(name))
+    found = [line for names, describer in kinds if name in names for line in describer(name)]
+    if found:  # a suite of published settings and its board have one name
+        return "\n".join(found)
     if name == "backbones":
         return "\n".join(supported_backbones())
-    raise unknown("name", name, [*(known for names, _ in kinds for known in names), "backbones"])
+    if name == "boards":
+        return "\n".join(boards.overview())
+    raise unknown("name", name, [*(known for names, _ in kinds for known in names), "backbones", "boards"])
 
 
 def _overview() -> Iterator[str]:
@@ -56,6 +60,7 @@ def _overview() -> Iterator[str]:
     for name in suite_names():
         yield f"  {name:<20} {_first_line(read_suite(find_suite(name)).description)}"
     yield f"Backbones: {len(supported_backbones())} timm models; `list backbones` names them"
+    yield f"Published tables: {len(boards.board_names())}; `list boards` names them"
 
 
 def _first_line(text: str | None) -> str:
@@ -123,7 +128,9 @@ def _backbone(name: str) -> Iterator[str]:
 
 @app.command()
 def show(
-    name: Annotated[str | None, typer.Argument(help="A method, data set, suite or backbone; or `backbones`.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method, data set, suite, backbone, board; `backbones`, `boards`.")
+    ] = None,
 ) -> None:
     """List what there is, or describe one thing."""
     try:
