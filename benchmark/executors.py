@@ -6,6 +6,7 @@ starts. torch is only imported in the workers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from benchmark.cell import RunSettings
@@ -46,8 +47,32 @@ class Event:
     seconds: float = 0.0
 
 
+class _Orphaned(BaseException):
+    """The run is gone: its worker ends as if it had been killed too, and leaves no record of a failure."""
+
+
+def _send(connection: Connection, message: tuple[object, ...]) -> None:
+    try:
+        connection.send(message)
+    except (BrokenPipeError, ConnectionResetError):
+        raise _Orphaned from None
+
+
 def _work(connection: Connection, settings: RunSettings) -> None:
-    """Body of a worker: receive (number, cell), run it, report; None ends."""
+    """Body of a worker: what `_serve` does, until the run is gone."""
+    with contextlib.suppress(_Orphaned):
+        _serve(connection, settings)
+
+
+def _receive(connection: Connection) -> tuple[int, PlannedCell] | None:
+    try:
+        return cast("tuple[int, PlannedCell] | None", connection.recv())
+    except (EOFError, ConnectionResetError):
+        raise _Orphaned from None
+
+
+def _serve(connection: Connection, settings: RunSettings) -> None:
+    """Receive (number, cell), run it, report; None ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     from benchmark.cell import configure_process, run_cell
     from benchmark.plugins import load_plugins
@@ -56,7 +81,7 @@ def _work(connection: Connection, settings: RunSettings) -> None:
 
     configure_process(settings.threads)
     load_plugins(settings.plugins)
-    while (job := connection.recv()) is not None:
+    while (job := _receive(connection)) is not None:
         number, planned = job
         started = time.monotonic()
         status, message = "failed", ""
@@ -65,11 +90,11 @@ def _work(connection: Connection, settings: RunSettings) -> None:
             status, message = record.status, record.error["message"] if record.error else ""
         except (StorageError, UsageError) as error:
             message = str(error)
-        connection.send(("finished", number, status, message, time.monotonic() - started))
+        _send(connection, ("finished", number, status, message, time.monotonic() - started))
 
 
 def _send_progress(connection: Connection, number: int, progress: Progress) -> None:
-    connection.send(("progress", number, progress.stage, progress.done, progress.steps))
+    _send(connection, ("progress", number, progress.stage, progress.done, progress.steps))
 
 
 @dataclasses.dataclass

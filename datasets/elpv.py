@@ -24,7 +24,7 @@ import torch
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, MultiTaskDataset, Split, TaskSpec
 from datasets.errors import DatasetMissingError, ProtocolError
 from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Array, FileError, expect, read_bytes, read_image
+from datasets.files import Array, FileError, expect, read_bytes, read_image, reduced
 from datasets.registry import DatasetOptions, register_dataset
 from datasets.sources import Fault, Field, Source, field_of_files, scale_uint8
 
@@ -247,7 +247,4 @@ def _source(folder: Path, cells: Sequence[Cell], units: Sequence[str], options: 
 
 def _read(path: Path, size: int) -> Array:
     """uint8 [size, size]. Raises FileError."""
-    image = expect(read_image(path), (SIZE, SIZE), ["uint8"], path)
-    by = SIZE // size
-    sums = image.reshape(size, by, size, by).sum(axis=(1, 3), dtype=np.uint32)
-    return ((2 * sums + by * by) // (2 * by * by)).astype(np.uint8)  # means, halves up; Pillow's are a grey level off
+    return reduced(expect(read_image(path), (SIZE, SIZE), ["uint8"], path), size)

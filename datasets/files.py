@@ -78,6 +78,17 @@ def expect(array: Array, shape: tuple[int, ...], dtypes: Iterable[str], path: ob
     return array
 
 
+def reduced(image: Array, size: int) -> Array:
+    """uint8 [size, size] of a square uint8 image whose side is a multiple of it: means of squares, halves up.
+
+    Exact in integers, which Pillow's reduction is not.
+    """
+    by = len(image) // size
+    sums = image.reshape(size, by, size, by).sum(axis=(1, 3), dtype=np.uint32)
+    means: Array = ((2 * sums + by * by) // (2 * by * by)).astype(np.uint8)
+    return means
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 

@@ -20,7 +20,7 @@ import torch
 from datasets.contracts import DatasetSpec, Split, TaskSpec, Tier
 from datasets.errors import ProtocolError, unknown
 from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Archive, Array, FileError, expect, image_array, read_bytes
+from datasets.files import Archive, Array, FileError, expect, image_array, read_bytes, reduced
 from datasets.omniglot_alphabets import BACKGROUND, EVALUATION, SMALL
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 from datasets.sources import Fault, Field, Source, scale_uint8
@@ -40,9 +40,13 @@ _MEAN, _STD = 0.081, 0.273  # measured on the train split of the small sets, all
 
 
 class OmniglotOptions(FileOptions):
-    """split: `drawer` keeps all that a person drew in an alphabet on one side; `per_character` draws anew for each."""
+    """split: `drawer` keeps all that a person drew in an alphabet on one side; `per_character` draws anew for each.
+
+    size: of the images in pixels, as they are (105) or reduced by averaging squares of them.
+    """
 
     split: Literal["drawer", "per_character"] = "drawer"
+    size: Literal[105, 35, 21, 15] = 105
 
 
 def task_name(alphabet: str) -> str:
@@ -82,9 +86,10 @@ class _Drawing:
 @dataclasses.dataclass(frozen=True)
 class _Pictures:
     drawings: Sequence[_Drawing]
+    size: int
 
     def __call__(self, index: int) -> Array:
-        return self.drawings[index].read()
+        return reduced(self.drawings[index].read(), self.size)
 
 
 def _path(container: Archive | Path) -> Path:
@@ -134,7 +139,7 @@ def _source(
         ids=[drawing.id for drawing in chosen],
         # What one hand drew stays on one side of every further cut.
         units=[f"{alphabet}/{'' if whole else drawing.character + '/'}{drawing.drawer:02d}" for drawing in chosen],
-        image=Field(_Pictures(chosen), scale_uint8, where),
+        image=Field(_Pictures(chosen, options.size), scale_uint8, where),
         targets={task_name(alphabet): Field(ranks.__getitem__, torch.tensor, where)},
         faults=faults,
         in_memory=True,
@@ -189,12 +194,12 @@ class Omniglot(FileLoader):
         return DatasetSpec(
             name="omniglot",
             layout=layout,
-            version=f"{VERSION}+{options.split}",
+            version=f"{VERSION}+{options.split}" + ("" if options.size == SIZE else f"+{options.size}"),
             protocol=protocol,
             domains="multi",
             tasks=tuple(TaskSpec(task_name(name), "class", n, ("accuracy",)) for name, n in alphabets.items()),
             splits={split: sum(by_task.values()) for split, by_task in counts.items()},
-            native_size=(SIZE, SIZE),
+            native_size=(options.size, options.size),
             mean=(_MEAN, _MEAN, _MEAN),
             std=(_STD, _STD, _STD),
             licence="MIT",

@@ -189,3 +189,19 @@ def test_missing_drawers_and_missing_layouts_are_named(tmp_path: Path) -> None:
     ):
         assert part in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("size", [35, 21, 15])
+def test_smaller_images_are_means_of_squares(size: int, tmp_path: Path) -> None:
+    root = write_twin(tmp_path, "omniglot", "small_zips")
+    full, small = (
+        registry.load("omniglot", root, "train", options={"profile": "twin", **option}).inputs["greek"]
+        for option in ({}, {"size": size})
+    )
+    by = 105 // size
+    expected = torch.nn.functional.avg_pool2d(full[3]["image"].as_subclass(torch.Tensor)[None] * 255, by)[0]
+    found = small[3]["image"].as_subclass(torch.Tensor) * 255
+    assert found.shape == (3, size, size)
+    assert (found - expected).abs().max() <= 0.5 + 1e-3
+    assert dataset_spec("omniglot", options={"size": size}).native_size == (size, size)
+    assert dataset_spec("omniglot", options={"size": size}).version != dataset_spec("omniglot").version

@@ -169,3 +169,28 @@ def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, tmp_path: P
     assert statuses[0][0] == "failed"
     assert "signal 9" in statuses[0][1]
     assert statuses[1] == ("done", "")
+
+
+def test_a_worker_whose_run_is_gone_ends_without_a_word_and_without_a_record(
+    suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As after a kill: nothing is printed, and no failure is recorded that was none."""
+    import multiprocessing
+
+    from benchmark.cell import RunSettings
+    from benchmark.executors import _work
+    from benchmark.planning import plan
+    from benchmark.store import Store
+
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_work, args=(theirs, RunSettings(tmp_path / "out")))
+    worker.start()
+    theirs.close()
+    ours.send((0, plan(select(str(suite), methods="hard_sharing"))[0]))
+    ours.close()
+    worker.join(120)
+    assert worker.exitcode == 0
+    assert not list((tmp_path / "out" / "records").rglob("*.json"))
+    assert not Store(tmp_path / "out").load_all()
+    assert capfd.readouterr().err == ""
