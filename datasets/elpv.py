@@ -64,7 +64,7 @@ class ElpvOptions(FileOptions):
 
     defect: Literal["binary", "ordinal4", "regression"] = "binary"
     split: Literal["stratified", "blocked"] = "stratified"
-    size: Literal[300, 150, 100, 75] = SIZE
+    size: Literal[300, 150, 100, 75] = 300
 
 
 class Cell(NamedTuple):
