@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datasets.files import FileError
+from datasets.files import FileError, read_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -86,11 +86,18 @@ def fingerprint(path: Path) -> bytes:
 
 
 def files_hash(paths: list[Path], whole: list[Path], folder: Path) -> str:
-    """sha256 (hex) over names (below folder), sizes and fingerprints of `paths`, and all bytes of `whole`."""
+    """sha256 (hex) over names (below folder), sizes and fingerprints of `paths`, and all bytes of `whole`.
+
+    Raises FileError for a file that cannot be read.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(folder).as_posix()}\t{path.stat().st_size}\n".encode())
-        digest.update(hashlib.sha256(fingerprint(path)).digest())
+        try:
+            size, block = path.stat().st_size, fingerprint(path)
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        digest.update(f"{path.relative_to(folder).as_posix()}\t{size}\n".encode())
+        digest.update(hashlib.sha256(block).digest())
     for path in whole:
-        digest.update(path.read_bytes())
+        digest.update(read_bytes(path))
     return digest.hexdigest()

@@ -74,6 +74,8 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(FileError, match=r"a\.png: Permission denied\."):
         picture_shape(path)
+    with pytest.raises(FileError, match=r"a\.png: cannot be read \(Permission denied\)"):
+        files_hash([path], [], tmp_path)
 
 
 def test_small_files_are_hashed_whole_and_large_ones_in_blocks(tmp_path: Path) -> None:
