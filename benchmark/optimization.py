@@ -77,7 +77,8 @@ class StageOptimizers:
                 raise ValueError("Architecture parameters need an optimizer of their own; no recipe covers them.")
             else:
                 rate = settings.lr if group.name == "backbone" else settings.head_lr or settings.lr
-                scheduled.append({"params": fresh, "lr": rate * group.rate_factor})
+                decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+                scheduled.append({"params": fresh, "lr": rate * group.rate_factor, "weight_decay": decay})
                 self.recipe_parameters.extend(fresh)
         if (
             extra
@@ -92,9 +93,11 @@ class StageOptimizers:
     def set_rates(self, step: int, steps: int) -> None:
         """Apply the recipe's schedule for this step of the stage, and what own optimizers prescribe."""
         for spec, optimizer in self._own:
-            if spec.decay_every is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = spec.lr * spec.decay ** (step // spec.decay_every)
+            factor = 1.0 if spec.decay_every is None else spec.decay ** (step // spec.decay_every)
+            if spec.schedule != "constant":
+                factor *= schedule_factor(ScheduleSettings(name=spec.schedule, warmup=0, power=spec.power), step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = spec.lr * factor
         if self._rates:
             factor = schedule_factor(self.recipe.schedule, step, steps)
             for group, rate in zip(self._optimizers[0].param_groups, self._rates, strict=True):

@@ -76,7 +76,8 @@ class OptimizerSpec:
     """An optimizer that a method's paper prescribes for a group of parameters, in place of the recipe's.
 
     `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. The rate is constant, or
-    multiplied by `decay` every `decay_every` steps of the stage.
+    multiplied by `decay` every `decay_every` steps of the stage, or falls to 0 over the stage by `schedule` (`poly`:
+    (1 - step / steps) ** power).
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -86,6 +87,8 @@ class OptimizerSpec:
     betas: tuple[float, float] = (0.9, 0.999)
     decay_every: int | None = None
     decay: float = 1.0
+    schedule: Literal["constant", "cosine", "poly"] = "constant"
+    power: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +96,14 @@ class ParameterGroup:
     """Parameters that a stage trains. `added` and `heads` use the heads' learning rate of the recipe (measurement 4g).
 
     optimizer: None takes the recipe's optimizer and schedule; else its own, with its own rate.
-    rate_factor: on the recipe's learning rate.
+    rate_factor: on the recipe's learning rate. weight_decay: in place of the recipe's, None takes that.
     """
 
     name: Literal["backbone", "added", "heads", "arch"]
     parameters: Sequence[nn.Parameter]
     optimizer: OptimizerSpec | None = None
     rate_factor: float = 1.0
+    weight_decay: float | None = None
 
 
 Purpose = Literal["search", "final"]
