@@ -85,7 +85,8 @@ class StageOptimizers:
                 raise ValueError("Architecture parameters need an optimizer of their own; no recipe covers them.")
             else:
                 rate = settings.lr if group.name == "backbone" else settings.head_lr or settings.lr
-                scheduled.append({"params": fresh, "lr": rate * group.rate_factor})
+                decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+                scheduled.append({"params": fresh, "lr": rate * group.rate_factor, "weight_decay": decay})
                 self.recipe_parameters.extend(fresh)
         if (
             extra

@@ -102,13 +102,14 @@ class ParameterGroup:
     """Parameters that a stage trains. `added` and `heads` use the heads' learning rate of the recipe (measurement 4g).
 
     optimizer: None takes the recipe's optimizer and schedule; else its own, with its own rate.
-    rate_factor: on the recipe's learning rate.
+    rate_factor: on the recipe's learning rate. weight_decay: in place of the recipe's, None takes that.
     """
 
     name: Literal["backbone", "added", "heads", "arch"]
     parameters: Sequence[nn.Parameter]
     optimizer: OptimizerSpec | None = None
     rate_factor: float = 1.0
+    weight_decay: float | None = None
 
 
 Purpose = Literal["search", "final"]

@@ -1,0 +1,136 @@
+"""Cross-Stitch Networks: T networks whose features are mixed linearly after every stage.
+
+I. Misra, A. Shrivastava, A. Gupta, M. Hebert, "Cross-Stitch Networks for Multi-task Learning", CVPR 2016,
+https://arxiv.org/abs/1604.03539. Symbols: x_t feature of tower t, a_ij what task i takes of x_j.
+
+From the paper: step 2 of the algorithm, y_i = sum_j a_ij * x_j, a number a channel or a layer; convex initial rows
+(.9, .1) for two tasks; the start from single-task networks; SGD with units at 100 times the rate. Third party: units
+after every stage of a ResNet. Ours: after every stage of any family, (.9, .1 / (T - 1)) for T tasks, towers that mix
+the batches of tasks with images of their own one batch at a time. Not supported: units between other layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from datasets.contracts import DatasetSpec
+from datasets.errors import UsageError
+from methods.backbone import Backbone
+from methods.contracts import Budget, Fidelity, Method, Statement, Trainer
+from methods.graph_norms import with_shared_statistics
+from methods.registry import register_method
+from methods.soft_sharing.parameters import TowerParams
+from methods.soft_sharing.pictures import tell_reads
+from methods.soft_sharing.towers import Units, place_channels, place_names, tower_graph, tower_passes, towers_of
+from methods.soft_sharing.training import joint_stage, require_tasks, tower_notes
+from methods.soft_sharing.units import Stitch, stitch
+from methods.task_graph import TaskGraph
+
+
+class CrossStitchParams(TowerParams):
+    """granularity: a number for every channel, or one for all channels of a stage. start: `single_task` goes on from
+    trained single-task networks, `initial` restarts every tower (the twin that is ranked beside methods that restart).
+    alpha_self, alpha_other: initial a_tt and a_tj, rows sum to 1; a null alpha_other shares the rest equally.
+    recipe: `published` is SGD with units at unit_lr (100) times the rate. unit_weight_decay: of the units. batch_norm:
+    `shared` keeps one set of statistics of a tower that other tasks' batches pass through too.
+    """
+
+    granularity: Literal["channel", "layer"] = "channel"
+    unit_weight_decay: Annotated[float, Field(ge=0)] | None = 0.0
+
+
+def initial_alpha(n_tasks: int, own: float, other: float) -> Tensor:
+    """a [T, T]: `own` on the diagonal, `other` elsewhere."""
+    alpha = torch.full((n_tasks, n_tasks), other)
+    return alpha.fill_diagonal_(own)
+
+
+def stitches(backbone: Backbone, alpha: Tensor, granularity: Literal["channel", "layer"]) -> Units:
+    """A unit after every stage. alpha: [T, T], initial values for all channels."""
+    alpha = alpha.to(next(backbone.module().parameters()).device)
+    widths = place_channels(backbone)[1:] if granularity == "channel" else [1] * len(backbone.stages)
+    return Units(
+        {
+            place: [stitch(backbone.layout, row[:, None].expand(-1, width)) for row in alpha]
+            for place, width in enumerate(widths, start=1)
+        }
+    )
+
+
+@register_method("cross_stitch")
+class CrossStitch(Method[CrossStitchParams]):
+    """A network for every task; after every stage each takes a learnt linear mix of all networks' features."""
+
+    Params = CrossStitchParams
+    fidelity: ClassVar[Fidelity] = Fidelity(
+        citation="I. Misra, A. Shrivastava, A. Gupta, M. Hebert, Cross-Stitch Networks for Multi-task Learning, CVPR "
+        "2016",
+        link="https://arxiv.org/abs/1604.03539",
+        statements=(
+            Statement("paper", "y_i = sum_j a_ij x_j after selected layers; a channel-wise, or one number a layer."),
+            Statement("paper", "Rows start at (.9, .1) for two tasks; single-task networks are the better start."),
+            Statement("third party", "A unit after every ResNet stage; the paper stitches pooling and fc layers."),
+            Statement("default", "A unit after every stage of any family; (.9, .1 / (T - 1)) for T tasks."),
+            Statement("paper", "recipe: published. SGD; units learn 100 times as fast as the networks."),
+            Statement("third party", "recipe: published. Momentum .9, rate .001; its 50 epochs are published.steps."),
+            Statement("default", "recipe: suite. Units learn at the heads' rate and are not decayed."),
+            Statement("default", "Tasks with images of their own: each batch passes through all towers."),
+        ),
+    )
+
+    def __init__(self, params: CrossStitchParams) -> None:
+        super().__init__(params)
+        self.recipe = params.recipe
+        if params.batch_norm == "shared":
+            self.final_batch_norm = "shared"
+
+    def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
+        """What the towers cost. Raises UsageError for one task, or for initial rows that do not sum to 1."""
+        require_tasks(data)
+        self._alpha(len(data.tasks))
+        return tower_notes(self.params, data, budget)
+
+    def _alpha(self, n_tasks: int) -> Tensor:
+        own, other = self.params.alpha_self, self.params.other(n_tasks)
+        total = own + (n_tasks - 1) * other
+        if abs(total - 1) > 1e-6:
+            raise UsageError(
+                f"Rows of a unit start with alpha_self {own:g} + {n_tasks - 1} x alpha_other {other:g} = {total:g}; "
+                f"expected 1, for example alpha_other {(1 - own) / (n_tasks - 1):.4g}."
+            )
+        return initial_alpha(n_tasks, own, other)
+
+    def run(self, trainer: Trainer) -> TaskGraph:
+        """Single-task networks, then all of them together with the units between them."""
+        p, data = self.params, trainer.data
+        require_tasks(data)
+        backbone = trainer.backbone()
+        towers = towers_of(trainer, p.start)
+        units = stitches(backbone, self._alpha(len(data.tasks)), p.granularity)
+        graph = tower_graph(data, towers, units)
+        graph = with_shared_statistics(graph) if p.batch_norm == "shared" else graph
+        trainer.fit(joint_stage(trainer, graph, p, passes=tower_passes(data)))
+        self._tell(trainer, units, place_names(backbone))
+        return graph
+
+    @staticmethod
+    def _tell(trainer: Trainer, units: Units, places: Sequence[str]) -> None:
+        alphas = {places[place]: alpha for place, alpha in alphas_of(units).items()}
+        for place, alpha in alphas.items():
+            trainer.artifact(f"alpha {place}", alpha)  # float [T, T, C]
+        trainer.fact("parameters of the units", units.n_parameters())
+        reads = {place: alpha.abs().mean(2) for place, alpha in alphas.items()}
+        tell_reads(trainer, "What each task reads of whom", reads, trainer.data.task_names, "mean |a| over channels")
+
+
+def alphas_of(units: Units) -> Mapping[int, Tensor]:
+    """{place: a [T, T, C], or [T, T, 1]}, detached, on the CPU."""
+    return {
+        place: torch.stack([cast(Stitch, row.module).alpha.detach().cpu() for row in rows])
+        for place, rows in units.rows.items()
+    }
