@@ -194,7 +194,9 @@ class _Items(Dataset[tuple[Sample, int]]):
         sample["targets"] = {task: sample["targets"][task] for task in self.tasks}
         if self.augment is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(self.seed, f"augmentation/{epoch}/{self.samples.data.ids[index]}"))
+                # torch.manual_seed also prepares every kind of device, which takes longer than the augmentation.
+                stream = seed_of(self.seed, f"augmentation/{epoch}/{self.samples.data.ids[index]}")
+                torch.default_generator.manual_seed(stream)
                 sample = self.augment(sample)
         return sample, position
 

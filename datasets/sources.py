@@ -128,7 +128,8 @@ class FileInput(InputData):
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`. Raises FileError with the path of a file that does not hold what it should."""
         row = range(len(self))[index]  # negative positions and IndexError as in a list
-        image = self.field(IMAGE, row)
+        stored = self._images[row] if self.source.in_memory else self.source.image.read(row)
+        image = self._decoded(IMAGE, stored, row)
         targets = {}
         for task in self.tasks:
             spec = self.spec.task(task)
@@ -145,8 +146,10 @@ class FileInput(InputData):
 
     def field(self, name: str, index: int) -> Tensor:
         """One decoded field of one sample. Raises FileError."""
+        return self._decoded(name, self.source.fields[name].read(index), index)
+
+    def _decoded(self, name: str, stored: Array, index: int) -> Tensor:
         field = self.source.fields[name]
-        stored = field.read(index)
         try:
             return field.decode(stored)
         except FileError:
@@ -159,14 +162,18 @@ class FileInput(InputData):
         if not self.source.in_memory:
             return None
         if self._cached is None:
-            images = np.stack([self.source.image.read(index) for index in range(len(self))])
-            stored = torch.from_numpy(images)
+            stored = torch.from_numpy(self._images)
             stored = stored.unsqueeze(1) if stored.ndim == 3 else stored.permute(0, 3, 1, 2).contiguous()
             targets = {
                 task: torch.stack([self.field(task, index) for index in range(len(self))]) for task in self.tasks
             }
             self._cached = CachedSamples(stored, targets)
         return self._cached
+
+    @functools.cached_property
+    def _images(self) -> Array:
+        """Stored images of a source that is small enough, read once."""
+        return np.stack([self.source.image.read(index) for index in range(len(self))])
 
     def content_hash(self) -> str:
         """sha256 over ids, `digest`, names, sizes and fingerprints of files, and all bytes of those in `content`."""
