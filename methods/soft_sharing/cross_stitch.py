@@ -33,11 +33,11 @@ from methods.task_graph import TaskGraph
 
 
 class CrossStitchParams(TowerParams):
-    """granularity: a number for every channel, or one for all channels of a stage. start: `single_task` goes on from
-    trained single-task networks, `initial` restarts every tower (the twin that is ranked beside methods that restart).
-    alpha_self, alpha_other: initial a_tt and a_tj, rows sum to 1; a null alpha_other shares the rest equally.
-    recipe: `published` is SGD with units at unit_lr (100) times the rate. unit_weight_decay: of the units. batch_norm:
-    `shared` keeps one set of statistics of a tower that other tasks' batches pass through too.
+    """granularity: a number for every channel, or one for all channels of a stage. reinit: towers restart from the
+    cell's initial weights, where otherwise trained single-task networks go on. alpha_self, alpha_other: initial a_tt
+    and a_tj, rows sum to 1; a null alpha_other shares the rest equally. recipe: `published` is SGD with units at
+    unit_lr (100) times the rate. unit_weight_decay: of the units, null takes the recipe's. batch_norm: `shared` keeps
+    one set of statistics of a tower that other tasks' batches pass through too.
     """
 
     granularity: Literal["channel", "layer"] = "channel"
@@ -110,7 +110,7 @@ class CrossStitch(Method[CrossStitchParams]):
         p, data = self.params, trainer.data
         require_tasks(data)
         backbone = trainer.backbone()
-        towers = towers_of(trainer, p.start)
+        towers = towers_of(trainer, p.reinit)
         units = stitches(backbone, self._alpha(len(data.tasks)), p.granularity)
         graph = tower_graph(data, towers, units)
         graph = with_shared_statistics(graph) if p.batch_norm == "shared" else graph

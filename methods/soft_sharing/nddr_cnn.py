@@ -35,13 +35,12 @@ from methods.task_graph import GraphNetwork, TaskGraph
 
 
 class NddrCnnParams(TowerParams):
-    """stages: the places that have a layer (`stem`, `stage 1`, ..), null takes all. start: `single_task` goes on from
-    trained single-task networks, `initial` restarts every tower (the twin that is ranked beside methods that restart).
-    alpha_self, alpha_other: factors of the identity blocks that W_t starts from; a null alpha_other shares the rest
-    equally. relu: a ReLU behind the norm. bn_momentum: of that norm. max_unit_params: the layers grow with T^2 C^2;
-    more are refused. recipe: `published` is SGD with poly decay, layers at unit_lr (100) times the rate.
-    unit_weight_decay: of the layers, null takes the recipe's. batch_norm: `shared` keeps one set of statistics of a
-    tower that other tasks' batches pass through too.
+    """stages: the places that have a layer (`stem`, `stage 1`, ..), null takes all. reinit: towers restart from the
+    cell's initial weights, where otherwise trained single-task networks go on. alpha_self, alpha_other: factors of the
+    identity blocks that W_t starts from; a null alpha_other shares the rest equally. relu: a ReLU behind the norm.
+    bn_momentum: of that norm. max_unit_params: the layers grow with T^2 C^2; more are refused. recipe: `published` is
+    SGD with poly decay, layers at unit_lr (100) times the rate. unit_weight_decay: of the layers, null takes the
+    recipe's. batch_norm: `shared` keeps one set of statistics of a tower that other tasks' batches pass through too.
     """
 
     published_values: ClassVar[Mapping[str, object]] = {
@@ -151,10 +150,10 @@ class NddrCnn(Method[NddrCnnParams]):
         require_tasks(data)
         backbone = trainer.backbone()
         units = self._units(backbone, len(data.tasks))
-        graph = tower_graph(data, towers_of(trainer, p.start), units)
+        graph = tower_graph(data, towers_of(trainer, p.reinit), units)
         graph = with_shared_statistics(graph) if p.batch_norm == "shared" else graph
         stage = joint_stage(trainer, graph, p, passes=tower_passes(data))
-        if p.start == "single_task":
+        if not p.reinit:
             self._tell_start(trainer, cast(GraphNetwork, stage.network))
         trainer.fit(stage)
         self._tell(trainer, units, place_names(backbone))

@@ -87,12 +87,12 @@ class SoftSharingParams(MethodParams):
 
 
 class TowerParams(SoftSharingParams):
-    """start: `single_task` goes on from trained single-task networks, `initial` restarts every tower (the twin that is
-    ranked beside methods that restart). alpha_self, alpha_other: what a task takes of its own feature and of each other
-    one at the start; null shares what alpha_self leaves of 1 equally.
+    """reinit: every tower restarts from the cell's initial weights, where otherwise trained single-task networks go on.
+    alpha_self, alpha_other: what a task takes of its own feature and of each other one at the start; null shares what
+    alpha_self leaves of 1 equally.
     """
 
-    start: Literal["single_task", "initial"] = "single_task"
+    reinit: bool = False
     alpha_self: Share = 0.9
     alpha_other: Share | None = None
     batch_norm: Literal["shared", "per_task_stats"] = "per_task_stats"

@@ -54,11 +54,10 @@ class SluiceParams(TowerParams):
     """subspaces: S, parts that channels are cut into. alpha_init: `imbalanced` starts A with alpha_self on the diagonal
     and equal numbers elsewhere, `balanced` with equal numbers everywhere; rows sum to 1. beta_init: `balanced` starts b
     with 1 / L, `imbalanced` with .9 for the last stage. orth_weight: of the penalty on products of the two subspaces'
-    filters, which is not invariant to the scale of weights. start: `single_task` goes on from trained single-task
-    networks, `initial` restarts every tower (the twin that is ranked beside methods that restart). recipe: `published`
-    is that of Cross-Stitch, units at unit_lr (100) times the rate. unit_weight_decay: of units and projections, null
-    takes the recipe's. batch_norm: `shared` keeps one set of statistics of a tower that other tasks' batches pass
-    through too.
+    filters, which is not invariant to the scale of weights. reinit: towers restart from the cell's initial weights,
+    where otherwise trained single-task networks go on. recipe: `published` is that of Cross-Stitch, units at unit_lr
+    (100) times the rate. unit_weight_decay: of units and projections, null takes the recipe's. batch_norm: `shared`
+    keeps one set of statistics of a tower that other tasks' batches pass through too.
     """
 
     subspaces: Literal[1, 2] = 2
@@ -181,7 +180,7 @@ class Sluice(Method[SluiceParams]):
         require_tasks(data)
         backbone = trainer.backbone()
         self._require_even(backbone)
-        towers = towers_of(trainer, p.start)
+        towers = towers_of(trainer, p.reinit)
         units = self._units(backbone, len(data.tasks))
         mixes = [layer_mix(initial_beta(len(backbone.stages), p.beta_init).to(trainer.device)) for _ in towers]
         read = read_out(mixes, self._projections(trainer, backbone))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from datasets.contracts import DatasetSpec
 from methods.backbone import Backbone
@@ -65,12 +64,12 @@ def place_channels(backbone: Backbone) -> list[int]:
     return [backbone.blocks[0].in_shape.channels, *(backbone.blocks[s[-1]].out_shape.channels for s in backbone.stages)]
 
 
-def towers_of(trainer: Trainer, start: Literal["single_task", "initial"]) -> list[Tower]:
-    """A tower for every task: its trained single-task network with its head, or the cell's initial weights."""
+def towers_of(trainer: Trainer, reinit: bool) -> list[Tower]:
+    """A tower for every task: its trained single-task network with its head, or (reinit) the cell's initial weights."""
     made = []
     for task in trainer.data.task_names:
         backbone = trainer.backbone()
-        if start == "initial":
+        if reinit:
             blocks = [backbone.block_operation(index) for index in range(len(backbone.blocks))]
             body, head = [backbone.stem_operation(), *blocks, backbone.tail_operation()], trainer.head(task)
         else:

@@ -87,9 +87,9 @@ def tower_notes(params: TowerParams, data: DatasetSpec, budget: Budget) -> list[
             f"tasks of {data.name!r} have images of their own: each batch passes through all {n_tasks} towers, "
             f"{tower_passes(data)} tower passes a step"
         )
-    if params.start == "single_task":
+    if not params.reinit:
         notes.append(
             f"towers go on from {n_tasks} single-task networks, so weights receive {budget.steps} more updates than "
-            "those of methods that restart; start: initial is the twin that restarts"
+            "those of methods that restart; reinit: true is the twin that restarts"
         )
     return [*notes, *recipe_notes(params, budget)]

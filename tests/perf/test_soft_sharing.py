@@ -35,7 +35,7 @@ def stage_of(name: str, trainer: Any) -> Stage:
     stages: list[Stage] = []
     trainer.fit = stages.append
     method = get_method(name)
-    params = {} if name == "mtan" else {"start": "initial"}
+    params = {} if name == "mtan" else {"reinit": True}
     if name == "sluice":
         params["orth_weight"] = 0.0  # the loop below has no penalty
     method(method.Params(**params)).run(trainer)

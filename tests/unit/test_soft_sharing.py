@@ -82,7 +82,7 @@ def shaken(operation: Operation, seed: int) -> None:
 
 
 def towers(trainer: CellTrainer, *, different: bool = True) -> list[Tower]:
-    made = towers_of(trainer, "initial")
+    made = towers_of(trainer, True)
     for number, tower in enumerate(made):
         if different:
             for operation in (tower.stem, *(b for stage in tower.stages for b in stage), tower.head):
@@ -264,7 +264,7 @@ METHODS = {"cross_stitch": CrossStitch, "sluice": Sluice, "nddr_cnn": NddrCnn}
 
 def outputs_of(name: str, trainer: CellTrainer) -> dict[str, Tensor]:
     method = get_method(name)
-    graph = method(method.Params(start="initial")).run(trainer)
+    graph = method(method.Params(reinit=True)).run(trainer)
     return graph.network().eval()(images_of(trainer), graph.tasks)
 
 
@@ -304,7 +304,7 @@ def test_n2_blocks_follow_the_order_of_towers(tmp_path: Path) -> None:
 def test_c3_state_comes_back(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
     trainer = trainer_of(tmp_path, 2, steps=2)
-    graph = method(method.Params(start="initial")).run(trainer)
+    graph = method(method.Params(reinit=True)).run(trainer)
     again = TaskGraph.from_json(graph.to_json(), graph.tensors())
     assert again.hash() == graph.hash()
     images = images_of(trainer)
@@ -326,7 +326,7 @@ def test_c5_a_step_without_rate_leaves_units_unchanged(name: str, tmp_path: Path
 
     trainer.fit = frozen
     method = METHODS[name]
-    method(method.Params(start="initial")).run(trainer)
+    method(method.Params(reinit=True)).run(trainer)
     graph, before = graphs[0]
     after = graph.parameters("added")
     assert after
@@ -337,7 +337,7 @@ def test_c5_a_step_without_rate_leaves_units_unchanged(name: str, tmp_path: Path
 def test_tasks_with_images_of_their_own_pass_through_all_towers(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, domains="multi", steps=2)
     method = METHODS[name]
-    graph = method(method.Params(start="initial")).run(trainer)
+    graph = method(method.Params(reinit=True)).run(trainer)
     stems = [node for node in graph.nodes.values() if node.operation.config.get("part") == "stem"]
     assert len(stems) == 4  # two towers on two inputs
     assert trainer.ledger.final.forward_passes == 2 * 4
@@ -356,7 +356,7 @@ def test_tasks_with_images_of_their_own_pass_through_all_towers(name: str, tmp_p
 def test_statistics_are_shared_only_where_asked(domains: str, tmp_path: Path) -> None:
     for rule in ("per_task_stats", "shared"):
         trainer = trainer_of(tmp_path / rule, 2, domains=domains, steps=2)
-        method = CrossStitch(CrossStitchParams(start="initial", batch_norm=rule))
+        method = CrossStitch(CrossStitchParams(reinit=True, batch_norm=rule))
         graph = method.run(trainer)
         assert getattr(method, "final_batch_norm", None) == ("shared" if rule == "shared" else None)
         sets: dict[int, set[int]] = {}
@@ -374,14 +374,14 @@ def test_a_single_task_start_goes_on_and_is_charged(tmp_path: Path) -> None:
     assert trainer.weight_steps(graph) == 12
     assert trainer.ledger.search.optimizer_steps == 12  # T networks of 6 steps
     twin = toy_trainer(tmp_path / "twin", steps=6)
-    graph = CrossStitch(CrossStitchParams(start="initial")).run(twin)
+    graph = CrossStitch(CrossStitchParams(reinit=True)).run(twin)
     assert (twin.weight_steps(graph), twin.ledger.search.optimizer_steps) == (6, 0)
 
 
 def test_towers_hold_what_single_task_training_left(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=3)
     expected = merged([trainer.single_task(task).graph for task in ("a", "b")])
-    made = tower_graph(trainer.data, towers_of(trainer, "single_task"), Units({}))
+    made = tower_graph(trainer.data, towers_of(trainer, False), Units({}))
     images = images_of(trainer)
     for task, value in expected.network().eval()(images, ("a", "b")).items():
         assert torch.equal(made.network().eval()(images, ("a", "b"))[task], value)
@@ -454,7 +454,7 @@ def test_s2_the_penalty_is_logged_relative_to_the_start_and_trains(tmp_path: Pat
     ends = {}
     for weight in (0.1, 10.0):
         trainer = toy_trainer(tmp_path / str(weight), steps=4)
-        Sluice(SluiceParams(start="initial", orth_weight=weight)).run(trainer)
+        Sluice(SluiceParams(reinit=True, orth_weight=weight)).run(trainer)
         curve = trainer.curves["penalty/orthogonality relative to the start"]
         assert len(curve) == trainer.budget.cycles
         assert curve[0] == 1.0
@@ -480,8 +480,8 @@ def test_s2_every_family_has_a_layer_that_carries_the_penalty() -> None:
 def test_s3_one_subspace_and_the_last_layer_is_layer_wise_cross_stitch(tmp_path: Path) -> None:
     found = {}
     for name, method in {
-        "sluice": Sluice(SluiceParams(start="initial", subspaces=1, orth_weight=0.0)),
-        "cross": CrossStitch(CrossStitchParams(start="initial", granularity="layer")),
+        "sluice": Sluice(SluiceParams(reinit=True, subspaces=1, orth_weight=0.0)),
+        "cross": CrossStitch(CrossStitchParams(reinit=True, granularity="layer")),
     }.items():
         trainer = trainer_of(tmp_path / name, 3)
         graphs: list[TaskGraph] = []
@@ -512,7 +512,7 @@ def test_s5_parameter_count_beyond_two_resnet18(resnet18: Backbone, tmp_path: Pa
     trainer = toy_trainer(tmp_path, size=32, data=tasks_of(2, size=32), prototype=resnet18)
     graphs: list[TaskGraph] = []
     trainer.fit = lambda stage: graphs.append(stage.network.graph)
-    Sluice(SluiceParams(start="initial")).run(trainer)
+    Sluice(SluiceParams(reinit=True)).run(trainer)
     assert parameters_beyond(graphs[0]) == 458_824
     assert sum(p.numel() for p in graphs[0].parameters("backbone")) == 2 * 11_176_512
     assert size(graphs[0], 11_176_512).x_backbone == pytest.approx(2 + 458_824 / 11_176_512)
