@@ -36,6 +36,8 @@ def schedule_factor(schedule: ScheduleSettings, step: int, steps: int) -> float:
 
 def own_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
     """Learning rate that a method's own optimizer has at `step` (from 0) of a stage of `steps`."""
+    if spec.cosine:
+        return spec.lr * schedule_factor(ScheduleSettings(name="cosine", warmup=0), step, steps)
     if spec.decay_every is None:
         return spec.lr
     part, parts = step // spec.decay_every, -(-steps // spec.decay_every)

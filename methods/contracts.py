@@ -77,7 +77,8 @@ class OptimizerSpec:
 
     `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. The rate is constant, or falls
     every `decay_every` steps of the stage: multiplied by `decay`, or with `poly` to lr (1 - k / n)^poly in part k = 0,
-    1, .. of the stage's n parts of so many steps. Raises ValueError for poly without its steps or with a decay.
+    1, .. of the stage's n parts of so many steps; with `cosine` it falls to 0 over the stage, step by step. Raises
+    ValueError for poly without its steps or with a decay, and for cosine beside either.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -88,8 +89,11 @@ class OptimizerSpec:
     decay_every: int | None = None
     decay: float = 1.0
     poly: float | None = None
+    cosine: bool = False
 
     def __post_init__(self) -> None:
+        if self.cosine and self.decay_every is not None:
+            raise ValueError(f"cosine is set with decay_every {self.decay_every}; the rate falls in one way")
         if self.poly is not None and (self.decay_every is None or self.decay != 1.0):
             raise ValueError(
                 f"poly is {self.poly} with decay_every {self.decay_every} and decay {self.decay}; it needs decay_every "

@@ -176,7 +176,7 @@ class Dmo(Method[DmoParams]):
         published = self.params.published
         if published is None or lr is None:
             return parameter_groups(graph)
-        spec = OptimizerSpec("sgd", lr, published.weight_decay, published.momentum, schedule="cosine")
+        spec = OptimizerSpec("sgd", lr, published.weight_decay, published.momentum, cosine=True)
         return [dataclasses.replace(group, optimizer=spec) for group in parameter_groups(graph)]
 
     # Steps 2 to 4 and 6

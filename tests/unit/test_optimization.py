@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.optimization import Balancer, StageOptimizers, balancing_names, schedule_factor
+from benchmark.optimization import Balancer, StageOptimizers, balancing_names, own_rate, schedule_factor
 from benchmark.suite import BalancingSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from datasets.errors import UsageError
 from methods.contracts import OptimizerSpec, ParameterGroup
@@ -167,3 +167,12 @@ def test_single_tasks_have_nothing_to_balance() -> None:
 def test_unknown_balancers_and_parameters_are_one_line(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Balancer(BalancingSettings(**settings), 2, torch.device("cpu"))
+
+
+def test_an_own_rate_may_fall_like_a_cosine() -> None:
+    spec = OptimizerSpec("sgd", 0.2, cosine=True)
+    assert [own_rate(spec, step, 4) for step in range(4)] == pytest.approx(
+        [0.2 * 0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    )
+    with pytest.raises(ValueError, match="one way"):
+        OptimizerSpec("sgd", 0.2, decay_every=3, cosine=True)
