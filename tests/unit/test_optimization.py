@@ -61,6 +61,46 @@ def test_own_optimizers_keep_their_rate_or_let_it_fall_by_steps() -> None:
     assert [rates[2] for rates in found] == pytest.approx([0.8] * 3 + [0.4] * 3 + [0.2] * 2)
 
 
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (OptimizerSpec("sgd", 0.2, schedule="poly", power=2.0), [0.2 * (1 - k / 8) ** 2 for k in range(8)]),
+        (OptimizerSpec("sgd", 0.2, schedule="cosine"), [0.1 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]),
+        (
+            OptimizerSpec("sgd", 0.2, schedule="poly", decay_every=4, decay=0.5),
+            [0.2 * (1 - k / 8) * 0.5 ** (k // 4) for k in range(8)],
+        ),
+    ],
+)
+def test_prescribed_optimizers_can_fall_to_zero_over_the_stage(spec: OptimizerSpec, expected: list[float]) -> None:
+    """Without the recipe's warm-up, in one curve whatever the recipe's schedule is."""
+    built = StageOptimizers([ParameterGroup("backbone", [nn.Parameter(torch.zeros(1))], spec)], RecipeSettings())
+    found = []
+    for step in range(8):
+        built.set_rates(step, 8)
+        found.append(built._optimizers[0].param_groups[0]["lr"])
+    assert found == pytest.approx(expected)
+
+
+def test_a_group_can_have_a_weight_decay_of_its_own() -> None:
+    parameters = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    groups = [
+        ParameterGroup("backbone", parameters[:1]),
+        ParameterGroup("added", parameters[1:2], weight_decay=0.0),
+        ParameterGroup("heads", parameters[2:], weight_decay=0.5),
+    ]
+    recipe = RecipeSettings(
+        clip_norm=None,
+        optimizer=OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.1),
+        schedule={"name": "constant"},
+    )
+    built = StageOptimizers(groups, recipe)
+    for parameter in parameters:
+        parameter.grad = torch.zeros(1)
+    built.step(torch.amp.GradScaler("cpu", enabled=False))
+    assert [float(p.detach()) for p in parameters] == pytest.approx([0.99, 1.0, 0.95])
+
+
 def test_tied_parameters_are_stepped_once() -> None:
     tied = nn.Parameter(torch.ones(1))
     recipe = RecipeSettings(clip_norm=None, optimizer=OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.0))
