@@ -21,24 +21,28 @@ CROSS_ENTROPIES = frozenset({"class", "semantic", "attribute", "binary_map"})  #
 
 
 @torch.no_grad()
-def sample_losses(data: DatasetSpec, graph: TaskGraph, task: str, batches: Iterable[Batch]) -> Tensor:
-    """L^t_n of every sample with a valid label, float64 [N_t]; of dense tasks the mean over an image's valid pixels."""
+def sample_losses(data: DatasetSpec, graph: TaskGraph, task: str, batches: Iterable[Batch]) -> tuple[Tensor, int]:
+    """L^t_n of every sample with a valid label, float64 [N_t] on the CPU, and the number of batches. Of dense tasks the
+    mean over an image's valid pixels.
+    """
     spec, flags = data.task(task), get_protocol(data.protocol, data.name)
     kind = get_kind(spec.kind)
     network = graph.network()
     mode = network.training
     network.eval()
-    losses = []
+    losses: list[Tensor] = []
+    n_batches = 0
     try:
         for batch in batches:
-            predictions = network(batch.images, (task,))[task].float()
-            targets = batch.targets[task]
+            n_batches += 1
+            predictions = network(batch.images, (task,))[task].float().cpu()  # each sample is looked at by the host
+            targets = batch.targets[task].cpu()
             for n in range(len(targets)):
                 if bool(kind.valid(targets[n : n + 1]).any()):
                     losses.append(kind.loss(predictions[n : n + 1], targets[n : n + 1], spec, flags).double())
     finally:
         network.train(mode)
-    return torch.stack(losses).cpu() if losses else torch.empty(0, dtype=torch.float64)
+    return torch.stack(losses) if losses else torch.empty(0, dtype=torch.float64), n_batches
 
 
 def mean_loss(losses: Sequence[Tensor], rule: MuRule = "mean_of_task_means") -> float:

@@ -74,6 +74,17 @@ class Dmo(Method[DmoParams]):
         if params.batch_norm != "per_task_stats":
             self.final_batch_norm = params.batch_norm
 
+    @classmethod
+    def about(cls) -> Sequence[str]:
+        """How the kept fraction follows from the difficulty, and what the counts mean."""
+        kept = ", ".join(f"{d:g} keeps {100 * kept_fraction(d, 1.0):.2g} %" for d in (0.001, 0.01, 0.1, 0.5, 1.0))
+        return [
+            f"Difficulty is the fraction of a task's samples above the mean loss of all tasks; at tau 1, {kept}; a "
+            "smaller tau keeps more, and nothing keeps less than keep_floor.",
+            "Masks are unstructured: dense counts are what is stored and what runs without sparse kernels; counts that "
+            "are not zero leave out what is pruned, and the bits of the masks come on top of them.",
+        ]
+
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """Raises UsageError for a threshold that can group nobody, groups that are no partition, independent starts
         from given weights, and loss curves of too few points.
@@ -209,9 +220,10 @@ class Dmo(Method[DmoParams]):
         p, data = self.params, trainer.data
         losses = []
         for task, single in zip(data.tasks, singles, strict=True):
-            batches = list(trainer.batches(Role.FIT, tasks=[task.name]))
-            values = sample_losses(data, single.graph, task.name, batches)
-            trainer.charge(len(batches))
+            values, n_batches = sample_losses(
+                data, single.graph, task.name, trainer.batches(Role.FIT, tasks=[task.name])
+            )
+            trainer.charge(n_batches)
             losses.append(values / self._scale(data, single) if len(values) else values)
         empty = [task.name for task, values in zip(data.tasks, losses, strict=True) if not len(values)]
         if empty:
@@ -327,6 +339,7 @@ class Dmo(Method[DmoParams]):
             purpose="final",
             tasks=tasks,
             after_step=after_step,
+            passes=len(tasks) if p.batch_norm == "per_task" else None,  # norms of their own: nothing is computed once
         )
         self._run(trainer, stage, epochs)
 

@@ -162,6 +162,14 @@ class Mtan(Method[MtanParams]):
         if params.batch_norm != "per_task_stats":
             self.final_batch_norm = params.batch_norm
 
+    @classmethod
+    def about(cls) -> Sequence[str]:
+        """Where it runs."""
+        return [
+            "Runs on features [B, C, H, W] whose stages end with a block that keeps its shape or has a shortcut: "
+            "ResNets, RegNets, ConvNeXts; not on transformers, and not on most EfficientNets and MobileNets."
+        ]
+
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """Raises UsageError for one task, and for a backbone whose stages have no form in MTAN."""
         require_tasks(data)

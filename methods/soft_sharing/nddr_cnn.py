@@ -59,6 +59,9 @@ class NddrCnnParams(TowerParams):
     max_unit_params: Count = 50_000_000
 
 
+_RESNET18 = (64, 64, 128, 256, 512)  # channels after stem and stages, for an example
+
+
 def unit_parameters(channels: Sequence[int], n_tasks: int) -> int:
     """T^2 sum C^2 + 2 T sum C: parameters of the layers with their norms."""
     return n_tasks**2 * sum(c * c for c in channels) + 2 * n_tasks * sum(channels)
@@ -98,6 +101,12 @@ class NddrCnn(Method[NddrCnnParams]):
         self.recipe = params.recipe
         if params.batch_norm == "shared":
             self.final_batch_norm = "shared"
+
+    @classmethod
+    def about(cls) -> Sequence[str]:
+        """How the layers grow with the tasks."""
+        counts = ", ".join(f"{n} tasks {unit_parameters(_RESNET18, n) / 1e6:.1f}M" for n in (2, 3, 5, 10, 20))
+        return [f"Layers grow with the square of the tasks; on resnet18, all stages and the stem: {counts}."]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """What towers and layers cost. Raises UsageError for one task, for a place that the backbone has not, and for

@@ -268,7 +268,8 @@ def test_losses_of_samples_are_those_of_each_alone(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=4)
     graph = trainer.single_task("a").graph
     batches = list(trainer.batches(Role.FIT, tasks=["a"]))
-    found = sample_losses(trainer.data, graph, "a", batches)
+    found, n_batches = sample_losses(trainer.data, graph, "a", batches)
+    assert n_batches == len(batches)
     network = graph.network().eval()
     expected = torch.cat(
         [F.cross_entropy(network(b.images, ("a",))["a"], b.targets["a"].long(), reduction="none") for b in batches]
@@ -277,7 +278,7 @@ def test_losses_of_samples_are_those_of_each_alone(tmp_path: Path) -> None:
     assert torch.allclose(found, expected.detach().double(), atol=1e-6)
     # A sample without a label has no loss; it must not count as an easy one.
     batches[0].targets["a"][:5] = IGNORE
-    assert len(sample_losses(trainer.data, graph, "a", batches)) == 43
+    assert len(sample_losses(trainer.data, graph, "a", batches)[0]) == 43
 
 
 def test_difficulty_is_measured_in_eval_mode_and_leaves_the_network_alone(tmp_path: Path) -> None:
@@ -633,7 +634,7 @@ def test_p20_a_single_task(tmp_path: Path) -> None:
     assert graph.tasks == ("a",)
     assert trainer.facts["groups"]["value"] == 1
     assert not {"S", "S_W", "S_L"} & set(trainer.artifacts)
-    losses = sample_losses(data, trainer.single_task("a").graph, "a", list(trainer.batches(Role.FIT, tasks=["a"])))
+    losses, _ = sample_losses(data, trainer.single_task("a").graph, "a", list(trainer.batches(Role.FIT, tasks=["a"])))
     assert trainer.facts["difficulty, a"]["value"] == float((losses >= losses.mean()).double().mean())
 
 

@@ -159,7 +159,7 @@ def test_m3_counts_on_resnet50(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "side"), list(itertools.product(["test_resnet", "test_convnext"], [321, 224, 97, 33]))
+    ("name", "side"), list(itertools.product(["test_resnet", "test_convnext"], [321, 224, 97, 52]))
 )
 def test_m4_refined_features_fit_the_next_stage(name: str, side: int) -> None:
     """The pooling rounds as the backbone does: up where it pads, down where it does not."""
@@ -177,8 +177,8 @@ def test_m4_refined_features_fit_the_next_stage(name: str, side: int) -> None:
             refine = refinement(ends[number], ends[number + 1], "bottleneck", pooling[number], 0, device)
             refined = refine.module.eval()(value)
             assert refined.shape[1] == ends[number + 1]
-    # With even sides both roundings agree.
-    assert set(pooling) <= ({"ceil"} if name == "test_resnet" or side == 224 else {"ceil", "floor"})
+    if side == 52:  # 13 rounds up to 7 where a stage pads, down to 6 where it does not; even sides fit both
+        assert pooling[0] == ("ceil" if name == "test_resnet" else "floor")
 
 
 def test_m4_a_mismatch_raises() -> None:

@@ -76,6 +76,25 @@ def test_an_own_rate_may_fall_as_a_polynomial_of_parts_of_the_stage() -> None:
             OptimizerSpec("sgd", 0.1, **wrong)
 
 
+def test_a_group_can_have_a_weight_decay_of_its_own() -> None:
+    parameters = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    groups = [
+        ParameterGroup("backbone", parameters[:1]),
+        ParameterGroup("added", parameters[1:2], weight_decay=0.0),
+        ParameterGroup("heads", parameters[2:], weight_decay=0.5),
+    ]
+    recipe = RecipeSettings(
+        clip_norm=None,
+        optimizer=OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.1),
+        schedule={"name": "constant"},
+    )
+    built = StageOptimizers(groups, recipe)
+    for parameter in parameters:
+        parameter.grad = torch.zeros(1)
+    built.step(torch.amp.GradScaler("cpu", enabled=False))
+    assert [float(p.detach()) for p in parameters] == pytest.approx([0.99, 1.0, 0.95])
+
+
 def test_tied_parameters_are_stepped_once() -> None:
     tied = nn.Parameter(torch.ones(1))
     recipe = RecipeSettings(clip_norm=None, optimizer=OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.0))
