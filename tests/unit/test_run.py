@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -60,7 +61,9 @@ def test_a_run_prints_a_table_and_the_next_one_trains_nothing(suite: Path, tmp_p
 def test_an_interrupt_keeps_what_is_finished_and_says_how_to_resume(suite: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-u", "-m", "benchmark.run", str(suite), "--out", str(tmp_path / "out"), "--jobs", "1"]
     line += ["--set", "budget.steps=100000"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Whoever starts the tests in the background of a shell hands down an ignored interrupt.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout is not None
     assert "to run" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
