@@ -67,7 +67,10 @@ def test_an_interrupt_keeps_what_is_finished_and_says_how_to_resume(suite: Path,
     assert process.stdout is not None
     assert "to run" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Resume with: python -m benchmark.run" in errors
     assert "Traceback" not in errors
