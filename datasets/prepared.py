@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from datasets.contracts import DatasetSpec
 from datasets.files import Array, FileError
@@ -77,7 +78,7 @@ def use(copy: Copy, split: str, name: str, source: Source, content: Callable[[],
         path, entry = copy.folder / part["arrays"][field_name]["file"], part["arrays"][field_name]
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise FileError(f"{path}: is absent or cut short; prepare the data set again, or remove {copy.folder}.")
-        fields[field_name] = Field(Rows(path), field.decode, field.where)
+        fields[field_name] = Field(Rows(path), Owned(field.decode), field.where)
     return dataclasses.replace(source, image=fields.pop("image"), targets=fields)
 
 
@@ -88,13 +89,29 @@ class Rows:
     path: Path
 
     def __call__(self, index: int) -> Array:
-        """A copy of the stored form of a sample."""
-        return np.array(_mapped(self.path)[index])
+        """The stored form of a sample, in the map itself: whoever keeps it or writes to it needs a copy."""
+        row: Array = _mapped(self.path)[index]
+        return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Owned:
+    """Decodes a row such that the tensor is nobody else's: most decoders copy, and copying twice costs a third."""
+
+    decode: Callable[[Array], Tensor]
+
+    def __call__(self, stored: Array) -> Tensor:
+        """The decoded tensor; a copy of it where it still lies in the map."""
+        tensor = self.decode(stored)
+        row = np.asarray(stored).__array_interface__["data"][0]
+        inside = row <= tensor.untyped_storage().data_ptr() < row + max(1, stored.nbytes)
+        return tensor.clone() if inside else tensor
 
 
 @functools.lru_cache(maxsize=256)
 def _mapped(path: Path) -> Array:
-    mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    # Copy on write: torch warns of arrays that cannot be written to, and nothing may reach the file.
+    mapped: Array = np.load(path, mmap_mode="c", allow_pickle=False)
     return mapped
 
 

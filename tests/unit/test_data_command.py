@@ -186,6 +186,18 @@ def test_samples_of_a_copy_equal_those_of_the_files(layout: str, tmp_path: Path)
     assert stored.dtype == ("uint8" if layout == "adashare" else "float32")
 
 
+@pytest.mark.parametrize("layout", ["adashare", "mtan_npy"])
+def test_what_is_done_to_a_sample_never_reaches_the_copy(layout: str, tmp_path: Path) -> None:
+    """Samples are changed in place by whoever likes; the map is shared by all of them."""
+    root = write_twin(tmp_path, "nyuv2", layout)
+    expected = samples(root)
+    prepare("nyuv2", root, options=TWIN)
+    for sample in samples(root):
+        for tensor in sample.values():
+            tensor.as_subclass(Tensor).zero_()
+    assert equal(samples(root), expected)
+
+
 def test_a_copy_of_other_files_is_an_error(mtan: Path) -> None:
     folder = prepare("nyuv2", mtan, options=TWIN)
     np.save(mtan / "nyuv2/train/image/0.npy", np.zeros((288, 384, 3), np.float32))
