@@ -21,6 +21,7 @@ IGNORE = 255
 _FLOATS = ("float32", "float64", "float16")
 _NUMBERS = (*_FLOATS, "int8", "int16", "int32", "int64", "uint8")
 _OVERSHOOT = 1e-4  # rounding of whoever scaled an image to [0, 1]; beyond it, it is no such image
+ORDER_OF_AXES = ((0, 1), (1, 1), (2, 1))  # (channel of the file, sign) for x, y and z, where files are in our frame
 SHORTEST, LONGEST = 0.9, 1.1  # of a unit vector that was stored in 8 bits
 
 
@@ -82,18 +83,21 @@ def decode_depth(stored: Array) -> Tensor:
     return torch.where(values == 0, math.nan, values)
 
 
-def decode_vectors(stored: Array, order: Sequence[tuple[int, int]] = ((0, 1), (1, 1), (2, 1))) -> Tensor:
+def decode_vectors(stored: Array, order: Sequence[tuple[int, int]] = ORDER_OF_AXES) -> Tensor:
     """float32 [H, W, 3], zero where unknown -> unit vectors float32 [3, H, W].
 
     order: (channel of the file, sign) for x, y and z. Raises UsageError where a vector has not about length 1.
     """
-    vectors = torch.from_numpy(stored).permute(2, 0, 1)
-    length = vectors.norm(dim=0)
-    wrong = (length != 0) & ~((length >= SHORTEST) & (length <= LONGEST))
+    # A copy of our own, in whole planes: arithmetic on strided ones takes three times longer.
+    channels = torch.from_numpy(stored).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
+    x, y, z = channels
+    length = (x * x).addcmul_(y, y).addcmul_(z, z).sqrt_()
+    length.masked_fill_(length == 0, 1.0)
+    wrong = ~((length >= SHORTEST) & (length <= LONGEST))
     if wrong.any():
         raise UsageError(f"expected normals of length 1, or 0 where unknown; {int(wrong.sum())} have another length.")
-    unit = vectors / torch.where(length == 0, 1.0, length)
-    return torch.stack([sign * unit[channel] for channel, sign in order])
+    channels /= length
+    return channels if tuple(order) == ORDER_OF_AXES else torch.stack([sign * channels[c] for c, sign in order])
 
 
 def decode_normal_colours(stored: Array, order: Sequence[tuple[int, int]]) -> Tensor:
