@@ -5,7 +5,7 @@ T tasks; S_W, S_L, S are symmetric [T, T] with ones on the diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,27 +14,34 @@ from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
 
+SLICE = 16_384  # weights of every network that are held in double precision at a time
+
 
 @torch.no_grad()
 def weight_similarity(weights: Sequence[Sequence[Tensor]]) -> FloatArray:
     """S_W: Pearson correlation of all weights of every two networks. weights: [T][tensors], equal shapes by position.
 
-    Sums are accumulated tensor by tensor in float64, so 20 networks are never stacked as a whole. Means are taken
-    first: what is then summed is centred, and no digits cancel. NaN where a network's weights are all equal.
+    Sums are accumulated in float64, a slice of every network at a time, so that memory does not grow with their size.
+    Means are taken first: what is then summed is centred, and no digits cancel. NaN where a network's weights are all
+    equal.
     """
     n = sum(tensor.numel() for tensor in weights[0])
-    means = torch.stack([sum_of(tensors) / n for tensors in weights])
+    means = torch.zeros(len(weights), 1, dtype=torch.float64)
+    for rows in slices(weights):
+        means += rows.sum(1, keepdim=True) / n
     products = torch.zeros(len(weights), len(weights), dtype=torch.float64)
-    for tensors in zip(*weights, strict=True):
-        rows = torch.stack([tensor.detach().flatten().double().cpu() for tensor in tensors])
-        rows -= means[:, None]
-        products += rows @ rows.T
+    for rows in slices(weights):
+        rows -= means
+        products.addmm_(rows, rows.T)
     return _correlations(products.numpy())
 
 
-def sum_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of all elements in float64, on the CPU."""
-    return torch.stack([tensor.detach().double().sum().cpu() for tensor in tensors]).sum()
+def slices(weights: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
+    """The weights of all networks side by side, float64 [T, at most SLICE], on the CPU."""
+    for tensors in zip(*weights, strict=True):
+        flat = [tensor.detach().flatten() for tensor in tensors]
+        for start in range(0, len(flat[0]), SLICE):
+            yield torch.stack([tensor[start : start + SLICE].cpu() for tensor in flat]).double()
 
 
 def loss_similarity(curves: Sequence[Sequence[float]]) -> FloatArray:
