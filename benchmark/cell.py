@@ -25,7 +25,7 @@ from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import stale_reason
 from benchmark.store import Store, remove_torn, write_atomic
 from benchmark.trainer import CellTrainer
-from datasets.augmentation import augmentation
+from datasets.augmentation import augmentation_of
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
 from datasets.protocols import get_protocol
@@ -221,12 +221,12 @@ class _CellRun:
         mean, std = (self.spec.mean, self.spec.std) if own else (backbone.mean, backbone.std)
         self.normalise = Normalise.for_protocol(flags, mean, std)
         form = InputFormat(self.cell.backbone.in_chans, self.normalise, self.device, recipe.channels_last)
-        augment = augmentation(recipe.augmentation, self.spec.native_size, flags) if recipe.augmentation else None
         loaders = {}
         for role, samples in self.data.samples.items():
             inputs = {}
             for name, part in samples.items():
                 tasks = [task for task in self.spec.task_names if self.spec.input_of(task) == name]
+                augment = augmentation_of(recipe.augmentation, self.spec, name)
                 inputs[name] = InputLoader(
                     part, tasks, form, augment=augment, seed=self.cell.seed, workers=recipe.workers
                 )

@@ -28,10 +28,9 @@ from benchmark.speed import Call, Failure, Network, failure_of
 from benchmark.speed_files import JOINT, MIXED, TASK, SpeedSettings
 from benchmark.store import Store
 from benchmark.suite import RecipeSettings
-from datasets.augmentation import augmentation
+from datasets.augmentation import augmentation_of
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec
 from datasets.errors import UsageError
-from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec, load
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, BackboneConfig, create_backbone
@@ -172,12 +171,11 @@ class TableNetworks:
         stored = cast("Mapping[str, Any]", self.record.audit["normalisation"])
         normalise = Normalise(tuple(stored["mean"]), tuple(stored["std"]), stored["bgr"])
         form = InputFormat(self.config.in_chans, normalise, self.device, self.settings.memory_format == "channels_last")
-        flags = get_protocol(spec.protocol, spec.name)
-        augment = augmentation(recipe.augmentation, spec.native_size, flags) if recipe.augmentation else None
         inputs = {}
         for name, samples in split.inputs.items():
             tasks = [task for task in spec.task_names if spec.input_of(task) == name]
             part = RoleSamples(samples, np.arange(len(samples)))
+            augment = augmentation_of(recipe.augmentation, spec, name)
             inputs[name] = InputLoader(part, tasks, form, augment=augment, seed=0, workers=0)
         loader = RoleLoader(Role.FIT, spec, inputs, self.settings.batch, 0)
         batch = next(iter(loader.training(spec.task_names, 0, 1, "speed")))

@@ -17,9 +17,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from datasets.contracts import Sample
+from datasets.contracts import DatasetSpec, Sample
 from datasets.errors import UsageError, unknown
-from datasets.protocols import ProtocolFlags
+from datasets.protocols import ProtocolFlags, get_protocol
 from datasets.transforms import Depth, InverseDepth, Normals, fill_values, nearest_centre, negate
 
 Size = tuple[int, int]
@@ -33,6 +33,7 @@ class Step(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     step: ClassVar[str]
+    mirrors: ClassVar[bool] = False
 
     def out_size(self, size: Size) -> Size:
         """(height, width) of what comes out for samples of that size."""
@@ -47,6 +48,7 @@ class FlipStep(Step):
     """Mirrors left and right with probability p."""
 
     step: ClassVar[str] = "horizontal_flip"
+    mirrors: ClassVar[bool] = True
     p: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def transform(self, size: Size, flags: ProtocolFlags) -> v2.Transform:
@@ -185,14 +187,18 @@ def augmented_size(configs: Sequence[StepConfig], size: Size) -> Size:
     return size
 
 
-def augmentation(configs: Sequence[StepConfig], size: Size, flags: ProtocolFlags) -> Callable[[Sample], Sample]:
+def augmentation(
+    configs: Sequence[StepConfig], size: Size, flags: ProtocolFlags, mirrored: bool = True
+) -> Callable[[Sample], Sample]:
     """A transform of whole samples of (height, width) `size` that applies the steps in order.
 
-    Random numbers come from torch's current stream, which the caller sets. Class labels do not change (so a flip is
-    wrong where a class means a side). Raises UsageError for what is no step.
+    mirrored: False leaves out flips. Random numbers come from torch's current stream, which the caller sets. Class
+    labels do not change (so a flip is wrong where a class means a side). Raises UsageError for what is no step.
     """
     transforms = []
     for step in read_steps(configs):
+        if step.mirrors and not mirrored:
+            continue
         transforms.append(step.transform(size, flags))
         size = step.out_size(size)
 
@@ -202,6 +208,16 @@ def augmentation(configs: Sequence[StepConfig], size: Size, flags: ProtocolFlags
         return sample
 
     return apply
+
+
+def augmentation_of(
+    configs: Sequence[StepConfig], spec: DatasetSpec, input_name: str
+) -> Callable[[Sample], Sample] | None:
+    """The transform of the samples of one input of a data set; None where there is no step."""
+    if not configs:
+        return None
+    flags = get_protocol(spec.protocol, spec.name)
+    return augmentation(configs, spec.native_size, flags, mirrored=input_name not in spec.not_mirrored)
 
 
 class HorizontalFlip(v2.RandomHorizontalFlip):

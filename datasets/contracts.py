@@ -57,7 +57,8 @@ class DatasetSpec:
 
     splits: expected number of samples per split, of each input; where inputs differ, of all of them together, and
     `counts` says {split: {input: samples}}. mean, std: per RGB channel, of images in [0, 1]. caveats: what whoever
-    reads a result must know of the data; printed when a run is planned and beneath every table.
+    reads a result must know of the data; printed when a run is planned and beneath every table. not_mirrored: inputs
+    whose images mean nothing in a mirror (digits), which every flip leaves alone.
     """
 
     name: str
@@ -75,6 +76,7 @@ class DatasetSpec:
     tier: Tier
     counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
+    not_mirrored: tuple[str, ...] = ()
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -8,25 +8,13 @@ that every stretch of samples mixes them.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchvision import tv_tensors
 
-from datasets.contracts import (
-    CachedSamples,
-    DatasetSpec,
-    IndexArray,
-    InputData,
-    MultiTaskDataset,
-    Sample,
-    Split,
-    TaskSpec,
-)
+from datasets.array_input import ArrayInput
+from datasets.contracts import DatasetSpec, IndexArray, MultiTaskDataset, Split, TaskSpec
 from datasets.errors import ProtocolError
 from datasets.mnist_digits import DIGIT_SIZE, HOME, LICENCE, PARTS, PARTS_OF_SPLIT, load_digits, paste
 from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
@@ -49,53 +37,30 @@ def domain_sources(domain: str, part: str) -> IndexArray:
     return mine.T.flatten()
 
 
-class DomainInput(InputData):
-    """The images of one domain in one split, each with the one label of its task."""
+def domain_input(domain: str, split: Split, spec: DatasetSpec, task: str | None = None) -> ArrayInput:
+    """The images of one domain in one split, uint8 [N, 1, 36, 36], each with the one label of its task.
 
-    def __init__(self, domain: str, split: Split, spec: DatasetSpec) -> None:
-        digits = load_digits()
-        pieces = {part: domain_sources(domain, part) for part in PARTS_OF_SPLIT[split]}
-        rows = np.concatenate(list(pieces.values()))
-        corner = np.full(len(rows), (CANVAS_SIZE - DIGIT_SIZE) // 2)
-        images = paste(CANVAS_SIZE, digits.images[rows], corner, corner)
-        self.images: Tensor = torch.from_numpy(255 - images if domain == "inverted" else images).unsqueeze(1)
-        self.labels: Tensor = torch.from_numpy(digits.labels[rows].astype(np.int64))
-        self.domain, self.spec, self.split = domain, spec, split
-        self.sources = rows[:, None]
-        self.ids: Sequence[str] = [f"{part}/{row:04d}" for part, piece in pieces.items() for row in piece.tolist()]
-        self.units = self.ids
-        if split == "train":
-            n_fit = len(pieces["fit"])
-            self.parts = {
-                "fit": np.arange(n_fit, dtype=np.int64),
-                "arch": np.arange(n_fit, len(rows), dtype=np.int64),
-            }
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image float32 [3, 36, 36], the gray canvas in all channels; the domain's target only."""
-        row = range(len(self))[index]  # negative positions and IndexError as in a list
-        gray = self.images[row].to(torch.float32).div(255)
-        meta: dict[str, object] = {
-            "id": self.ids[row],
-            "dataset": self.spec.name,
-            "layout": self.spec.layout,
-            "split": self.split,
-            "size": self.spec.native_size,
-            "domain": self.domain,
-        }
-        return {
-            "image": tv_tensors.Image(gray.repeat(3, 1, 1)),
-            "targets": {self.domain: self.labels[row].clone()},
-            "meta": meta,
-        }
-
-    def cached(self) -> CachedSamples:
-        """Images uint8 [N, 1, 36, 36]."""
-        return CachedSamples(self.images, {self.domain: self.labels})
-
-    def content_hash(self) -> str:
-        """sha256 over images and labels."""
-        return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
+    task: what the task is called, None as the domain.
+    """
+    digits = load_digits()
+    pieces = {part: domain_sources(domain, part) for part in PARTS_OF_SPLIT[split]}
+    rows = np.concatenate(list(pieces.values()))
+    corner = np.full(len(rows), (CANVAS_SIZE - DIGIT_SIZE) // 2)
+    images = paste(CANVAS_SIZE, digits.images[rows], corner, corner)
+    parts = None
+    if split == "train":
+        n_fit = len(pieces["fit"])
+        parts = {"fit": np.arange(n_fit, dtype=np.int64), "arch": np.arange(n_fit, len(rows), dtype=np.int64)}
+    return ArrayInput(
+        torch.from_numpy(255 - images if domain == "inverted" else images).unsqueeze(1),
+        torch.from_numpy(digits.labels[rows].astype(np.int64)),
+        task or domain,
+        split,
+        spec,
+        [f"{part}/{row:04d}" for part, piece in pieces.items() for row in piece.tolist()],
+        parts=parts,
+        sources=rows[:, None],
+    )
 
 
 @register_dataset("mnist_two_domains")
@@ -125,4 +90,4 @@ class MnistTwoDomains(DatasetLoader):
 
     def load(self, root: Path | None, split: Split, spec: DatasetSpec, options: DatasetOptions) -> MultiTaskDataset:
         """The domains of the spec's tasks."""
-        return MultiTaskDataset(spec, split, {task: DomainInput(task, split, spec) for task in spec.task_names})
+        return MultiTaskDataset(spec, split, {task: domain_input(task, split, spec) for task in spec.task_names})

@@ -87,7 +87,9 @@ class DatasetLoader(abc.ABC):
 
     @abc.abstractmethod
     def load(self, root: Path | None, split: Split, spec: DatasetSpec, options: DatasetOptions) -> MultiTaskDataset:
-        """One split with the tasks of `spec`. root: the data set's own folder, None where it needs none."""
+        """One split with the tasks of `spec`. root: the data set's own folder; of a set without layouts, the data root
+        as it was given.
+        """
 
 
 _DATASETS: dict[str, DatasetLoader] = {}
@@ -195,7 +197,7 @@ def load(
     layout: None takes the one on disk. `tasks` changes neither images nor splits nor their order. Raises as
     `dataset_spec`, and DatasetMissingError where the files are absent.
     """
-    loader, folder = get_dataset(name), None
+    loader, folder = get_dataset(name), None if root is None else Path(root)
     splits = loader.spec(loader.protocols[0], loader.Options()).splits
     if split not in splits:
         raise unknown(f"split of {name}", split, splits)

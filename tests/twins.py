@@ -6,8 +6,10 @@ exact and agree. Everything is a function of the arguments; nothing is random.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import dataclasses
+import gzip
 import importlib.metadata
 import io
 import json
@@ -22,6 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 from datasets.cifar100_classes import CLASSES, SUPERCLASSES
 
@@ -380,6 +383,72 @@ def cifar100(folder: Path) -> None:
     (base / "meta").write_bytes(old_pickle(names))
 
 
+# Class sets
+
+
+CLASS_SET_PER_CLASS = {"train": 5, "test": 2}
+
+
+def class_set_labels(split: str) -> np.ndarray:
+    """The classes in turn."""
+    return np.tile(np.arange(10), CLASS_SET_PER_CLASS[split])
+
+
+def class_set_image(name: str, label: int, number: int, side: int) -> np.ndarray:
+    """uint8 [side, side, 3]: upper left dark, a bar whose height tells the class; values that USPS can hold exactly."""
+    image = np.full((side, side, 3), 204, dtype=np.uint8)
+    image[: side // 4, : side // 4] = 0
+    image[side - 1 - label :, side // 2 :] = 51 * (1 + (len(name) + number) % 3), 51, 153
+    return image
+
+
+def _class_set(name: str, split: str, side: int) -> np.ndarray:
+    """uint8 [N, side, side, 3]."""
+    labels = class_set_labels(split).tolist()
+    return np.stack([class_set_image(name, label, number // 10, side) for number, label in enumerate(labels)])
+
+
+def _idx_file(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def class_sets(folder: Path) -> None:
+    """All six, each with its own encoding; MNIST decompressed, Fashion-MNIST as .gz."""
+    for base in ("cifar-10-batches-py", "stl10_binary", "MNIST/raw", "FashionMNIST/raw"):
+        (folder / base).mkdir(parents=True)
+    for split, short in (("train", "train"), ("test", "t10k")):
+        labels = class_set_labels(split)
+        planes = _class_set("cifar10", split, 32).transpose(0, 3, 1, 2).reshape(len(labels), -1)
+        batches = [f"data_batch_{k}" for k in range(1, 6)] if split == "train" else ["test_batch"]
+        each = len(labels) // len(batches)
+        for number, batch in enumerate(batches):
+            rows = slice(number * each, (number + 1) * each)
+            document = {"data": planes[rows], "labels": labels[rows].tolist()}
+            (folder / "cifar-10-batches-py" / batch).write_bytes(old_pickle(document))
+        stl = _class_set("stl10", split, 96).transpose(0, 3, 2, 1)  # planes, column by column
+        (folder / "stl10_binary" / f"{split}_X.bin").write_bytes(stl.tobytes())
+        (folder / "stl10_binary" / f"{split}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
+        lines = []
+        for label, image in zip(labels.tolist(), _class_set("usps", split, 16)[..., 0], strict=True):
+            values = " ".join(
+                f"{cell}:{value:.6f}" for cell, value in enumerate((image.flatten() + 0.5) / 127.5 - 1, 1)
+            )
+            lines.append(f"{label + 1} {values}\n")
+        (folder / ("usps.bz2" if split == "train" else "usps.t.bz2")).write_bytes(bz2.compress("".join(lines).encode()))
+        for base, name in (("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")):
+            for kind, array in (
+                ("images-idx3", _class_set(name, split, 28)[..., 0]),
+                ("labels-idx1", labels.astype(np.uint8)),
+            ):
+                path, content = folder / base / "raw" / f"{short}-{kind}-ubyte", _idx_file(array)
+                if base == "MNIST":
+                    path.write_bytes(content)
+                else:
+                    path.with_name(path.name + ".gz").write_bytes(gzip.compress(content, mtime=0))
+        numbers = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+        savemat(folder / f"{split}_32x32.mat", {"X": _class_set("svhn", split, 32).transpose(1, 2, 3, 0), "y": numbers})
+
+
 # ELPV: a package, not a folder below the data root
 
 
@@ -440,6 +509,7 @@ Writer = Callable[[Path], None]
 TWINS: Mapping[tuple[str, str], Writer] = {
     ("omniglot", "small_zips"): omniglot_small_zips,
     ("omniglot", "torchvision"): omniglot_torchvision,
+    ("class_sets", "torchvision"): class_sets,
     ("cifar100_20", "torchvision"): cifar100,
     ("cityscapes", "official"): cityscapes_official,
     ("cityscapes", "mtan_npy"): cityscapes_mtan_npy,

@@ -20,7 +20,9 @@ SUITES = {
     "nyuv2_13class_standard": ("nyuv2", "mtan_npy"),
     "cityscapes_2task_adashare": ("cityscapes", "adashare"),
     "cityscapes_standard": ("cityscapes", "official"),
+    "dmo_four_tasks": ("class_sets", "torchvision"),
 }
+DENSE = ("nyuv2", "cityscapes")  # their labels differ by protocol
 PUBLISHED = [name for name in SUITES if not name.endswith("standard")]
 
 
@@ -38,8 +40,9 @@ def test_a_suite_of_data_on_disk_plans(name: str, tmp_path: Path) -> None:
     for cell in cells(name, tmp_path):
         published = name in PUBLISHED
         assert (cell.document["selection"].get("select_on") == "test") == published
-        assert (cell.document["data"]["protocol"] == "standard") != published
-        assert cell.document["backbone"]["output_stride"] == 8
+        if SUITES[name][0] in DENSE:
+            assert (cell.document["data"]["protocol"] == "standard") != published
+            assert cell.document["backbone"]["output_stride"] == 8
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,18 @@ def test_libmtl_s_setting(tmp_path: Path) -> None:
     assert document["recipe"]["schedule"] | {"milestones": [0.5], "gamma": 0.5} == document["recipe"]["schedule"]
     assert document["recipe"]["augmentation"] == []
     assert document["data"]["task_weights"] == {"semseg": 1.0, "normals": 1.0, "depth": 1.0}
+
+
+def test_dmo_s_four_tasks(tmp_path: Path) -> None:
+    """The re-run's recipe (board dmo_four_tasks_rerun): 25 epochs of MNIST in batches of 64, and DMO's own settings."""
+    planned = cells("dmo_four_tasks", tmp_path)
+    document = planned[0].document
+    assert document["budget"]["steps"] == 23_450 == 25 * 938
+    assert document["data"]["tasks"] == ["cifar10", "stl10", "usps", "mnist"]
+    assert document["backbone"]["name"] == "resnet18"
+    assert document["recipe"]["augmentation"] == [{"name": "shift", "pixels": 8}, "horizontal_flip"]
+    (params,) = (cell.document["method"]["params"] for cell in planned if cell.document["method"]["name"] == "dmo")
+    expected = {"alpha": 0.5, "tau_sim": 0.45, "keep_floor": 0.0, "layer_floor": 0, "batch_norm": "shared"}
+    assert params | expected == params
+    assert params["published"]["epochs"] == 25
+    assert params["init"] == "independent"

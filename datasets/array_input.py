@@ -1,0 +1,63 @@
+"""Samples that are in memory: images as bytes, labels beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from datasets.contracts import CachedSamples, DatasetSpec, IndexArray, InputData, Sample, Split
+
+
+class ArrayInput(InputData):
+    """images: uint8 [N, C, H, W], C of 1 (gray, repeated for samples) or 3; labels: [N], of the one task `task`.
+
+    The other arguments are the attributes of `InputData`; units None takes the ids.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        task: str,
+        split: Split,
+        spec: DatasetSpec,
+        ids: Sequence[str],
+        *,
+        units: Sequence[str] | None = None,
+        strata: Sequence[str] | None = None,
+        parts: Mapping[str, IndexArray] | None = None,
+        sources: IndexArray | None = None,
+    ) -> None:
+        self.images, self.labels, self.task, self.split, self.spec = images, labels, task, split, spec
+        self.ids, self.units, self.strata = ids, ids if units is None else units, strata
+        self.parts, self.sources = parts, sources
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image float32 [3, H, W]; the target of the one task."""
+        row = range(len(self))[index]  # negative positions and IndexError as in a list
+        image = self.images[row].to(torch.float32).div(255)
+        meta: dict[str, object] = {
+            "id": self.ids[row],
+            "dataset": self.spec.name,
+            "layout": self.spec.layout,
+            "split": self.split,
+            "size": self.spec.native_size,
+            "domain": self.task,
+        }
+        return {
+            "image": tv_tensors.Image(image.repeat(3 // len(image), 1, 1)),
+            "targets": {self.task: self.labels[row].clone()},
+            "meta": meta,
+        }
+
+    def cached(self) -> CachedSamples:
+        """The images and labels as they are."""
+        return CachedSamples(self.images, {self.task: self.labels})
+
+    def content_hash(self) -> str:
+        """sha256 over images and labels."""
+        return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()

@@ -1,0 +1,241 @@
+"""`class_sets`: classification sets side by side, each a task with images of its own. Spec: datasets 11.1.
+
+Files lie as torchvision leaves them, below one folder. Images are resized to one side (bilinear), gray ones repeated.
+Official train and test parts; a tenth of each class is held out of train. The four tasks that are meant where none are
+named are those of DMO (Choi, Jin, Kim 2023). Read on twins only; real files must have the published checksums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field as Limited
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from datasets.class_set_files import (
+    N_CLASSES,
+    ClassSet,
+    Part,
+    located,
+    md5_of,
+    read_cifar10,
+    read_idx,
+    read_stl10,
+    read_svhn,
+    read_usps,
+)
+from datasets.contracts import DatasetSpec, Split, TaskSpec
+from datasets.errors import ProtocolError
+from datasets.file_loader import FileLoader, FileOptions
+from datasets.files import Array, FileError
+from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
+from datasets.sources import Field, Source
+
+DIGITS = tuple(str(digit) for digit in range(10))
+_BATCHES = ("c99cafc152244af753f735de768cd75f", "d4bba439e000b95fd0a9bffe97cbabec", "54ebc095f3ab1f0389bbae665268c751",
+            "634d18415352ddfa80567beed471001a", "482c414d41f54cd18b22e5b47cb7c3cb")  # fmt: skip
+
+
+def _idx_set(
+    folder: str, sums: tuple[str, str, str, str], classes: tuple[str, ...], home: str, licence: str, mirrors: bool
+) -> ClassSet:
+    """A set in MNIST's form. sums: md5 of train images, train labels, test images, test labels, decompressed."""
+    names = [
+        f"{folder}/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    ]
+    files = list(zip(names, sums, strict=True))
+    parts = {"train": Part(dict(files[:2]), 60_000), "test": Part(dict(files[2:]), 10_000)}
+    return ClassSet(parts, read_idx, classes, home, licence, mirrors)
+
+
+SETS: Mapping[str, ClassSet] = {
+    "cifar10": ClassSet(
+        {
+            "train": Part({f"cifar-10-batches-py/data_batch_{k}": md5 for k, md5 in enumerate(_BATCHES, 1)}, 50_000),
+            "test": Part({"cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e"}, 10_000),
+        },
+        read_cifar10,
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "none stated",
+        mirrors=True,
+    ),
+    "stl10": ClassSet(
+        {
+            "train": Part(
+                {
+                    "stl10_binary/train_X.bin": "918c2871b30a85fa023e0c44e0bee87f",
+                    "stl10_binary/train_y.bin": "5a34089d4802c674881badbb80307741",
+                },
+                5_000,
+            ),
+            "test": Part(
+                {
+                    "stl10_binary/test_X.bin": "7f263ba9f9e0b06b93213547f721ac82",
+                    "stl10_binary/test_y.bin": "36f9794fa4beb8a2c72628de14fa638e",
+                },
+                8_000,
+            ),
+        },
+        read_stl10,
+        ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+        "https://cs.stanford.edu/~acoates/stl10",
+        "none stated",
+        mirrors=True,
+    ),
+    "usps": ClassSet(
+        {
+            "train": Part({"usps.bz2": "ec16c51db3855ca6c91edd34d0e9b197"}, 7_291),
+            "test": Part({"usps.t.bz2": "8ea070ee2aca1ac39742fdd1ef5ed118"}, 2_007),
+        },
+        read_usps,
+        DIGITS,
+        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps",
+        "none stated",
+        mirrors=False,
+    ),
+    "mnist": _idx_set(
+        "MNIST",
+        (
+            "6bbc9ace898e44ae57da46a324031adb",
+            "a25bea736e30d166cdddb491f175f624",
+            "2646ac647ad5339dbf082846283269ea",
+            "27ae3e4e09519cfbb04c329615203637",
+        ),
+        DIGITS,
+        "http://yann.lecun.com/exdb/mnist",
+        "CC BY-SA 3.0 as far as is known",
+        mirrors=False,
+    ),
+    "fashion_mnist": _idx_set(
+        "FashionMNIST",
+        (
+            "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "9018921c3c673c538a1fc5bad174d6f9",
+            "8181f5470baa50b63fa0f6fddb340f0a",
+            "15d484375f8d13e6eb1aabb0c3f46965",
+        ),
+        ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        "https://github.com/zalandoresearch/fashion-mnist",
+        "MIT",
+        mirrors=True,
+    ),
+    "svhn": ClassSet(
+        {
+            "train": Part({"train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373"}, 73_257),
+            "test": Part({"test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3"}, 26_032),
+        },
+        read_svhn,
+        DIGITS,
+        "http://ufldl.stanford.edu/housenumbers",
+        "non-commercial use",
+        mirrors=False,
+    ),
+}
+FOUR_TASKS = ("cifar10", "stl10", "usps", "mnist")
+_MARKS = "|".join(["cifar-10-batches-py", "stl10_binary", "usps.bz2", "MNIST", "FashionMNIST", "train_32x32.mat"])
+
+
+class ClassSetOptions(FileOptions):
+    """size: side of the square that every image is resized to, in pixels."""
+
+    size: int = Limited(default=72, ge=16, le=512)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Stored images by position."""
+
+    images: Array
+
+    def __call__(self, index: int) -> Array:
+        return np.asarray(self.images[index])
+
+
+def resized(stored: Array, size: int) -> Tensor:
+    """uint8 [H, W] or [H, W, 3] -> float32 [3, size, size] in [0, 1]: bilinear, smoothed when reduced, in 8 bits."""
+    planes = torch.from_numpy(np.array(stored))  # a copy, since the bytes of a file cannot be written to
+    planes = planes.unsqueeze(0) if planes.ndim == 2 else planes.permute(2, 0, 1)
+    planes = functional.resize(planes, [size, size], InterpolationMode.BILINEAR, antialias=True)
+    return planes.to(torch.float32).div_(255).expand(3, -1, -1).contiguous()
+
+
+@register_dataset("class_sets")
+class ClassSets(FileLoader):
+    """CIFAR-10, STL-10, USPS, MNIST, Fashion-MNIST, SVHN: whichever are named, ten classes each."""
+
+    Options = ClassSetOptions
+    layouts: ClassVar[Mapping[str, ExpectedFiles]] = {
+        "torchvision": ExpectedFiles(
+            "{cifar-10-batches-py, stl10_binary, usps.bz2 and usps.t.bz2, MNIST/raw, FashionMNIST/raw, "
+            "{train,test}_32x32.mat}, of the sets that are asked for, unpacked",
+            "163 MB, 2.5 GB, 8 MB, 11 MB, 30 MB, 246 MB to download",
+            (_MARKS,),
+        )
+    }
+
+    def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
+        """A task a set."""
+        assert isinstance(options, ClassSetOptions)
+        if protocol != "standard":
+            raise ProtocolError(f"class_sets has no labels for protocol {protocol!r}; it offers 'standard'.")
+        tasks = tuple(TaskSpec(name, "class", N_CLASSES, ("accuracy",), found.classes) for name, found in SETS.items())
+        counts = {split: {name: found.parts[split].n for name, found in SETS.items()} for split in ("train", "test")}
+        return DatasetSpec(
+            name="class_sets",
+            layout="torchvision",
+            version=f"v1+{options.size}",
+            protocol=protocol,
+            domains="multi",
+            tasks=tasks,
+            splits={split: sum(by_task.values()) for split, by_task in counts.items()},
+            native_size=(options.size, options.size),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            licence="; ".join(f"{name}: {found.licence}" for name, found in SETS.items()),
+            home=", ".join(found.home for found in SETS.values()),
+            tier="verified on twins",
+            counts=counts,
+            caveats=("random flips leave the digits of usps, mnist and svhn as they are",),
+            not_mirrored=tuple(name for name, found in SETS.items() if not found.mirrors),
+        )
+
+    def default_tasks(self, spec: DatasetSpec) -> tuple[str, ...]:
+        """The four of DMO."""
+        return FOUR_TASKS
+
+    def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
+        """The sets that are asked for; no file of another one is opened. Raises FileError."""
+        assert isinstance(options, ClassSetOptions)
+        return {name: _source(folder, split, name, options) for name in spec.inputs}
+
+
+def _source(folder: Path, split: Split, name: str, options: ClassSetOptions) -> Source:
+    """One set in the order of its files. Raises FileError where one is not the published one (profile `real`)."""
+    part = SETS[name].parts[split]
+    paths = [located(folder, file) for file in part.files]
+    sums = [md5_of(path) for path in paths]
+    for path, found, published in zip(paths, sums, part.files.values(), strict=True):
+        if options.profile == "real" and found != published:
+            raise FileError(f"{path}: expected the published file (md5 {published}), found md5 {found}.")
+    content = SETS[name].read(paths)
+    where = ([paths[0]] * len(content.labels)).__getitem__
+    ids = [f"{name}/{split}/{row:05d}" for row in range(len(content.labels))]
+    return Source(
+        ids=ids,
+        units=ids,
+        strata=[SETS[name].classes[label] for label in content.labels.tolist()],
+        image=Field(_Rows(content.images), functools.partial(resized, size=options.size), where),
+        targets={name: Field(content.labels.__getitem__, torch.tensor, where)},
+        meta={"domain": name},
+        digest=hashlib.sha256("".join(sums).encode()).hexdigest(),
+    )
