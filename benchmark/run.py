@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmark.store import Store
 
 EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-SMOKE_STEPS = 2
+SMOKE_STEPS = 3  # a method may correlate loss curves, which takes three points
 TABLES: dict[Format, str] = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -293,7 +293,7 @@ def run(
     ] = False,
     probe: Annotated[bool, typer.Option(help="With --plan: time a few steps of what has no record yet.")] = True,
     speed: Annotated[bool, typer.Option(help="Measure throughput at the end, about 15 seconds for quick.")] = True,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Run every cell for two steps, into OUT/smoke.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Run every cell for three steps, into OUT/smoke.")] = False,
 ) -> None:
     """Run a suite: train what has no record yet, then print the tables.
 

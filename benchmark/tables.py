@@ -382,13 +382,17 @@ def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) ->
 
 
 def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """What methods say is not as it should be in their runs, with the seeds."""
-    notes = []
+    """What methods say is not as it should be in their runs, with the seeds; what all runs say (of the data) once."""
+    said = [cast("Sequence[str]", record.audit.get("flags") or ()) for group in groups for record in group]
+    by_all = [flag for flag in dict.fromkeys(itertools.chain(*said)) if all(flag in flags for flags in said)]
+    by_all = by_all if len(labels) > 1 else []
+    notes = [f"all rows: {flag}" for flag in by_all]
     for label, group in zip(labels, groups, strict=True):
         seeds: dict[str, list[str]] = defaultdict(list)
         for record in group:
             for flag in cast("Sequence[str]", record.audit.get("flags") or ()):
-                seeds[flag].append(str(seed_of_record(record)))
+                if flag not in by_all:
+                    seeds[flag].append(str(seed_of_record(record)))
         notes += [f"{label}: {flag} (seed {', '.join(found)})" for flag, found in seeds.items()]
     return notes
 

@@ -43,6 +43,19 @@ def test_facts_are_columns_of_their_own_and_dashes_where_a_row_has_none() -> Non
     assert not [n for n in table.statistics if table.columns[n].part == "found"]
 
 
+def test_what_all_rows_say_is_said_once() -> None:
+    """A caveat of the data comes with every record; three rows of two seeds would print it six times."""
+    caveat = "the same hands are in train and test"
+    records = [
+        make_record(method, seed, audit={"flags": [caveat, *own]})
+        for method, own in (("single_task", []), ("hard_sharing", []), ("searching", ["gates never moved"]))
+        for seed in (0, 1)
+    ]
+    (table,) = aggregate(records)
+    assert [note for note in table.notes if caveat in note] == [f"all rows: {caveat}"]
+    assert "searching: gates never moved (seed 0, 1)" in table.notes
+
+
 def test_flags_stand_beneath_the_table_with_their_seeds() -> None:
     records = [make_record("searching", seed, audit={"flags": ["gates never moved"]}) for seed in (0, 2)]
     records.append(make_record("searching", 1))

@@ -106,7 +106,7 @@ def test_a_plan_lists_every_cell_and_leaves_nothing_behind(suite: Path, tmp_path
     assert "2 single-task networks, each trained once" in result.output
 
 
-def test_a_smoke_run_takes_two_steps_a_stage_and_keeps_out_of_the_results(suite: Path, tmp_path: Path) -> None:
+def test_a_smoke_run_takes_three_steps_a_stage_and_keeps_out_of_the_results(suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(
         app, [str(suite), "--smoke", "--methods", "hard_sharing", "--out", str(out)], catch_exceptions=False
@@ -114,7 +114,7 @@ def test_a_smoke_run_takes_two_steps_a_stage_and_keeps_out_of_the_results(suite:
     assert result.exit_code == 0, result.output
     assert not (out / "records").exists()
     (path,) = (out / "smoke" / "records").rglob("*.json")
-    assert json.loads(path.read_text(encoding="utf-8"))["cost"]["final"]["optimizer_steps"] == 2
+    assert json.loads(path.read_text(encoding="utf-8"))["cost"]["final"]["optimizer_steps"] == 3
     again = CliRunner().invoke(app, [str(suite), "--plan", "--no-probe", "--out", str(out)], catch_exceptions=False)
     assert "3 cells to run" in again.output
 
