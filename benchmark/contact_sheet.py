@@ -48,7 +48,7 @@ def contact_sheet(data: MultiTaskDataset, rows_per_input: int, stem: Path) -> li
         grid = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     n_columns = max(len(row) for row in grid)
     height, width = spec.native_size
-    wide, high = _INCHES * max(1.0, width / height), _INCHES * max(1.0, height / width) + 0.35
+    wide, high = _INCHES * max(1.0, width / height), _INCHES * max(1.0, height / width) + 0.5
     size = (wide * n_columns, high * len(grid) + 0.4)
     figure, axes = plt.subplots(len(grid), n_columns, figsize=size, squeeze=False, layout="constrained")
     for places, row in zip(axes, grid, strict=True):
@@ -112,7 +112,7 @@ def _title(spec: DatasetSpec, sample: Sample) -> str:
     said = [str(sample["meta"]["id"])[-_LONGEST_LABEL:]]
     for task in spec.tasks:
         if task.name in sample["targets"] and not get_kind(task.kind).dense:
-            said.append(f"{task.name} = {_label(sample['targets'][task.name], task)}")
+            said += [task.name, f"= {_label(sample['targets'][task.name], task)}"]
     return "\n".join(said)
 
 

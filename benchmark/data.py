@@ -33,6 +33,9 @@ Root = Annotated[
 LayoutOption = Annotated[str | None, typer.Option("--layout", help="Where two layouts lie side by side.")]
 Protocol = Annotated[str, typer.Option(help="Whose labels: standard, adashare, mtan, ...")]
 Twin = Annotated[bool, typer.Option("--twin", help="A part of the data: published counts and checksums do not apply.")]
+Tasks = Annotated[
+    str | None, typer.Option(help="Only these tasks, comma-separated; of sets on disk, all of the layout if left out.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Samples that are decoded side by side.")]
 
 
@@ -61,6 +64,7 @@ def verify(
         bool, typer.Option("--full", help="Decode every sample, not the first and last of a split.")
     ] = False,
     twin: Twin = False,
+    tasks: Tasks = None,
     workers: Workers = 4,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every bad file there.")] = None,
 ) -> None:
@@ -78,6 +82,7 @@ def verify(
                 profile="twin" if twin else "real",
                 layout=layout,
                 protocol=protocol,
+                tasks=_listed(tasks),
                 workers=workers,
                 report_progress=report_progress,
             )
@@ -155,6 +160,7 @@ def show(
     layout: LayoutOption = None,
     protocol: Protocol = "standard",
     split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    tasks: Tasks = None,
     samples: Annotated[int, typer.Option(min=1, help="Rows of the sheet; of multi-domain data, columns.")] = 6,
     twin: Twin = False,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("results") / "data",
@@ -166,7 +172,7 @@ def show(
 
     try:
         options, folder, found = _chosen(name, data_root, layout, twin)
-        spec = _all_tasks(name, protocol, options, found)
+        spec = _spec(name, protocol, options, found, _listed(tasks))
         data = load(name, folder, split, protocol=protocol, layout=found, tasks=spec.task_names, options=options)
         stem = out / safe_name(f"{name}-{spec.layout}-{protocol}-{split}")
         for file in contact_sheet(data, samples, stem):
@@ -182,6 +188,7 @@ def prepare(
     layout: LayoutOption = None,
     protocol: Protocol = "standard",
     twin: Twin = False,
+    tasks: Tasks = None,
     workers: Workers = 4,
 ) -> None:
     """A lossless, memory-mapped copy that later runs read instead of the files; goes on where it was interrupted."""
@@ -198,6 +205,7 @@ def prepare(
                 found,
                 protocol=protocol,
                 options=options,
+                tasks=_listed(tasks),
                 workers=workers,
                 report_progress=report_progress,
             )
@@ -220,14 +228,17 @@ def _chosen(
     return ({"profile": "twin"} if twin else {}), root, found
 
 
-def _all_tasks(name: str, protocol: str, options: dict[str, object], layout: str | None) -> Any:
-    """The spec with every task that layout and options have."""
-    from datasets.registry import get_dataset, read_options
+def _listed(tasks: str | None) -> list[str] | None:
+    return None if tasks is None else [task.strip() for task in tasks.split(",")]
+
+
+def _spec(name: str, protocol: str, options: dict[str, object], layout: str | None, tasks: list[str] | None) -> Any:
+    """The spec with the tasks that are asked for."""
+    from datasets.registry import chosen_tasks, get_dataset, read_options
 
     loader, chosen = get_dataset(name), read_options(name, options)
     spec = loader.spec(protocol, chosen, layout) if loader.layouts else loader.spec(protocol, chosen)
-    unavailable = loader.unavailable(chosen, layout)
-    return spec.with_tasks([task for task in spec.task_names if task not in unavailable])
+    return chosen_tasks(name, spec, chosen, tasks)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from datasets.errors import UsageError
 from datasets.file_loader import FileLoader, FileOptions, first_fault
 from datasets.prepared import copy_of
 from datasets.prepared import prepare as write_copy
-from datasets.registry import find_layout, get_dataset, read_options
+from datasets.registry import chosen_tasks, find_layout, get_dataset, read_options
 from datasets.sources import FileInput, Source
 
 
@@ -20,10 +20,11 @@ def prepare(
     *,
     protocol: str = "standard",
     options: Mapping[str, object] | None = None,
+    tasks: Sequence[str] | None = None,
     workers: int = 4,
     report_progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Path:
-    """Write the prepared copy of a data set; gives its folder.
+    """Write the prepared copy of a data set; gives its folder. tasks: as `chosen_tasks`.
 
     Raises UsageError for a set that lies in memory anyway, DatasetMissingError and FileError as loading does.
     """
@@ -33,7 +34,7 @@ def prepare(
     folder, found = find_layout(name, root, layout)
     chosen = read_options(name, options)
     assert isinstance(chosen, FileOptions)
-    spec = loader.spec(protocol, chosen, found)
+    spec = chosen_tasks(name, loader.spec(protocol, chosen, found), chosen, tasks)
     parts: dict[tuple[str, str], Source] = {}
     contents: dict[tuple[str, str], str] = {}
     for split in spec.splits:

@@ -182,6 +182,19 @@ def dataset_spec(
     return spec.with_tasks(chosen)
 
 
+def chosen_tasks(name: str, spec: DatasetSpec, options: DatasetOptions, tasks: Sequence[str] | None) -> DatasetSpec:
+    """The spec with these tasks; None takes all that layout and options have, of sets without layouts the default ones.
+
+    Raises UnknownNameError with the nearest names.
+    """
+    loader = get_dataset(name)
+    if tasks is not None:
+        return spec.with_tasks(tasks)
+    unavailable = loader.unavailable(options, spec.layout if loader.layouts else None)
+    named = spec.task_names if loader.layouts else loader.default_tasks(spec)
+    return spec.with_tasks([task for task in named if task not in unavailable])
+
+
 def load(
     name: str,
     root: Path | str | None,

@@ -23,7 +23,7 @@ from datasets.errors import UsageError
 from datasets.file_loader import FileLoader, FileOptions, count_faults
 from datasets.files import FileError, read_bytes
 from datasets.kinds import get_kind
-from datasets.registry import dataset_spec, find_layout, get_dataset, load, read_options
+from datasets.registry import chosen_tasks, dataset_spec, find_layout, get_dataset, load, read_options
 from datasets.sources import IMAGE, Fault, FileInput
 
 Level = Literal["quick", "full"]
@@ -89,16 +89,17 @@ def verify(
     profile: Literal["real", "twin"] = "real",
     layout: str | None = None,
     protocol: str = "standard",
+    tasks: Sequence[str] | None = None,
     workers: int = 4,
     report_progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Report:
     """Check a data set, embedded or on disk.
 
-    profile: `real` demands published counts and checksums. workers: threads that decode. Raises DatasetMissingError
-    where no layout is there, and UsageError as `dataset_spec`.
+    profile: `real` demands published counts and checksums. tasks: as `chosen_tasks`. workers: threads that decode.
+    Raises DatasetMissingError where no layout is there, and UsageError as `dataset_spec`.
     """
     faults: list[Fault] = []
-    spec, inputs = _listed(name, root, profile, layout, protocol, faults)
+    spec, inputs = _listed(name, root, profile, layout, protocol, tasks, faults)
     chosen = [(part, row) for part in inputs for row in _rows(part, level)]
     fields = {task.name: FieldSummary() for task in spec.tasks}
     images: dict[tuple[str, str], list[tuple[_Part, int]]] = defaultdict(list)
@@ -138,22 +139,23 @@ def _listed(
     profile: Literal["real", "twin"],
     layout: str | None,
     protocol: str,
+    tasks: Sequence[str] | None,
     faults: list[Fault],
 ) -> tuple[DatasetSpec, list[_Part]]:
-    """Spec with all tasks of the layout, and what every split lists; faults of lists, counts and checksums."""
+    """Spec with the tasks that are looked at, and what every split lists; faults of lists, counts and checksums."""
     loader = get_dataset(name)
     if not isinstance(loader, FileLoader) or not loader.layouts:  # embedded, or brought by a package
-        spec = dataset_spec(name, protocol=protocol, layout=layout)
+        spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks)
         parts = [
             _Part(spec, split, part, data)  # type: ignore[arg-type]
             for split in spec.splits
-            for part, data in load(name, root, split, protocol=protocol).inputs.items()
+            for part, data in load(name, root, split, protocol=protocol, tasks=tasks).inputs.items()
         ]
         return spec, parts
     folder, found = find_layout(name, root, layout)
     options = read_options(name, {"profile": profile})
     assert isinstance(options, FileOptions)
-    spec = loader.spec(protocol, options, found)
+    spec = chosen_tasks(name, loader.spec(protocol, options, found), options, tasks)
     if profile == "real":
         faults += _checksum_faults(folder, loader.layouts[found].checksums)
     parts = []
