@@ -61,7 +61,9 @@ def _probe(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[s
 def _table(cells: Sequence[PlannedCell], pending: Sequence[PlannedCell], estimates: dict[bytes, Estimate]) -> Table:
     table = Table(box=None, pad_edge=False)
     for head in ("cell", "state", "time", "networks shared", "peak memory", "disk", "from"):
-        table.add_column(head, justify="left" if head in ("cell", "state", "from") else "right", no_wrap=True)
+        left = head in ("cell", "state", "from")
+        # A long title takes a second line; what is cut off elsewhere would be lost.
+        table.add_column(head, justify="left" if left else "right", no_wrap=head != "cell", overflow="fold")
     waiting = {cell.key for cell in pending}
     for cell in cells:
         if cell.key not in waiting:

@@ -127,3 +127,14 @@ def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> Non
 @pytest.mark.parametrize(("n_bytes", "text"), [(None, DASH), (1_500_000, "1.5 MB"), (2_300_000_000, "2.3 GB")])
 def test_sizes_have_a_decimal_unit(n_bytes: int | None, text: str) -> None:
     assert size(n_bytes) == text
+
+
+def test_a_long_title_cuts_no_other_column_off(suite: Path, tmp_path: Path) -> None:
+    """Without a terminal lines have 120 characters; `to run` once became `t…` beside the titles of trees."""
+    text = suite.read_text(encoding="utf-8")
+    entry = "{name: branched, params: {granularity: block, budget: 1.75, random_tree: true}}"
+    suite.write_text(text.replace("hard_sharing, branched", f"hard_sharing, {entry}"), encoding="utf-8")
+    arguments = [str(suite), "--plan", "--no-probe", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.output.count("to run") == 3 + 1  # cells, and the line that counts them
+    assert "…" not in result.output
