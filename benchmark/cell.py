@@ -304,12 +304,12 @@ class _CellRun:
         reference = "shared" if self.method.is_comparison_reference else None
         return {
             "reference": "single_task" if self.method.is_single_task_reference else reference,
-            "random_architecture": bool(getattr(method, "is_random_architecture", False)),
+            "random_architecture": method.is_random_architecture,
             "non_default_params": params.model_dump(mode="json", exclude_defaults=True),
             "tuning_trials": 1,  # one setting a row: the published defaults, or what the suite's author wrote
             "search_roles": sorted(role.value for role in trainer.search_roles),
-            "draws": int(getattr(method, "draws", 1)),
-            "recipe": str(getattr(method, "recipe", "suite")),
+            "draws": method.draws,
+            "recipe": method.recipe,
             "developed_here": False,  # no default of ours was chosen by trials on a data set
             "extra_data": "none",
             "loaders": "joint" if self.spec.domains == "single" else "per task",
@@ -317,7 +317,7 @@ class _CellRun:
             "fidelity": sorted({statement.tag for statement in fidelity.statements}),
             "normalisation": dataclasses.asdict(self.normalise),
             "units": {task.name: task.unit for task in self.spec.tasks},
-            "batch_norm": str(getattr(method, "final_batch_norm", "per_sub_expression")),
+            "batch_norm": method.final_batch_norm,
             "input_size": list(self.spec.native_size),
             "facts": dict(trainer.facts),
             "flags": [*self.spec.caveats, *trainer.flags],

@@ -297,10 +297,10 @@ class Method(abc.ABC, Generic[P]):
     Params: class of the parameters. needs_all_labels: every image must be labelled for every task, so the method
     refuses multi-domain sets. is_single_task_reference: its rows are the baseline of Delta_m.
     is_comparison_reference: with its defaults it is the row that every other is tested against.
-    Optional, read from the instance for the audit: `is_random_architecture` (drawn from a search space, not searched:
-    the control of search cost), `draws` (final networks trained for one row, 1 where it is absent), `recipe`
-    (`published` where the final network is trained by the method's own recipe, `suite` where it is absent) and
-    `final_batch_norm` (the norm rule of the final network, `per_sub_expression` where it is absent: that of graphs).
+    For the audit, set by methods of which they are not true: is_random_architecture (drawn from a search space, not
+    searched: the control of search cost), draws (final networks trained for one row), recipe (`published` where the
+    final network is trained by the method's own) and final_batch_norm (the norm rule of the final network; that of
+    graphs is `per_sub_expression`).
     """
 
     Params: ClassVar[type[MethodParams]]
@@ -308,6 +308,10 @@ class Method(abc.ABC, Generic[P]):
     needs_all_labels: ClassVar[bool] = False
     is_single_task_reference: ClassVar[bool] = False
     is_comparison_reference: ClassVar[bool] = False
+    is_random_architecture: bool = False
+    draws: int = 1
+    recipe: str = "suite"
+    final_batch_norm: str = "per_sub_expression"
 
     def __init__(self, params: P) -> None:
         self.params = params

@@ -49,7 +49,7 @@ class RandomTree(TreeMethod[RandomTreeParams]):
     """A tree drawn uniformly from all of a size, trained like every other."""
 
     Params = RandomTreeParams
-    is_random_architecture: ClassVar[bool] = True
+    is_random_architecture = True
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="ShareBench; the space is that of S. Vandenhende et al., Branched Multi-Task Networks, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",

@@ -87,10 +87,9 @@ class DagSearch(Method[DagSearchParams]):
         ),
     )
 
-    @property
-    def is_random_architecture(self) -> bool:
-        """Whether the edges were drawn, not searched: the control of the search."""
-        return self.params.reduction.score == "random"
+    def __init__(self, params: DagSearchParams) -> None:
+        super().__init__(params)
+        self.is_random_architecture = params.reduction.score == "random"
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """M, kappa and the gates' rate against this backbone and budget. Raises UsageError."""
