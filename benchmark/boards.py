@@ -143,17 +143,21 @@ class Board(_Frozen):
         return self
 
 
-def board_names() -> list[str]:
-    """All boards, in alphabetical order."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+def board_names(folder: Path = FOLDER) -> list[str]:
+    """All boards of a folder, in alphabetical order."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 @functools.cache
-def read_board(name: str) -> Board:
+def read_board(name: str, folder: Path = FOLDER) -> Board:
     """The board of that name. Raises UnknownNameError, and UsageError for a file that does not hold a board."""
-    if name not in board_names():
-        raise unknown("board", name, board_names())
-    return parse_board((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), name)
+    if name not in board_names(folder):
+        raise unknown("board", name, board_names(folder))
+    try:
+        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{folder / f'{name}.yaml'}: cannot be read ({error}).") from error
+    return parse_board(text, name)
 
 
 def parse_board(text: str, name: str) -> Board:

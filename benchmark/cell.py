@@ -33,6 +33,7 @@ from datasets.registry import load
 from datasets.roles import role_hash, role_indices
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, create_backbone
+from methods.backbone_weights import pretrained_tag
 from methods.contracts import Budget, Fidelity, Role
 from methods.cost import compute, size
 from methods.plain import fit_plain
@@ -314,6 +315,8 @@ class _CellRun:
             "extra_data": "none",
             "loaders": "joint" if self.spec.domains == "single" else "per task",
             "tier": self.spec.tier,
+            "channels": {task.name: task.channels for task in self.spec.tasks},
+            "weights_tag": pretrained_tag(self.cell.backbone.name) if self.planned.weights == "pretrained" else "",
             "fidelity": sorted({statement.tag for statement in fidelity.statements}),
             "normalisation": dataclasses.asdict(self.normalise),
             "units": {task.name: task.unit for task in self.spec.tasks},

@@ -131,26 +131,31 @@ def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str
     """GitHub-flavoured Markdown: a paragraph for the head, one table a part, notes as a list."""
     lines: list[str] = []
     for table in tables:
-        lines += [f"**{_markdown(head_line(table))}**", ""]
-        lines += [line for banner in table.banners for line in (f"> **{_markdown(banner)}**", "")]
+        lines += [f"**{markdown_text(head_line(table))}**", ""]
+        lines += [line for banner in table.banners for line in (f"> **{markdown_text(banner)}**", "")]
         for part in _parts(table):
-            lines += [*_markdown_part(table, _columns_of(table, part)), "", f"*{_markdown(legend(table, part))}*", ""]
-        notes = [f"- {_markdown(line)}" for line in lines_beneath(table)]
+            lines += [
+                *_markdown_part(table, _columns_of(table, part)),
+                "",
+                f"*{markdown_text(legend(table, part))}*",
+                "",
+            ]
+        notes = [f"- {markdown_text(line)}" for line in lines_beneath(table)]
         lines += [*notes, ""] if notes else []
-    lines += [f"- {_markdown(line)}" for line in _invalid(invalid)]
+    lines += [f"- {markdown_text(line)}" for line in _invalid(invalid)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _markdown_part(table: Table, positions: Sequence[int]) -> list[str]:
     columns = [table.columns[position] for position in positions]
     titles = [f"{column.group}: {column_title(column)}" if column.group else column_title(column) for column in columns]
-    lines = [_markdown_row(["method", "n", *map(_markdown, titles)]), "|---|---|" + "---:|" * len(columns)]
+    lines = [_markdown_row(["method", "n", *map(markdown_text, titles)]), "|---|---|" + "---:|" * len(columns)]
     for number, row in enumerate(table.rows):
         cells = []
         for position in positions:
-            text = _markdown(cell_text(row.cells[position], table.columns[position], row.n))
+            text = markdown_text(cell_text(row.cells[position], table.columns[position], row.n))
             cells.append(f"**{text}**" if (number, position) in table.best else text)
-        lines.append(_markdown_row([_markdown(row_title(table, number)), seeds_text(row), *cells]))
+        lines.append(_markdown_row([markdown_text(row_title(table, number)), seeds_text(row), *cells]))
     return lines
 
 
@@ -158,7 +163,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text whose special characters mean nothing."""
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
 
 

@@ -22,6 +22,7 @@ from benchmark.tables import aggregate, invalid_lines
 from datasets.errors import UsageError
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
+ALL_BOARDS = "all"
 WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
 
 
@@ -85,6 +86,43 @@ def report(
             return render_latex(tables, invalid)
 
 
+def compare_with_boards(
+    directory: Path,
+    board: str = ALL_BOARDS,
+    *,
+    published: Path | None = None,
+    show_recalled: bool = False,
+    format: Format = "terminal",
+    width: int = WIDTH_OF_FILES,
+) -> str:
+    """Published rows beside the records below a folder, as text (measurement 7).
+
+    board: a name, or `all` for those that have a table of ours beside them. published: a folder of boards, None for
+    those that are shipped. Raises UsageError where there are no records, no such board, or none that fits.
+    """
+    from benchmark.boards import FOLDER, board_names, read_board
+    from benchmark.reproduction import fitting_boards, reproduction
+    from benchmark.reproduction_text import render_reproduction
+
+    folder = FOLDER if published is None else published
+    records = Store(directory).load_all() if _holds_records(directory) else []
+    if not records:
+        raise UsageError(_nothing_to_report(directory))
+    if not board_names(folder):
+        raise UsageError(f"{folder} holds no boards; expected NAME.yaml files as in benchmark/published.")
+    if board == ALL_BOARDS:
+        boards = fitting_boards(records, [read_board(name, folder) for name in board_names(folder)])
+        if not boards:
+            raise UsageError(
+                f"No board has the data set and tasks of a table in {directory}; `list boards` shows them."
+            )
+    else:
+        boards = [read_board(board, folder)]
+    if format == "latex":
+        raise UsageError("A reproduction report has the formats terminal, markdown and csv, not latex.")
+    return render_reproduction(reproduction(records, boards, show_recalled), format, width)
+
+
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
     """The light measurement of a record's network, of the device that it was trained on where there are several."""
     graph = record.graph.get("hash")
@@ -131,6 +169,17 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--figures", metavar="FOLDER", help="Also draw what the methods found, as PNG and SVG."),
     ] = None,
+    board: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--board", metavar="NAME", help="Published rows beside ours: a board, or all that fit."),
+    ] = None,
+    published: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--published", metavar="FOLDER", help="With --board: boards of this folder."),
+    ] = None,
+    show_recalled: Annotated[
+        bool, typer.Option("--show-recalled", help="With --board: also rows that were checked against no source.")
+    ] = False,
     allow: Annotated[
         Optional[AllowChoice],  # noqa: UP045
         typer.Option("--allow", help="red: print tables with red differences under a banner, without ranks and tests."),
@@ -144,15 +193,25 @@ def command(
     color = out is None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
     try:
-        text = report(
-            directory,
-            format=format.value,
-            variant=metric_variant.value,
-            width=width,
-            color=color,
-            reference=reference,
-            allow_red=allow is AllowChoice.red,
-        )
+        if board is not None:
+            text = compare_with_boards(
+                directory,
+                board,
+                published=published,
+                show_recalled=show_recalled,
+                format=format.value,
+                width=width,
+            )
+        else:
+            text = report(
+                directory,
+                format=format.value,
+                variant=metric_variant.value,
+                width=width,
+                color=color,
+                reference=reference,
+                allow_red=allow is AllowChoice.red,
+            )
         if out is not None:
             write_atomic(out, text.encode("utf-8"))
         if figures is not None:

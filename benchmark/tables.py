@@ -138,8 +138,8 @@ def _table(
 ) -> Table:
     tasks = [str(task) for task in cast("Sequence[object]", value_at(records[0].cell, "data", "tasks"))]
     seeds = sorted({seed_of_record(record) for record in records})
-    baselines, notes = _baselines(records)
-    labels, groups = _labelled_rows(records)
+    baselines, notes = single_task_records(records)
+    labels, groups = labelled_rows(records)
     measured = [
         [measure(record, baselines, tasks, variant, speed_of) for record in group if record.status == "done"]
         for group in groups
@@ -177,7 +177,7 @@ def _table(
     )
 
 
-def _labelled_rows(records: Sequence[Record]) -> tuple[list[str], list[list[Record]]]:
+def labelled_rows(records: Sequence[Record]) -> tuple[list[str], list[list[Record]]]:
     """Labels and records of the rows: baselines of Delta_m first, then by label."""
     groups = _by_row(records)
     labels = row_labels([group[0] for group in groups])
@@ -198,7 +198,7 @@ def _by_row(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _baselines(records: Sequence[Record]) -> tuple[dict[int, Record], list[str]]:
+def single_task_records(records: Sequence[Record]) -> tuple[dict[int, Record], list[str]]:
     """The single-task record of each seed. Where several rows are one, the row with default parameters, else none."""
     candidates: dict[int, list[Record]] = defaultdict(list)
     for record in records:

@@ -12,12 +12,19 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import timm
 import torch
 from torch import Tensor, nn
 
 from datasets.errors import UsageError, nearest
 
 _NESTED = ("state_dict", "model")  # where training scripts put the state dict in a checkpoint
+
+
+def pretrained_tag(name: str) -> str:
+    """timm's tag of the weights that `pretrained` loads for a model, a1_in1k of resnet50.a1_in1k; empty for none."""
+    config = timm.models.get_pretrained_cfg(name)
+    return (config.tag or "") if config is not None else ""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
