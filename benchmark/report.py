@@ -123,6 +123,23 @@ def compare_with_boards(
     return render_reproduction(reproduction(records, boards, show_recalled), format, width)
 
 
+def compare_runs(directory: Path, against: Path, *, format: Format = "terminal") -> str:
+    """What changed from the run in `against` to the one in `directory`, as text. Raises UsageError for a folder without
+    records.
+    """
+    from benchmark.difference import difference, render_difference
+
+    runs = []
+    for folder in (against, directory):
+        found = Store(folder).load_all() if _holds_records(folder) else []
+        if not found:
+            raise UsageError(_nothing_to_report(folder))
+        runs.append(found)
+    if format == "latex":
+        raise UsageError("A difference of runs has the formats terminal, markdown and csv, not latex.")
+    return render_difference(difference(*runs), format)
+
+
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
     """The light measurement of a record's network, of the device that it was trained on where there are several."""
     graph = record.graph.get("hash")
@@ -169,6 +186,10 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--figures", metavar="FOLDER", help="Also draw what the methods found, as PNG and SVG."),
     ] = None,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--against", metavar="DIR", help="What changed since another run, cell by cell."),
+    ] = None,
     board: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--board", metavar="NAME", help="Published rows beside ours: a board, or all that fit."),
@@ -193,7 +214,9 @@ def command(
     color = out is None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
     try:
-        if board is not None:
+        if against is not None:
+            text = compare_runs(directory, against, format=format.value)
+        elif board is not None:
             text = compare_with_boards(
                 directory,
                 board,

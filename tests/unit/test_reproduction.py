@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.boards import Board, board_names, parse_board, read_board
+from benchmark.planning import cell_spec
 from benchmark.record import Record
 from benchmark.report import compare_with_boards
 from benchmark.reproduction import (
@@ -28,7 +30,8 @@ from benchmark.reproduction_text import RECALLED, render_reproduction
 from benchmark.store import Store
 from datasets.errors import UsageError
 from methods.registry import method_names
-from tests.unit.records import make_record
+from tests.unit.records import make_record, metrics
+from tests.unit.test_paper_suites import cells
 
 BOARD = """
 board: toy
@@ -265,3 +268,31 @@ def test_the_command_reads_a_folder_of_boards(tmp_path: Path) -> None:
         compare_with_boards(tmp_path / "run", published=tmp_path)
     with pytest.raises(UsageError, match="holds no records"):
         compare_with_boards(tmp_path / "boards")
+
+
+@pytest.mark.parametrize(
+    ("suite", "verdict"), [("nyuv2_3task_adashare", "consistent"), ("nyuv2_standard", "not comparable")]
+)
+def test_shipped_suites_stand_beside_their_board(suite: str, verdict: str, tmp_path: Path) -> None:
+    """What re-enacts a paper is judged; what holds a part out and decodes normals is not the paper's measurement."""
+    planned = next(cell for cell in cells(suite, tmp_path) if cell.document["method"]["name"] == "adashare")
+    spec = cell_spec(planned.settings)
+    audit = {"channels": {task.name: task.channels for task in spec.tasks}, "input_size": list(spec.native_size)}
+    scores = {"semseg": {"miou": 30.2}, "normals": {"mean_angle": 16.6}, "depth": {"abs_err": 0.6}}
+    made = [make_record("adashare", seed, scores, audit=audit) for seed in range(3)]
+    ours = [
+        dataclasses.replace(one, cell={**planned.document, "seed": seed}, metrics=metrics_of(seed, scores))
+        for seed, one in enumerate(made)
+    ]
+    (report,) = reproduction(ours, [read_board("nyuv2_3task_adashare")])
+    assert verdict_of(report, "† AdaShare (aggregator listing)") == verdict
+    (row,) = (row for row in report.rows if row.ours)
+    fields = {difference.field for difference in row.differences}
+    assert {"selection", "seeds", "reader of the data"} <= fields
+    assert ("protocol" in fields) == (verdict == "not comparable")
+
+
+def metrics_of(seed: int, scores: dict[str, dict[str, float]]) -> Any:
+    return metrics(
+        {task: {name: value * (1 + seed / 1000) for name, value in each.items()} for task, each in scores.items()}
+    )
