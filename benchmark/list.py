@@ -1,5 +1,5 @@
-"""`python -m benchmark.list [NAME]`: methods, data sets, backbones and suites; with a name, what there is to know of
-it.
+"""`python -m benchmark.list [NAME]`: methods, data sets, backbones, suites and loss balancing; with a name, what there
+is to know of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from benchmark import boards
+from benchmark.balancing import BALANCERS, EQUAL, balancing_names
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
@@ -32,10 +33,12 @@ def describe(name: str | None) -> str:
         (dataset_names(), _dataset),
         (suite_names(), _suite),
         (supported_backbones(), _backbone),
+        (balancing_names(), _balancing),
+        (["balancing"], lambda _: _all_balancing()),
         (boards.board_names(), lambda board: boards.describe(boards.read_board(board))),
     ]
     found = [line for names, describer in kinds if name in names for line in describer(name)]
-    if found:  # a suite of published settings and its board have one name
+    if found:  # a suite of published settings and its board have one name, as have the ways to balance and their suite
         return "\n".join(found)
     if name == "backbones":
         return "\n".join(supported_backbones())
@@ -59,8 +62,36 @@ def _overview() -> Iterator[str]:
     yield "Suites"
     for name in suite_names():
         yield f"  {name:<20} {_first_line(read_suite(find_suite(name)).description)}"
+    yield f"Loss balancing: {len(balancing_names())} ways; `list balancing` names them"
     yield f"Backbones: {len(supported_backbones())} timm models; `list backbones` names them"
     yield f"Published tables: {len(boards.board_names())}; `list boards` names them"
+
+
+def _all_balancing() -> Iterator[str]:
+    """Every way to balance losses, with its paper."""
+    yield "Loss balancing"
+    yield f"  {EQUAL:<16} the sum of the weighted losses"
+    for name, entry in BALANCERS.items():
+        about = f"{entry.kind}: {entry.paper}"
+        yield from textwrap.wrap(about, _WIDTH, initial_indent=f"  {name:<16} ", subsequent_indent=" " * 19)
+    yield "In a suite: `balancing: [equal, pcgrad]` makes a row of each, for all methods or in the entry of one."
+
+
+def _balancing(name: str) -> Iterator[str]:
+    if name == EQUAL:
+        yield f"Loss balancing {EQUAL}: the sum of the weighted losses. No parameters."
+        return
+    entry = BALANCERS[name]
+    losses = entry.kind == "scalarizer"
+    yield f"Loss balancing {name}: " + ("one loss of the losses" if losses else "one gradient of the tasks' gradients")
+    yield from textwrap.wrap(entry.paper, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    yield f"  {entry.link}; torchjd.{'scalarization' if losses else 'aggregation'}.{entry.title}"
+    yield "Parameters" if entry.parameters() else "No parameters"
+    for key, default in entry.parameters().items():
+        if entry.takes_vector(key):
+            yield f"  {key} = {{task: number}}{', left out by default' if default is None else ''}"
+        else:
+            yield f"  {key} = {'null' if default is None else default}"
 
 
 def _first_line(text: str | None) -> str:
@@ -129,7 +160,10 @@ def _backbone(name: str) -> Iterator[str]:
 @app.command()
 def show(
     name: Annotated[
-        str | None, typer.Argument(help="A method, data set, suite, backbone, board; `backbones`, `boards`.")
+        str | None,
+        typer.Argument(
+            help="A method, data set, suite, backbone, board, loss balancing; `backbones`, `balancing`, `boards`."
+        ),
     ] = None,
 ) -> None:
     """List what there is, or describe one thing."""

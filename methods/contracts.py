@@ -301,6 +301,8 @@ class Method(abc.ABC, Generic[P]):
     the control of search cost), `draws` (final networks trained for one row, 1 where it is absent), `recipe`
     (`published` where the final network is trained by the method's own recipe, `suite` where it is absent) and
     `final_batch_norm` (the norm rule of the final network, `per_sub_expression` where it is absent: that of graphs).
+    Read when a run is planned: `unfit_for_balancing` (why losses must be weighted equally, in words that follow "cannot
+    act on it:"; empty or absent where any loss balancing can act).
     """
 
     Params: ClassVar[type[MethodParams]]
