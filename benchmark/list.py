@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from benchmark import boards
-from benchmark.balancing import BALANCERS, EQUAL, balancing_names
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
@@ -22,6 +21,7 @@ _WIDTH = 118
 
 def describe(name: str | None) -> str:
     """Text for one name, or the overview. Raises UnknownNameError with the nearest names."""
+    from benchmark.balancing import balancing_names
     from datasets.registry import dataset_names
     from methods.backbone import supported_backbones
     from methods.registry import method_names
@@ -48,6 +48,7 @@ def describe(name: str | None) -> str:
 
 
 def _overview() -> Iterator[str]:
+    from benchmark.balancing import balancing_names
     from datasets.registry import dataset_names, dataset_spec
     from methods.backbone import supported_backbones
     from methods.registry import get_method, method_names
@@ -69,6 +70,8 @@ def _overview() -> Iterator[str]:
 
 def _all_balancing() -> Iterator[str]:
     """Every way to balance losses, with its paper."""
+    from benchmark.balancing import BALANCERS, EQUAL
+
     yield "Loss balancing"
     yield f"  {EQUAL:<16} the sum of the weighted losses"
     for name, entry in BALANCERS.items():
@@ -78,6 +81,8 @@ def _all_balancing() -> Iterator[str]:
 
 
 def _balancing(name: str) -> Iterator[str]:
+    from benchmark.balancing import BALANCERS, EQUAL
+
     if name == EQUAL:
         yield f"Loss balancing {EQUAL}: the sum of the weighted losses. No parameters."
         return
