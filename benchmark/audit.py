@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmark.audit_fields import FIELDS, UNKNOWN, Field, Rule, cost_of
 from benchmark.quantities import SHARED, SINGLE_TASK, method_of, number_at, seed_of_record
-from benchmark.record import Record, canonical_json, value_at
+from benchmark.record import Record, balancing_of, canonical_json, value_at
 
 _TOLERANCE = 0.05  # total costs that are equal for a control
 _MAX_TEXT = 72  # characters of a value in a footnote
@@ -242,7 +242,11 @@ def _companion(row: _Row, steps: int, rows: Sequence[_Row]) -> str | None:
 
 
 def _is_reinit_twin(record: Record, other: Record) -> bool:
-    """Whether `other` is the same method with the same parameters, restarted from the initial weights."""
+    """Whether `other` is the same method with the same parameters and loss balancing, restarted from the initial
+    weights.
+    """
+    if balancing_of(record.cell) != balancing_of(other.cell):
+        return False
     ours, theirs = record.cell["method"], other.cell["method"]
     if value_at(ours, "name") != value_at(theirs, "name") or value_at(theirs, "params", "reinit") is not True:
         return False

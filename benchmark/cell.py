@@ -20,7 +20,7 @@ from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from benchmark.memory import peak_bytes, reset_peak
 from benchmark.planning import PlannedCell, backbone_config, cell_spec, dense_form, method_params
 from benchmark.provenance import environment, module_hash, package_hash, versions
-from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json
+from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json, unbalanced
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import stale_reason
 from benchmark.store import Store, remove_torn, write_atomic
@@ -386,9 +386,15 @@ class _CellRun:
         return (*kept, key)
 
     def _single_task_key(self, task: str) -> str:
-        """The cell without its method and its other tasks, and the code: another version trains its own."""
-        document = self.planned.document
-        data = {**document["data"], "tasks": [task], "task_weights": {task: float(self.spec.task(task).weight)}}
+        """The cell without its method, its loss balancing and its other tasks, and the code: another version trains its
+        own.
+        """
+        document = unbalanced(self.planned.document)
+        data = {
+            **self.planned.document["data"],
+            "tasks": [task],
+            "task_weights": {task: float(self.spec.task(task).weight)},
+        }
         versions = {"package": self.version, "data": self.data.content, "weights": self.initial_weights}
         return cell_key({**document, "method": {"single_task": task}, "data": data, "versions": versions})
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.planning import PlannedCell
-from benchmark.record import Record, canonical_json, value_at
+from benchmark.record import Record, canonical_json, unbalanced, value_at
 
 PROBE_STEPS = 10  # of every stage: enough that the first step, which is slower, does not decide
 
@@ -120,7 +120,8 @@ def total(pending: Sequence[PlannedCell], estimates: Mapping[bytes, Estimate], j
         disk += estimate.disk_bytes
         if estimate.memory_bytes is not None:
             memories.append(estimate.memory_bytes)
-        shared = {key: cell.document[key] for key in ("data", "backbone", "recipe", "selection", "budget", "seed")}
+        document = unbalanced(cell.document)
+        shared = {key: document[key] for key in ("data", "backbone", "recipe", "selection", "budget", "seed")}
         for number, (_, cost) in enumerate(sorted(estimate.shared.items())):
             networks[(canonical_json(shared), number)] = cost
     seconds += sum(networks.values())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from benchmark.quantities import method_of, number_at, params_of
-from benchmark.record import Record, canonical_json, value_at
+from benchmark.record import EQUAL_BALANCING, Record, balancing_of, canonical_json, value_at
 
 DASH = "\N{EN DASH}"
 NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ from the method's defaults
@@ -15,7 +15,8 @@ NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ fr
 
 def row_labels(firsts: Sequence[Record]) -> list[str]:
     """Method and the parameters that matter: not at their default, or telling rows of one method apart. A value that
-    most rows of the method have tells nothing: only those that differ from it show theirs.
+    most rows of the method have tells nothing: only those that differ from it show theirs. Loss balancing other than
+    equal comes last: `hard_sharing + pcgrad`.
 
     firsts: one record of each row of a table.
     """
@@ -33,7 +34,26 @@ def row_labels(firsts: Sequence[Record]) -> list[str]:
             shown = telling | ({name for name, _ in flat_params(given)} if isinstance(given, Mapping) else set())
             text = ", ".join(f"{name}={flat[position].get(name, DASH)}" for name in sorted(shown))
             labels[position] = f"{method} ({text})" if text else method
-    return labels
+    return [label + text for label, text in zip(labels, _balancing_texts(firsts), strict=True)]
+
+
+def _balancing_texts(firsts: Sequence[Record]) -> list[str]:
+    """` + pcgrad` for each row that is not balanced equally, with the params in which rows of one method and balancing
+    differ.
+    """
+    found = [balancing_of(record.cell) for record in firsts]
+    rows = [(method_of(record), str(balancing["name"])) for record, balancing in zip(firsts, found, strict=True)]
+    params = [dict(flat_params(cast("Mapping[str, object]", balancing.get("params", {})))) for balancing in found]
+    texts = []
+    for row, own in zip(rows, params, strict=True):
+        if row[1] == EQUAL_BALANCING["name"]:
+            texts.append("")
+            continue
+        siblings = [other for found_row, other in zip(rows, params, strict=True) if found_row == row]
+        telling = sorted(name for name in own if any(other.get(name) != own[name] for other in siblings))
+        text = ", ".join(f"{name}={own[name]}" for name in telling)
+        texts.append(f" + {row[1]} ({text})" if text else f" + {row[1]}")
+    return texts
 
 
 def _usual(values: Sequence[str]) -> str | None:

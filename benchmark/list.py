@@ -1,5 +1,5 @@
-"""`python -m benchmark.list [NAME]`: methods, data sets, backbones and suites; with a name, what there is to know of
-it.
+"""`python -m benchmark.list [NAME]`: methods, data sets, backbones, suites and loss balancing; with a name, what there
+is to know of it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _WIDTH = 118
 
 def describe(name: str | None) -> str:
     """Text for one name, or the overview. Raises UnknownNameError with the nearest names."""
+    from benchmark.balancing import balancing_names
     from datasets.registry import dataset_names
     from methods.backbone import supported_backbones
     from methods.registry import method_names
@@ -32,10 +33,12 @@ def describe(name: str | None) -> str:
         (dataset_names(), _dataset),
         (suite_names(), _suite),
         (supported_backbones(), _backbone),
+        (balancing_names(), _balancing),
+        (["balancing"], lambda _: _all_balancing()),
         (boards.board_names(), lambda board: boards.describe(boards.read_board(board))),
     ]
     found = [line for names, describer in kinds if name in names for line in describer(name)]
-    if found:  # a suite of published settings and its board have one name
+    if found:  # a suite of published settings and its board have one name, as have the ways to balance and their suite
         return "\n".join(found)
     if name == "backbones":
         return "\n".join(supported_backbones())
@@ -45,6 +48,7 @@ def describe(name: str | None) -> str:
 
 
 def _overview() -> Iterator[str]:
+    from benchmark.balancing import balancing_names
     from datasets.registry import dataset_names, dataset_spec
     from methods.backbone import supported_backbones
     from methods.registry import get_method, method_names
@@ -59,8 +63,40 @@ def _overview() -> Iterator[str]:
     yield "Suites"
     for name in suite_names():
         yield f"  {name:<20} {_first_line(read_suite(find_suite(name)).description)}"
+    yield f"Loss balancing: {len(balancing_names())} ways; `list balancing` names them"
     yield f"Backbones: {len(supported_backbones())} timm models; `list backbones` names them"
     yield f"Published tables: {len(boards.board_names())}; `list boards` names them"
+
+
+def _all_balancing() -> Iterator[str]:
+    """Every way to balance losses, with its paper."""
+    from benchmark.balancing import BALANCERS, EQUAL
+
+    yield "Loss balancing"
+    yield f"  {EQUAL:<16} the sum of the weighted losses"
+    for name, entry in BALANCERS.items():
+        about = f"{entry.kind}: {entry.paper}"
+        yield from textwrap.wrap(about, _WIDTH, initial_indent=f"  {name:<16} ", subsequent_indent=" " * 19)
+    yield "In a suite: `balancing: [equal, pcgrad]` makes a row of each, for all methods or in the entry of one."
+
+
+def _balancing(name: str) -> Iterator[str]:
+    from benchmark.balancing import BALANCERS, EQUAL
+
+    if name == EQUAL:
+        yield f"Loss balancing {EQUAL}: the sum of the weighted losses. No parameters."
+        return
+    entry = BALANCERS[name]
+    losses = entry.kind == "scalarizer"
+    yield f"Loss balancing {name}: " + ("one loss of the losses" if losses else "one gradient of the tasks' gradients")
+    yield from textwrap.wrap(entry.paper, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    yield f"  {entry.link}; torchjd.{'scalarization' if losses else 'aggregation'}.{entry.title}"
+    yield "Parameters" if entry.parameters() else "No parameters"
+    for key, default in entry.parameters().items():
+        if entry.takes_vector(key):
+            yield f"  {key} = {{task: number}}{', left out by default' if default is None else ''}"
+        else:
+            yield f"  {key} = {'null' if default is None else default}"
 
 
 def _first_line(text: str | None) -> str:
@@ -129,7 +165,10 @@ def _backbone(name: str) -> Iterator[str]:
 @app.command()
 def show(
     name: Annotated[
-        str | None, typer.Argument(help="A method, data set, suite, backbone, board; `backbones`, `boards`.")
+        str | None,
+        typer.Argument(
+            help="A method, data set, suite, backbone, board, loss balancing; `backbones`, `balancing`, `boards`."
+        ),
     ] = None,
 ) -> None:
     """List what there is, or describe one thing."""

@@ -1,17 +1,15 @@
-"""Optimizers, schedules and loss balancing of a stage, from the recipe and from what a method prescribes."""
+"""Optimizers and schedules of a stage, from the recipe and from what a method prescribes."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmark.suite import BalancingSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
-from datasets.errors import UsageError, unknown
+from benchmark.suite import OptimizerSettings, RecipeSettings, ScheduleSettings
 from methods.contracts import OptimizerSpec, ParameterGroup
 
 
@@ -140,151 +138,3 @@ class StageOptimizers:
         """Put back what `state_dict` gave."""
         for optimizer, state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict(state)
-
-
-def balancing_names() -> list[str]:
-    """Names that `recipe.balancing.name` takes: `equal` and the scalarizers and aggregators of torchjd."""
-    from torchjd import aggregation, scalarization
-
-    classes = {
-        name: value
-        for module in (scalarization, aggregation)
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, (scalarization.Scalarizer, aggregation.Aggregator))
-    }
-    abstract = {name for name, value in classes.items() if inspect.isabstract(value)}
-    return sorted({"equal", *classes} - abstract - {"WeightedAggregator", "GramianWeightedAggregator"})
-
-
-def _build(settings: BalancingSettings, n_tasks: int) -> nn.Module:
-    """A torchjd object by name. Raises UsageError for an unknown name or parameters that it does not take."""
-    from torchjd import aggregation, scalarization
-
-    if settings.name not in balancing_names():
-        raise unknown("loss balancing", settings.name, balancing_names())
-    cls = getattr(scalarization, settings.name, None) or getattr(aggregation, settings.name)
-    parameters = inspect.signature(cls.__init__).parameters
-    arguments: dict[str, Any] = dict(settings.params)
-    if "shape" in parameters:
-        arguments["shape"] = n_tasks
-    try:
-        built: nn.Module = cls(**arguments)
-    except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(
-            f"Loss balancing {settings.name!r} with {settings.params}: {error}.".replace("..", ".")
-        ) from error
-    return built
-
-
-class Balancer:
-    """Turns the weighted losses of a step into gradients.
-
-    A stage with one task has nothing to balance and takes the plain loss whatever the name.
-    """
-
-    def __init__(self, settings: BalancingSettings, n_tasks: int, device: torch.device) -> None:
-        self.name = settings.name if n_tasks > 1 else "equal"
-        # torchjd's classes have no common type for what they remember or update: Any, inside this class only.
-        self._module: Any = None if self.name == "equal" else _build(settings, n_tasks).to(device)
-        self.n_tasks = n_tasks
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """Learnable task weights that join the optimizer; not those that the balancer trains by itself."""
-        if self._module is None or hasattr(self._module, "update"):
-            return []
-        return list(self._module.parameters())
-
-    @property
-    def needs_losses_after_step(self) -> bool:
-        """Whether `after_step` wants the losses of the same batch under the updated weights (FAMO)."""
-        return hasattr(self._module, "update")
-
-    def backward(
-        self, losses: Sequence[Tensor], penalty: Tensor | None, parameters: Sequence[nn.Parameter], scale: float
-    ) -> None:
-        """Put gradients in place. losses: weighted scalars; penalty joins unbalanced; scale: of half-precision
-        training.
-        """
-        if self._module is None:
-            total = losses[0]
-            for loss in losses[1:]:
-                total = total + loss
-            if penalty is not None:
-                total = total + penalty
-            (total * scale if scale != 1.0 else total).backward()
-            return
-        if len(losses) != self.n_tasks:
-            raise UsageError(f"Loss balancing {self.name!r} needs a loss of every task; a batch gave {len(losses)}.")
-        from torchjd.scalarization import Scalarizer
-
-        if isinstance(self._module, Scalarizer):
-            total = self._module(torch.stack(list(losses)))
-            total = total if penalty is None else total + penalty
-            (total * scale).backward()
-        else:
-            self._aggregate(losses, penalty, parameters, scale)
-
-    def _aggregate(
-        self, losses: Sequence[Tensor], penalty: Tensor | None, parameters: Sequence[nn.Parameter], scale: float
-    ) -> None:
-        """Jacobian of the losses, aggregated by torchjd. Row by row: batch norm does not allow a vectorised
-        pullback.
-        """
-        from torchjd import autojac
-
-        used = [p for p in parameters if p.requires_grad]
-        autojac.backward(
-            [loss * scale for loss in losses], inputs=used, parallel_chunk_size=1, retain_graph=penalty is not None
-        )
-        autojac.jac_to_grad(used, self._module)
-        if penalty is not None:
-            (penalty * scale).backward()
-
-    def after_step(self, losses: Sequence[Tensor]) -> None:
-        """Losses of the same batch after the update, for balancers that measure their own effect."""
-        if self.needs_losses_after_step:
-            self._module.update(torch.stack([loss.detach() for loss in losses]))
-
-    def end_cycle(self) -> None:
-        """A cycle stands for an epoch (dynamic weight averaging)."""
-        if callable(getattr(self._module, "step", None)):
-            self._module.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a balancer remembers between steps, plain attributes included, for a checkpoint."""
-        return {} if self._module is None else _remembered(self._module)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        if self._module is None:
-            return
-        for path, values in state.items():
-            part: Any = self._module.get_submodule(path)
-            for name, value in values.items():
-                if name == "optimizer":  # FAMO makes its Adam at the first update
-                    part._optimizer = torch.optim.Adam([part._w], lr=part.lr, weight_decay=part.weight_decay)
-                    part._optimizer.load_state_dict(value)
-                elif isinstance(getattr(part, name, None), nn.Parameter):
-                    getattr(part, name).data.copy_(value)
-                else:
-                    setattr(part, name, value)
-
-
-def _remembered(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """{submodule: {attribute: value}} of what is data: tensors, numbers, lists of them, and a private optimizer's
-    state.
-    """
-    state: dict[str, dict[str, Any]] = {}
-    for path, part in module.named_modules():
-        values: dict[str, Any] = {name: p.detach().clone() for name, p in part.named_parameters(recurse=False)}
-        values |= dict(part._buffers)
-        for name, value in vars(part).items():
-            if name in {"training"} or name.startswith(("_parameters", "_buffers", "_modules")) or "hook" in name:
-                continue
-            if isinstance(value, (Tensor, int, float, list, tuple)) or value is None:
-                values[name] = value
-            elif isinstance(value, torch.optim.Optimizer):
-                values["optimizer"] = value.state_dict()
-        state[path] = values
-    return state

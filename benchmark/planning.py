@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from benchmark.balancing import EQUAL, entry_of, resolved
 from benchmark.labels import flat_params
-from benchmark.optimization import balancing_names
-from benchmark.record import canonical_json, cell_key
-from benchmark.suite import Cell, HeadSettings, Settings, Suite
+from benchmark.record import canonical_json, cell_key, table_key
+from benchmark.suite import BalancingSettings, Cell, HeadSettings, Settings, Suite
 from datasets.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
@@ -50,25 +50,29 @@ class PlannedCell:
 
     @property
     def title(self) -> str:
-        """For people: method with the parameters that were given, data, backbone, seed."""
+        """For people: method with the parameters that were given and loss balancing, data, backbone, seed."""
         cell = self.settings
         given = ", ".join(f"{name}={text}" for name, text in flat_params(cell.method.params))
         method = f"{cell.method.name} ({given})" if given else cell.method.name
+        if cell.recipe.balancing.name != EQUAL:
+            method += f" + {cell.recipe.balancing.name}"
         return f"{method} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
 
 
 def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
     """All cells of a suite, baselines of Delta_m first so that others find their networks.
 
-    data_root: where data sets on disk lie; their lists are read and their files counted here. Raises UsageError.
+    data_root: where data sets on disk lie; their lists are read and their files counted here. What has one task stands
+    once, whatever loss balancing the suite asks for. Raises UsageError.
     """
-    cells = _checked([resolve(cell, data_root) for cell in suite.cells()], data_root)
-    keys: dict[str, str] = {}
-    for cell in cells:
-        if cell.key in keys:
+    cells: dict[str, PlannedCell] = {}
+    for asked in suite.cells():
+        cell = resolve(asked, data_root)
+        if cell.key not in cells:
+            cells[cell.key] = cell
+        elif cell.settings.recipe.balancing.name == asked.recipe.balancing.name:
             raise UsageError(f"Suite {suite.name!r} asks twice for the cell {cell.title}.")
-        keys[cell.key] = cell.title
-    return sorted(cells, key=lambda cell: not cell.is_reference)
+    return sorted(_checked(list(cells.values()), data_root), key=lambda cell: not cell.is_reference)
 
 
 def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
@@ -174,8 +178,8 @@ def notes_of(cells: Sequence[PlannedCell]) -> list[str]:
 def missing_reference(cells: Sequence[PlannedCell]) -> bool:
     """Whether some cell has no single-task baseline beside it, so that its Delta_m will be a dash."""
 
-    def group(cell: PlannedCell) -> str:
-        return cell_key({**cell.document, "method": None})
+    def group(cell: PlannedCell) -> tuple[str, int]:
+        return table_key(cell.document), cell.settings.seed
 
     with_reference = {group(cell) for cell in cells if cell.is_reference}
     return any(group(cell) not in with_reference for cell in cells)
@@ -199,8 +203,8 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
     if cell.backbone.name.split(".")[0] not in supported_backbones():
         raise unknown("backbone", cell.backbone.name, supported_backbones())
     augmentation(cell.recipe.augmentation, spec.native_size, get_protocol(spec.protocol, spec.name))
-    if cell.recipe.balancing.name not in balancing_names():
-        raise unknown("loss balancing", cell.recipe.balancing.name, balancing_names())
+    balancing = _balancing(cell, method, spec, params)
+    cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update={"balancing": balancing})})
     n_train, fewest = min((spec.count("train", name), name) for name in spec.inputs)
     if cell.recipe.batch_size > n_train:
         where = repr(spec.name) if spec.domains == "single" else f"{fewest!r} of {spec.name!r}"
@@ -229,6 +233,30 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         "seed": cell.seed,
     }
     return PlannedCell(cell, document, weights, method.is_single_task_reference)
+
+
+def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) -> BalancingSettings:
+    """The loss balancing of a cell with its defaults filled in; equal where there is one task. Raises UsageError for
+    what cannot be combined.
+    """
+    asked, name = cell.recipe.balancing, cell.method.name
+    found = resolved(asked, spec.task_names)
+    if found.name == EQUAL:
+        return found
+    if method.is_single_task_reference or len(spec.tasks) == 1:
+        if cell.own_balancing:
+            why = "trains each task alone" if method.is_single_task_reference else "has one task here"
+            raise UsageError(f"Loss balancing {found.name!r}: {name} {why}, so nothing is to be balanced; use 'equal'.")
+        return BalancingSettings()
+    reason = method(params).unfit_for_balancing
+    if reason:
+        raise UsageError(f"Loss balancing {found.name!r} cannot act on {name}: {reason}; use 'equal'.")
+    if cell.recipe.precision == "amp-fp16" and entry_of(found.name).kind == "aggregator":
+        raise UsageError(
+            f"Loss balancing {found.name!r} combines gradients, which precision amp-fp16 scales; use amp-bf16 or fp32, "
+            "or a balancing of losses such as 'uncertainty'."
+        )
+    return found
 
 
 def _only_if_asked(settings: Settings, field: str, usual: object) -> dict[str, object]:

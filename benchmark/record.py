@@ -24,6 +24,7 @@ STATUSES = ("done", "diverged", "failed", "oom", "timeout", "interrupted")
 INVALID = "invalid"  # what reading makes of a file that is not a record; never written
 KEY_DIGITS = 32
 TABLE_DIGITS = 12
+EQUAL_BALANCING: Mapping[str, object] = {"name": "equal", "params": {}}  # the sum of the weighted losses
 _ZEROS = "0" * 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -131,9 +132,29 @@ def cell_key(cell: Mapping[str, object]) -> str:
 
 
 def table_key(cell: Mapping[str, object]) -> str:
-    """What the rows of one table share, 12 hex digits: the cell without method and seed."""
-    shared = {name: value for name, value in cell.items() if name not in ("method", "seed")}
+    """What the rows of one table share, 12 hex digits: the cell without method, loss balancing and seed."""
+    shared = {name: value for name, value in unbalanced(cell).items() if name not in ("method", "seed")}
     return hashlib.sha256(canonical_json(shared)).hexdigest()[:TABLE_DIGITS]
+
+
+def row_key(cell: Mapping[str, object]) -> bytes:
+    """What tells the rows of one table apart: method with parameters, and loss balancing where it is not equal."""
+    balancing = balancing_of(cell)
+    return canonical_json([cell["method"], *([] if balancing == EQUAL_BALANCING else [balancing])])
+
+
+def balancing_of(cell: Mapping[str, object]) -> Mapping[str, object]:
+    """The loss balancing of a cell: name and params; equal where the cell says nothing."""
+    found = value_at(cell, "recipe", "balancing")
+    return found if isinstance(found, Mapping) else EQUAL_BALANCING
+
+
+def unbalanced(cell: Mapping[str, object]) -> dict[str, object]:
+    """The cell with equal loss balancing: what rows share that differ in nothing else, and networks of one task."""
+    recipe = cell.get("recipe")
+    if balancing_of(cell) == EQUAL_BALANCING or not isinstance(recipe, Mapping):
+        return dict(cell)
+    return {**cell, "recipe": {**recipe, "balancing": dict(EQUAL_BALANCING)}}
 
 
 def metrics_json(metrics: Metrics) -> dict[str, dict[str, MetricEntry]]:

@@ -21,7 +21,7 @@ import yaml
 from benchmark.boards import Board, BoardMetric, BoardRow
 from benchmark.delta import Variant, delta_m
 from benchmark.quantities import number_at, seed_of_record
-from benchmark.record import MetricEntry, Record, table_key, value_at
+from benchmark.record import MetricEntry, Record, balancing_of, table_key, value_at
 from benchmark.statistics import Summary
 from benchmark.tables import labelled_rows, single_task_records
 
@@ -198,13 +198,7 @@ def _is_counterpart(row: BoardRow, record: Record) -> bool:
         return False
     match = re.fullmatch(r"(.+) weighting", row.variant or "")
     printed = published_names()["balancing"].get(match[1], match[1]) if match else "equal"
-    return _plain(printed) == _plain(str(balancing_of(record)))
-
-
-def balancing_of(record: Record) -> str:
-    """How the losses of a record were balanced."""
-    found = value_at(record.cell, "recipe", "balancing", "name")
-    return str(found) if isinstance(found, str) else "equal"
+    return _plain(printed) == _plain(str(balancing_of(record.cell)["name"]))
 
 
 def _plain(name: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from benchmark.provenance import cpu_name, package_hash
 from benchmark.quantities import is_reference, seed_of_record
-from benchmark.record import Record, canonical_json, table_key, value_at
+from benchmark.record import Record, row_key, table_key, value_at
 from benchmark.speed import PAIRS, ROUNDS, SLOT_S, WarmUpRule
 from benchmark.speed_files import (
     JOINT,
@@ -87,7 +87,7 @@ def networks_of(records: Sequence[Record], keys: Collection[str] | None = None) 
     for record in records:
         if record.status != "done" or (keys is not None and record.key not in keys):
             continue
-        row = (table_key(record.cell), canonical_json(record.cell["method"]))
+        row = (table_key(record.cell), row_key(record.cell))
         if row not in rows or seed_of_record(record) < seed_of_record(rows[row]):
             rows[row] = record
     tables: dict[str, list[Record]] = {}

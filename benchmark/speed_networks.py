@@ -20,14 +20,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from benchmark.balancing import Balancer
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
-from benchmark.optimization import Balancer, StageOptimizers
+from benchmark.optimization import StageOptimizers
 from benchmark.planning import dense_form
 from benchmark.record import Record, value_at
 from benchmark.speed import Call, Failure, Network, failure_of
 from benchmark.speed_files import JOINT, MIXED, TASK, SpeedSettings
 from benchmark.store import Store
-from benchmark.suite import RecipeSettings
+from benchmark.suite import BalancingSettings, RecipeSettings
 from datasets.augmentation import augmentation_of
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec
 from datasets.errors import UsageError
@@ -189,28 +190,23 @@ class TableNetworks:
         return self.training(graph, batch, f"ref {id(graph)}")
 
     def training(self, graph: TaskGraph, batch: Batch, owner: str) -> Network:
-        """zero_grad, forward, all losses, backward and optimizer step of the final training."""
+        """zero_grad, forward, all losses, backward of their sum and optimizer step of the final training. Rows that
+        differ only in loss balancing are one network here.
+        """
         data, recipe = self.data(), self.recipe()
         network = self._prepared(graph.network()).train()
         losses = task_losses(data, self._runnable(network))
-        balancer = Balancer(recipe.balancing, len(graph.tasks), self.device)
-        optimizers = StageOptimizers(parameter_groups(graph), recipe, balancer.parameters)
-        parameters = graph.parameters()
+        balancer = Balancer(BalancingSettings(), graph.tasks, self.device)
+        optimizers = StageOptimizers(parameter_groups(graph), recipe)
         weights = {task: data.task(task).weight for task in graph.tasks}
         unscaled = torch.amp.GradScaler(self.device.type, enabled=False)
 
-        def weighted() -> list[Tensor]:
-            with self._autocast():
-                found = losses(batch, graph.tasks)
-            return [found[task] * weights[task] for task in graph.tasks if task in found]
-
         def step() -> None:
             optimizers.zero_grad()
-            balancer.backward(weighted(), None, parameters, 1.0)
+            with self._autocast():
+                found = losses(batch, graph.tasks)
+            balancer.backward([found[task] * weights[task] for task in graph.tasks if task in found], None, (), 1.0)
             optimizers.step(unscaled)
-            if balancer.needs_losses_after_step:
-                with torch.no_grad():
-                    balancer.after_step(weighted())
 
         def move(device: torch.device) -> None:
             state = optimizers.state_dict()

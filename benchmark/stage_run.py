@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmark.balancing import Balancer
 from benchmark.ledger import Spending
 from benchmark.loaders import RoleLoader
-from benchmark.optimization import Balancer, StageOptimizers
+from benchmark.optimization import StageOptimizers
 from benchmark.suite import RecipeSettings, SelectionSettings
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
@@ -76,7 +77,7 @@ class StageRun:
         self.tasks: tuple[str, ...] = tuple(stage.tasks) if stage.tasks is not None else context.data.task_names
         self.weights = {task: context.data.task(task).weight for task in self.tasks}
         self.done = 0
-        self.balancer = Balancer(context.recipe.balancing, len(self.tasks), context.device)
+        self.balancer = Balancer(context.recipe.balancing, self.tasks, context.device)
         if stage.step == "per_task" and self.balancer.name != "equal":
             raise UsageError(
                 f"Stage {stage.name!r} makes one optimizer step per task, so loss balancing {self.balancer.name!r} has "

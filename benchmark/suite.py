@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from datasets.errors import UsageError, nearest, unknown
 
@@ -24,6 +33,7 @@ MAX_SUITE_BYTES = 100_000  # a suite is a page of text; a larger file is a mista
 MAX_BRACKETS = 1_000  # PyYAML takes quadratic time over nested brackets: minutes for a file of 100 kB
 MAX_ALIASES = 100  # YAML aliases can expand exponentially
 MAX_SWEEP = 1_000  # rows of one entry: combinations multiply
+_BALANCING = "balancing"
 
 
 class Settings(BaseModel):
@@ -64,10 +74,33 @@ class ScheduleSettings(Settings):
 
 
 class BalancingSettings(Settings):
-    """How task losses become gradients: `equal` sums the weighted losses, other names are torchjd's."""
+    """How task losses become gradients: `equal` sums the weighted losses, others are torchjd's (benchmark.balancing).
+    A bare name stands for one without params; a `{task: number}` among these is a vector.
+    """
 
     name: str = "equal"
-    params: dict[str, float | int | str] = Field(default_factory=dict)
+    params: dict[str, float | int | str | dict[str, float]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_one(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+def _one_or_several(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _different(value: tuple[BalancingSettings, ...]) -> tuple[BalancingSettings, ...]:
+    for position, settings in enumerate(value):
+        if settings in value[:position]:
+            raise ValueError(f"lists {settings.name} twice with equal params")
+    return value
+
+
+Balancings = Annotated[
+    tuple[BalancingSettings, ...], Field(min_length=1), BeforeValidator(_one_or_several), AfterValidator(_different)
+]
 
 
 class RecipeSettings(Settings):
@@ -163,9 +196,11 @@ class MethodSettings(Settings):
 
 class MethodEntry(MethodSettings):
     """An entry of a suite's methods. sweep: `{budget: [1.0, 1.5, 2.0]}` makes a row of every value, with several
-    parameters of every combination; `a.b` is the parameter b of section a.
+    parameters of every combination; `a.b` is the parameter b of section a. balancing: of this entry alone, in place of
+    the suite's; one, or a list that makes a row of each.
     """
 
+    balancing: Balancings | None = None
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
 
     @field_validator("sweep")
@@ -211,8 +246,10 @@ def _section(params: dict[str, Any], keys: Sequence[str]) -> tuple[dict[str, Any
 
 
 class Suite(Settings):
-    """What was asked for: the product of data sets, backbones, methods and seeds.
+    """What was asked for: the product of data sets, backbones, methods with their loss balancing, and seeds.
 
+    balancing: of every method that has none of its own; a list makes a row of each. What has one task is not balanced
+    and stands once. It takes the place of `recipe.balancing`, which says the same of one for all rows.
     plugins: Python files that register methods and data sets of their own, relative to the suite's file.
     """
 
@@ -226,7 +263,14 @@ class Suite(Settings):
     head: HeadSettings = HeadSettings()
     recipe: RecipeSettings = RecipeSettings()
     selection: SelectionSettings = SelectionSettings()
+    balancing: Balancings | None = None
     plugins: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _balanced_once(self) -> Suite:
+        if self.balancing is not None and "balancing" in self.recipe.model_fields_set:
+            raise ValueError("balancing and recipe.balancing are both given; keep one of them")
+        return self
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -249,22 +293,33 @@ class Suite(Settings):
         """The cells in a fixed order: data, backbone, seed, method; so that the rows of a comparison appear
         together.
         """
-        methods = [row for entry in self.methods for row in entry.rows()]
-        for data, backbone, seed, method in itertools.product(self.data, self.backbones, self.seeds, methods):
+        usual = self.balancing or (self.recipe.balancing,)
+        rows = [
+            (row, self.recipe.model_copy(update={"balancing": balancing}), entry.balancing is not None)
+            for entry in self.methods
+            for row in entry.rows()
+            for balancing in entry.balancing or usual
+        ]
+        for data, backbone, seed, row in itertools.product(self.data, self.backbones, self.seeds, rows):
+            method, recipe, own = row
             yield Cell(
                 method=method,
                 data=data,
                 backbone=backbone,
                 head=self.head,
-                recipe=self.recipe,
+                recipe=recipe,
                 selection=self.selection,
                 budget=self.budget,
                 seed=seed,
+                own_balancing=own,
             )
 
 
 class Cell(Settings):
-    """One training to one record. `benchmark.planning.resolve` fills in what only registries know."""
+    """One training to one record. `benchmark.planning.resolve` fills in what only registries know.
+
+    own_balancing: its method's entry asks for the loss balancing, not the suite as a whole; no part of its identity.
+    """
 
     method: MethodSettings
     data: DataSettings
@@ -274,6 +329,7 @@ class Cell(Settings):
     selection: SelectionSettings
     budget: BudgetSettings
     seed: int
+    own_balancing: bool = False
 
 
 def _is_list(value: Any) -> bool:
@@ -365,20 +421,25 @@ def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path
 
 
 def _assign(document: dict[str, Any], assignment: str) -> None:
-    """Apply `a.b=c`: a top-level section of the suite, or `method.key` for the parameters of one method."""
+    """Apply `a.b=c`: a top-level section of the suite, or `method.key` for the parameters of one method. `balancing=c`
+    and `method.balancing=c` set the loss balancing of all methods, or of one.
+    """
     path, separator, text = assignment.partition("=")
     keys = path.strip().split(".")
-    if not separator or len(keys) < 2:
+    if not separator or (len(keys) < 2 and keys != [_BALANCING]):
         raise UsageError(f"--set {assignment!r}: expected section.key=value, for example recipe.batch_size=32.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {assignment!r}: the value is not valid YAML.") from error
     target: dict[str, Any]
-    if keys[0] in {"recipe", "budget", "selection"}:
+    if keys[0] == _BALANCING:
+        target, keys = document, ["", *keys]
+    elif keys[0] in {"recipe", "budget", "selection"}:
         target = document.setdefault(keys[0], {})
     else:
-        target = _method_params(document, keys[0])
+        entry = _method_entry(document, keys[0])
+        target = entry if keys[1:] == [_BALANCING] else entry.setdefault("params", {})
     try:
         section, key = _section(target, keys[1:])
     except ValueError as error:
@@ -386,16 +447,15 @@ def _assign(document: dict[str, Any], assignment: str) -> None:
     section[key] = value
 
 
-def _method_params(document: dict[str, Any], name: str) -> dict[str, Any]:
+def _method_entry(document: dict[str, Any], name: str) -> dict[str, Any]:
     methods = document.get("methods") or []
     for position, entry in enumerate(methods):
         if isinstance(entry, str) and entry == name:
             methods[position] = entry = {"name": name}
         if isinstance(entry, dict) and entry.get("name") == name:
-            params: dict[str, Any] = entry.setdefault("params", {})
-            return params
+            return entry
     names = [entry if isinstance(entry, str) else str(entry.get("name")) for entry in methods]
-    raise unknown("section of --set", name, ["recipe", "budget", "selection", *names])
+    raise unknown("section of --set", name, ["recipe", "budget", "selection", _BALANCING, *names])
 
 
 def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) -> str:

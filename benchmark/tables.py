@@ -32,7 +32,7 @@ from benchmark.quantities import (
     params_of,
     seed_of_record,
 )
-from benchmark.record import INVALID, Record, canonical_json, table_key, value_at
+from benchmark.record import EQUAL_BALANCING, INVALID, Record, balancing_of, row_key, table_key, value_at
 from benchmark.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
 from datasets.errors import UsageError, unknown
 
@@ -186,10 +186,12 @@ def labelled_rows(records: Sequence[Record]) -> tuple[list[str], list[list[Recor
 
 
 def _by_row(records: Sequence[Record]) -> list[list[Record]]:
-    """Records grouped by method and parameters, each group in the order of seeds. UsageError for a cell given twice."""
+    """Records grouped by method, parameters and loss balancing, each group in the order of seeds. UsageError for a cell
+    given twice.
+    """
     groups: dict[bytes, list[Record]] = defaultdict(list)
     for record in sorted(records, key=seed_of_record):
-        group = groups[canonical_json(record.cell["method"])]
+        group = groups[row_key(record.cell)]
         if group and seed_of_record(group[-1]) == seed_of_record(record):
             raise UsageError(
                 f"Two records of one cell ({method_of(record)}, seed {seed_of_record(record)}, {record.key})."
@@ -248,7 +250,9 @@ def _failure(record: Record) -> str:
 
 
 def _tested_against(labels: Sequence[str], groups: Sequence[Sequence[Record]], wanted: str | None) -> int | None:
-    """The row that the others are tested against; of several of one method the one with default parameters."""
+    """The row that the others are tested against; of several of one method the one with default parameters, of several
+    with those the one with equal loss balancing.
+    """
     rows = list(enumerate(groups))
     if wanted in labels:
         return labels.index(wanted)
@@ -258,6 +262,8 @@ def _tested_against(labels: Sequence[str], groups: Sequence[Sequence[Record]], w
         found = [(n, group) for n, group in rows if any(one.audit.get("reference") == SHARED for one in group)]
     if len(found) > 1:
         found = [(n, group) for n, group in found if any(one.audit.get(NON_DEFAULT) == {} for one in group)]
+    if len(found) > 1:
+        found = [(n, group) for n, group in found if balancing_of(group[0].cell) == EQUAL_BALANCING]
     return found[0][0] if len(found) == 1 else None
 
 

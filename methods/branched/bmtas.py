@@ -259,6 +259,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
     def __init__(self, params: BmtasParams) -> None:
         super().__init__(params)
         self.recipe = params.recipe
+        self.unfit_for_balancing = params.unfit_for_balancing
 
     def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:
         """The official one where it is asked for."""

@@ -188,6 +188,10 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
         ),
     )
 
+    def __init__(self, params: LearningToBranchParams) -> None:
+        super().__init__(params)
+        self.unfit_for_balancing = params.unfit_for_balancing
+
     def n_copies(self, n_tasks: int, n_segments: int) -> list[range]:
         """A node per task at the last level, up to n_nodes at the others."""
         most = self.params.n_nodes or n_tasks

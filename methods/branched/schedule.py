@@ -50,6 +50,11 @@ class SearchParams(ChoiceParams):
             raise ValueError("branch_init: search goes on from searched copies, which a random tree has none of")
         return self
 
+    @property
+    def unfit_for_balancing(self) -> str:
+        """Why task losses cannot be balanced; empty where they can."""
+        return "weight_step per_task makes one optimizer step per task" if self.weight_step == "per_task" else ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:

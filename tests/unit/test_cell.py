@@ -203,7 +203,7 @@ def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
         ),
         ({"backbones": [{"name": "test_vit", "output_stride": 8}]}, "output_stride"),
         ({"recipe": {"augmentation": ["flip"]}}, "Unknown augmentation 'flip'"),
-        ({"recipe": {"balancing": {"name": "uw"}}}, "Unknown loss balancing 'uw'. Nearest: 'UW'"),
+        ({"recipe": {"balancing": {"name": "dwaa"}}}, "Unknown loss balancing 'dwaa'. Nearest: 'dwa'"),
         ({"methods": ["hard_sharing", "hard_sharing"]}, "asks twice for the cell hard_sharing"),
     ],
 )

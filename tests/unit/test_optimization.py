@@ -1,21 +1,16 @@
-"""Schedules, optimizers and loss balancing: what every row of a table trains with."""
+"""Schedules and optimizers: what every row of a table trains with."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmark.optimization import Balancer, StageOptimizers, balancing_names, own_rate, schedule_factor
-from benchmark.suite import BalancingSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
-from datasets.errors import UsageError
+from benchmark.optimization import StageOptimizers, own_rate, schedule_factor
+from benchmark.suite import OptimizerSettings, RecipeSettings, ScheduleSettings
 from methods.contracts import OptimizerSpec, ParameterGroup
-from methods.plain import fit_plain
-from tests.unit.harness import toy_trainer
 
 
 @pytest.mark.parametrize(
@@ -117,75 +112,6 @@ def test_clipping_bounds_the_norm_of_all_weights_together() -> None:
 def test_architecture_parameters_need_an_optimizer_of_their_own() -> None:
     with pytest.raises(ValueError, match="optimizer of their own"):
         StageOptimizers([ParameterGroup("arch", [nn.Parameter(torch.zeros(1))])], RecipeSettings())
-
-
-NEEDS_PARAMETERS = {
-    "CAGrad": {"c": 0.5},
-    "FairGrad": {"alpha": 1.0},
-    "STCH": {"mu": 1.0},
-    "Krum": {"n_byzantine": 0},
-    "TrimmedMean": {"trim_number": 0},
-    "NashMTL": {"n_tasks": 2, "max_norm": 1.0, "update_weights_every": 1, "optim_niter": 20},
-}
-# Their parameters are tensors (weights, references) or wrapped objects, which a suite file cannot hold; and Krum needs
-# at
-# least three rows.
-NOT_FROM_A_SUITE = {"COSMOS", "PBI", "Constant", "CRMOGM", "CRMOGMWeighting", "Krum"}
-
-
-@pytest.mark.parametrize("name", [name for name in balancing_names() if name not in NOT_FROM_A_SUITE])
-def test_every_balancing_by_name_trains_or_says_what_it_needs(name: str, tmp_path: Path) -> None:
-    recipe = {"balancing": {"name": name, "params": NEEDS_PARAMETERS.get(name, {})}}
-    trainer = toy_trainer(tmp_path, recipe=recipe)
-    try:
-        graph, result = fit_plain(trainer, "joint", 3)
-    except UsageError as error:
-        assert name in str(error)  # an optional dependency of torchjd, or a parameter without a default
-        assert any(word in str(error) for word in ("requires", "missing"))
-        return
-    assert np.isfinite([value for value in result.loss["a"] if value == value]).all()
-    assert all(torch.isfinite(parameter).all() for parameter in graph.parameters())
-
-
-def test_sum_is_the_equal_weighting(tmp_path: Path) -> None:
-    weights = []
-    for name in ("equal", "Sum"):
-        trainer = toy_trainer(tmp_path / name, recipe={"balancing": {"name": name, "params": {}}})
-        weights.append(torch.cat([p.detach().flatten() for p in fit_plain(trainer, "joint", 4)[0].parameters()]))
-    assert torch.allclose(*weights, atol=1e-6)
-
-
-def test_the_mean_aggregator_gives_the_mean_gradient() -> None:
-    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
-    losses = [(parameter**2).sum(), parameter.sum() * 4]
-    balancer = Balancer(BalancingSettings(name="Mean"), 2, torch.device("cpu"))
-    balancer.backward(losses, penalty=parameter[0] * 10, parameters=[parameter], scale=1.0)
-    assert parameter.grad.tolist() == pytest.approx([(2 + 4) / 2 + 10, (4 + 4) / 2])
-
-
-def test_learned_task_weights_are_trained(tmp_path: Path) -> None:
-    trainer = toy_trainer(tmp_path, recipe={"balancing": {"name": "UW", "params": {}}})
-    fit_plain(trainer, "joint", 4)
-    from benchmark.checkpoints import Checkpoints
-
-    payload, finished = Checkpoints(tmp_path, "test").load(0, [["joint", 4, "fit+arch", "final", "joint", 4]])
-    assert finished
-    assert payload["runs"][0]["balancer"] == {}  # a finished stage needs no optimizer state
-
-
-def test_single_tasks_have_nothing_to_balance() -> None:
-    balancer = Balancer(BalancingSettings(name="UW"), 1, torch.device("cpu"))
-    assert balancer.name == "equal"
-    assert balancer.parameters == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"name": "UWW"}, "'UWW'. Nearest: 'UW'"), ({"name": "CAGrad", "params": {"cc": 1}}, "'CAGrad' with")],
-)
-def test_unknown_balancers_and_parameters_are_one_line(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Balancer(BalancingSettings(**settings), 2, torch.device("cpu"))
 
 
 def test_an_own_rate_may_fall_like_a_cosine() -> None:

@@ -51,7 +51,7 @@ rows:
    source: {paper: P, table: "1"}, verification: read}
 - {method: HPS, variant: null, values: {semseg.miou: 44.0, depth.abs_err: 0.55, aggregate.delta_m: 0.0}, params: [],
    source: {paper: P, table: "1"}, verification: read}
-- {method: HPS, variant: Nash-MTL weighting, values: {semseg.miou: 45.0, depth.abs_err: 0.55}, params: [],
+- {method: HPS, variant: PCGrad weighting, values: {semseg.miou: 45.0, depth.abs_err: 0.55}, params: [],
    source: {paper: P, table: "1"}, verification: read}
 - {method: AdaShare, variant: listing, values: {semseg.miou: 41.0}, params: [],
    source: {paper: third.party.org, table: a listing}, verification: secondary}
@@ -117,12 +117,12 @@ def test_rows_pair_by_method_and_balancing() -> None:
     (report,) = reproduction(records(), [board()])
     rows = {row.row.label: row for row in report.rows}
     assert rows["HPS"].ours == "hard_sharing"
-    assert rows["HPS (Nash-MTL weighting)"].ours is None
+    assert rows["HPS (PCGrad weighting)"].ours is None
     assert rows["DEN"].reason == "is not a method here"
-    recipe = {"balancing": {"name": "NashMTL"}}
-    nash = [record("hard_sharing", seed, 44.0, recipe=recipe) for seed in range(3)]
-    (other,) = reproduction(nash, [board()])
-    assert {row.row.label for row in other.rows if row.ours == "hard_sharing"} == {"HPS (Nash-MTL weighting)"}
+    recipe = {"balancing": {"name": "pcgrad", "params": {}}}
+    projected = [record("hard_sharing", seed, 44.0, recipe=recipe) for seed in range(3)]
+    (other,) = reproduction(projected, [board()])
+    assert {row.row.label for row in other.rows if row.ours == "hard_sharing + pcgrad"} == {"HPS (PCGrad weighting)"}
 
 
 def verdict_of(report: Any, label: str, column: str = "semseg.miou") -> str:
@@ -191,7 +191,7 @@ def test_deltas_of_published_rows_by_hand() -> None:
     made = board()
     rows = {row.label: row for row in made.rows}
     assert published_delta(made, rows["HPS"], "mean-metrics") == pytest.approx(0)
-    assert published_delta(made, rows["HPS (Nash-MTL weighting)"], "one-metric") == pytest.approx((12.5 - 10) / 2)
+    assert published_delta(made, rows["HPS (PCGrad weighting)"], "one-metric") == pytest.approx((12.5 - 10) / 2)
     assert published_delta(made, rows["? MTAN"], "mean-metrics") is None
     (report,) = reproduction(records(), [made])
     assert any("mean-metrics and one-metric gives it" in note for note in report.notes)
