@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmark.entry import start
 from benchmark.run import data_root_of_environment, fail
 from datasets.errors import UsageError
 
@@ -231,4 +232,4 @@ def _all_tasks(name: str, protocol: str, options: dict[str, object], layout: str
 
 
 if __name__ == "__main__":
-    app()
+    start(app)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from benchmark import boards
+from benchmark.entry import start
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
@@ -139,7 +140,10 @@ def show(
         fail(error)
 
 
-main: Callable[[], None] = app
+def main() -> None:
+    """Entry point of `python -m benchmark.list`."""
+    start(app)
+
 
 if __name__ == "__main__":
     main()
