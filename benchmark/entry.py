@@ -25,10 +25,17 @@ def start(app: Callable[[], object]) -> NoReturn:
     except BrokenPipeError:
         _leave()
     except SystemExit as end:
-        if sys.stdout is not stdout:  # click replaces it where a write found no reader
+        if _is_of_broken_pipe(end):  # click and rich make it an exit with code 1, which here says something else
             _leave()
         sys.exit(end.code)
     sys.exit(0)
+
+
+def _is_of_broken_pipe(end: BaseException) -> bool:
+    context = end.__context__
+    while context is not None and not isinstance(context, BrokenPipeError):
+        context = context.__context__
+    return context is not None
 
 
 def _leave() -> NoReturn:

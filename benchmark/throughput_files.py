@@ -143,7 +143,8 @@ def _points(named: NamedMeasurement) -> Iterator[dict[str, Any]]:
     for mode in modes:
         if measurement.aa is not None:
             speed = measurement.reference["ref"]["images_per_s"]["median"]
-            yield {**about, "mode": mode, "network": "ref", "quantity": IMAGES, "value": speed}
+            reference = f"ref ({measurement.reference['what']})"
+            yield {**about, "mode": mode, "network": reference, "quantity": IMAGES, "value": speed}
     for entry in measurement.networks:
         if entry.images_per_s is not None:
             line = {**about, "mode": entry.mode, "network": named.labels.get(entry.graph, entry.method)}
@@ -153,7 +154,7 @@ def _points(named: NamedMeasurement) -> Iterator[dict[str, Any]]:
 
 
 _MARKERS = "os^DvPX<>*"
-IMAGES, RELATIVE = "images/s", "r: images/s relative to ref, the plain backbone"
+IMAGES, RELATIVE = "images/s", "r (images/s relative to ref)"
 
 
 def _setting_text(settings: SpeedSettings) -> str:

@@ -671,7 +671,14 @@ def test_a_picture_shows_every_network_setting_and_the_whole_of_long_names(
     png, svg = draw_speed(measured, tmp_path / "speed.png")
     assert (png.name, svg.name) == ("speed.png", "speed.svg")
     text = svg.read_text(encoding="utf-8")
-    for word in (long, ">ref<", "cpu, fp32, contiguous, 1 thread, eager", "cpu, bf16", "digits · tiny", "batch size"):
+    for word in (
+        long,
+        "ref (ref)",
+        "cpu, fp32, contiguous, 1 thread, eager",
+        "cpu, bf16",
+        "digits · tiny",
+        "batch size",
+    ):
         assert word in text
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])
     edges = [float(x) for x in re.findall(r"translate\(([\d.]+) [\d.]+\)", text)]
