@@ -250,7 +250,7 @@ def export(
     record: Annotated[Path, typer.Argument(metavar="RECORD", help="A record's JSON file, or the folder of a run.")],
     row: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[ROW]", help="With a folder: a row's label, a method, or a cell key's start."),
+        typer.Argument(metavar="ROW", help="With a folder: a row's label, a method, or a cell key's start."),
     ] = None,
     to: Annotated[Form, typer.Option("--to", help="Form of the file.")] = Form.pt2,
     out: Annotated[

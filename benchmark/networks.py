@@ -218,6 +218,8 @@ def _stored(store: Store, record: Record) -> tuple[TaskGraph, NetworkDescription
 def _restricted(graph: TaskGraph, description: NetworkDescription, tasks: Sequence[str] | None) -> DeployedNetwork:
     """The network of these tasks (None: of all), in eval mode, with the inputs that they read."""
     if tasks is not None:
+        if not tasks:
+            raise UsageError(f"No task is named; the network has {', '.join(description.tasks)}.")
         for task in tasks:
             if task not in description.tasks:
                 raise unknown("task of the network", task, description.tasks)
@@ -246,8 +248,10 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
         tasks=data["tasks"],
         options=data.get("options"),
     )
-    height, width = (int(pixels) for pixels in cast("Sequence[int]", value_at(record.audit, "input_size")))
-    stored = cast("Mapping[str, Any]", record.audit["normalisation"])
+    size, stored = value_at(record.audit, "input_size"), value_at(record.audit, "normalisation")
+    if not isinstance(size, Sequence) or not isinstance(stored, Mapping):
+        raise UsageError(f"Record {record.key} does not say what its network was fed; run its cell again.")
+    height, width = (int(pixels) for pixels in size)
     read = {name: tuple(task for task in graph.tasks if spec.input_of(task) == name) for name in spec.inputs}
     inputs = {name: InputDescription((channels, height, width), tasks) for name, tasks in read.items() if tasks}
     shapes = _shapes(graph, inputs)

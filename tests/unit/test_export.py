@@ -138,6 +138,7 @@ def test_every_way_to_name_a_record_finds_it(run: Path) -> None:
         ([], "Which row?"),
         (["hard_sharing", "--seed", "7"], "has no seed 7; it has 0"),
         (["hard_sharing", "--task", "lft"], "Nearest: 'left'"),
+        (["hard_sharing", "--task", ","], "No task is named; the network has left, right"),
         (["hard_sharing", "--batch", "two"], "expected dynamic, or a whole number"),
         (["hard_sharing", "--to", "safetensors", "--batch", "2"], "take any batch"),
         (["hard_sharing", "--plugin", "none.py"], "none.py does not exist"),
@@ -187,6 +188,14 @@ def test_the_lowest_seed_that_is_done_stands_for_a_row(tmp_path: Path) -> None:
         store.write(make_record("mine", seed))
     assert find_record(tmp_path, "mine")[1].cell["seed"] == 1
     assert find_record(tmp_path, "mine", 2)[1].cell["seed"] == 2
+
+
+def test_a_record_that_does_not_say_what_to_feed_is_refused(tmp_path: Path) -> None:
+    record = store_cells(tmp_path, planned())["hard_sharing"]
+    for audit in ({"input_size": [36, 36]}, {"normalisation": {"mean": [0.0], "std": [1.0], "bgr": False}}):
+        silent = Store(tmp_path).write(dataclasses.replace(record, audit=audit))
+        with pytest.raises(UsageError, match="does not say what its network was fed"):
+            load_network(silent, out=tmp_path)
 
 
 def test_weights_that_are_gone_or_changed_are_one_line(tmp_path: Path) -> None:
