@@ -23,12 +23,16 @@ from tests.unit.records import SHARED, SINGLE_TASK, make_failure, make_record
 ROOT = Path(benchmark.__file__).parent.parent
 
 
+def of_seed(values: dict[str, dict[str, float]], seed: int) -> dict[str, dict[str, float]]:
+    return {task: {name: value + seed for name, value in scores.items()} for task, scores in values.items()}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     store = Store(tmp_path / "run")
     for seed in (0, 1):
-        store.write(make_record("stl", seed, reference=True))
-        store.write(make_record("ours", seed, params={"k": 2}))
+        store.write(make_record("stl", seed, of_seed(SINGLE_TASK, seed), reference=True))
+        store.write(make_record("ours", seed, of_seed(SHARED, seed), params={"k": 2}))
     store.write(make_failure("broken", 0))
     return tmp_path / "run"
 
@@ -43,7 +47,7 @@ def test_a_line_is_a_cell_and_a_quantity(folder: Path) -> None:
     )
     for method, values in (("stl", SINGLE_TASK), ("ours", SHARED)):
         for seed in (0, 1):
-            for task, scores in values.items():
+            for task, scores in of_seed(values, seed).items():
                 for metric, value in scores.items():
                     assert pivot.loc[(method, seed), (task, metric)] == value
     keys = {record.key for record in Store(folder).load_all()}
