@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from benchmark.entry import start
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ def command(
     raise typer.Exit(code)
 
 
-main: Callable[[], None] = app
+def main() -> None:
+    """Entry point of `python -m benchmark.check`."""
+    start(app)
+
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmark.entry import start
 from benchmark.run import data_root_of_environment, fail
 from datasets.errors import UsageError
 
@@ -242,4 +243,4 @@ def _spec(name: str, protocol: str, options: dict[str, object], layout: str | No
 
 
 if __name__ == "__main__":
-    app()
+    start(app)

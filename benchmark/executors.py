@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, cast
 
+from benchmark.processes import without_main
+
 if TYPE_CHECKING:
     from benchmark.cell import RunSettings
     from benchmark.planning import PlannedCell
@@ -173,7 +175,8 @@ class LocalExecutor:
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self.settings.threads)))
         try:
             process = self._context.Process(target=_work, args=(theirs, self.settings), daemon=True)
-            process.start()
+            with without_main():
+                process.start()
         finally:
             for name, value in saved.items():
                 if value is None:

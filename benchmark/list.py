@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from benchmark import boards
+from benchmark.entry import start
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
@@ -99,7 +100,13 @@ def _balancing(name: str) -> Iterator[str]:
             yield f"  {key} = {'null' if default is None else default}"
 
 
+def _sentence(text: str | None) -> str:
+    """The first paragraph of a docstring as one line."""
+    return " ".join((text or "").strip().split("\n\n")[0].split())
+
+
 def _first_line(text: str | None) -> str:
+    """What fits beside a name in the overview."""
     return (text or "").strip().split("\n")[0][: _WIDTH - 24]
 
 
@@ -108,7 +115,7 @@ def _method(name: str) -> Iterator[str]:
     from methods.registry import get_method
 
     method = get_method(name)
-    yield f"Method {name}: {_first_line(method.__doc__)}"
+    yield f"Method {name}: {_sentence(method.__doc__)}"
     yield f"  {method.fidelity.citation}"
     yield f"  {method.fidelity.link}"
     yield "Parameters" if method.Params.model_fields else "No parameters"
@@ -121,20 +128,92 @@ def _method(name: str) -> Iterator[str]:
         yield from textwrap.wrap(
             f"[{statement.tag}] {statement.text}", _WIDTH, initial_indent="  ", subsequent_indent="    "
         )
+    if method.fidelity.references:
+        yield "To cite"
+        for reference in method.fidelity.references:
+            yield from textwrap.indent(reference.bibtex(), "  ").splitlines()
 
 
 def _dataset(name: str) -> Iterator[str]:
-    from datasets.registry import dataset_spec
+    """What is the same for all layouts, then each layout with its tasks and caveats."""
+    from datasets.registry import get_dataset
 
-    spec = dataset_spec(name)
-    yield f"Data set {name}, layout {spec.layout}, version {spec.version}: {spec.tier}"
-    yield f"  {spec.home}; licence: {spec.licence}"
+    loader = get_dataset(name)
+    first = loader.spec(loader.protocols[0], loader.Options())
+    yield f"Data set {name}, version {first.version}: {_sentence(loader.__doc__)}"
+    yield f"  {first.home}; licence: {first.licence}"
+    yield f"  protocols: {', '.join(loader.protocols)}"
+    if loader.package:
+        yield f"  files: from the package {loader.package}"
+    fields = loader.Options.model_fields
+    yield "Options" if fields else "No options"
+    for key, field in fields.items():
+        yield f"  {key} = {_value(field.get_default())} ({_choices(field.annotation)})"
+    for cls in reversed(loader.Options.__mro__):
+        text = cls.__dict__.get("__doc__") or ""
+        if any(f"{key}:" in text for key in fields):  # only what explains options of this set
+            yield from _wrapped(" ".join(text.split()), "  ")
+    for layout in loader.layouts or (first.layout,):
+        yield from _layout(name, layout)
+
+
+def _layout(name: str, layout: str) -> Iterator[str]:
+    """One layout of a data set, by the first protocol that it has labels for."""
+    from datasets.errors import ProtocolError
+    from datasets.registry import get_dataset
+
+    loader = get_dataset(name)
+    options, chosen = loader.Options(), layout if loader.layouts else None
+    for protocol in loader.protocols:
+        try:
+            spec = loader.spec(protocol, options, chosen) if loader.layouts else loader.spec(protocol, options)
+        except ProtocolError:
+            continue
+        break
+    else:
+        yield f"Layout {layout}: none of the protocols with default options"
+        return
+    usual = " (the usual one)" if loader.layouts and layout == next(iter(loader.layouts)) else ""
+    beside = "" if protocol == loader.protocols[0] else f", protocol {protocol}"
+    yield f"Layout {layout}{usual}: {spec.tier}{beside}"
+    if loader.layouts:
+        files = loader.layouts[layout]
+        yield from _wrapped(f"files: {name}/{files.tree} ({files.size})", "  ")
     yield f"  {spec.domains}-domain, {spec.native_size[0]}x{spec.native_size[1]}, " + ", ".join(
         f"{split} {count}" for split, count in spec.splits.items()
     )
+    unavailable = loader.unavailable(options, chosen)
+    column = max(len(task) for task in spec.task_names)
     for task in spec.tasks:
-        metrics = ", ".join(task.metrics)
-        yield f"  {task.name:<12} {task.kind}, {task.channels} channels, weight {task.weight:g}: {metrics}"
+        if task.name in unavailable:
+            yield from _wrapped(f"{task.name}: not available: {unavailable[task.name]}", "  ")
+        else:
+            unit = f" in {task.unit}" if task.unit else ""
+            yield (
+                f"  {task.name:<{column}}  {task.kind}{unit}, {task.channels} channels, weight {task.weight:g}: "
+                f"{', '.join(task.metrics)}"
+            )
+    for caveat in spec.caveats:
+        yield from _wrapped(f"caveat: {caveat}", "  ")
+
+
+def _value(value: object) -> str:
+    """As YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _choices(annotation: object) -> str:
+    """The values of a Literal, or the name of a type."""
+    from typing import get_args
+
+    values = [part for member in (get_args(annotation) or (annotation,)) for part in get_args(member) or (member,)]
+    return ", ".join("null" if part is type(None) else getattr(part, "__name__", str(part)) for part in values)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_long_words=False)
 
 
 def _suite(name: str) -> Iterator[str]:
@@ -178,7 +257,10 @@ def show(
         fail(error)
 
 
-main: Callable[[], None] = app
+def main() -> None:
+    """Entry point of `python -m benchmark.list`."""
+    start(app)
+
 
 if __name__ == "__main__":
     main()

@@ -13,12 +13,13 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from benchmark.delta import Variant
+from benchmark.entry import start
 from benchmark.record import Record, value_at
 from benchmark.render import render_csv, render_latex, render_markdown, render_terminal
 from benchmark.speed_files import NetworkSpeed, SpeedResults, read_speed
 from benchmark.speed_jobs import light_settings
 from benchmark.store import Store, write_atomic
-from benchmark.tables import aggregate, invalid_lines
+from benchmark.tables import Table, aggregate, invalid_lines
 from datasets.errors import UsageError
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
@@ -64,6 +65,27 @@ def report(
     Files that cannot be trusted are listed beneath. width, color: of terminal output. reference, allow_red: see
     `benchmark.tables.aggregate`. Raises UsageError where the folder holds no records, or no table that reference.
     """
+    tables, invalid = tables_of(directory, variant=variant, keys=keys, reference=reference, allow_red=allow_red)
+    match format:
+        case "terminal":
+            return render_terminal(tables, invalid, width, color)
+        case "markdown":
+            return render_markdown(tables, invalid)
+        case "csv":
+            return render_csv(tables, invalid)
+        case "latex":
+            return render_latex(tables, invalid)
+
+
+def tables_of(
+    directory: Path,
+    *,
+    variant: Variant = "mean-metrics",
+    keys: Collection[str] | None = None,
+    reference: str | None = None,
+    allow_red: bool = False,
+) -> tuple[list[Table], list[str]]:
+    """The tables of `report`, and a line for each file that cannot be trusted. Raises UsageError as `report` does."""
     store = Store(directory)
     records = store.load_all() if _holds_records(directory) else []
     if not records:
@@ -74,16 +96,7 @@ def report(
     tables = aggregate(
         records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
     )
-    invalid = [*invalid_lines(records), *speed.problems]
-    match format:
-        case "terminal":
-            return render_terminal(tables, invalid, width, color)
-        case "markdown":
-            return render_markdown(tables, invalid)
-        case "csv":
-            return render_csv(tables, invalid)
-        case "latex":
-            return render_latex(tables, invalid)
+    return tables, [*invalid_lines(records), *speed.problems]
 
 
 def compare_with_boards(
@@ -262,7 +275,7 @@ def _print(text: str) -> None:
 
 def main() -> None:
     """Entry point of `python -m benchmark.report`."""
-    app()
+    start(app)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from benchmark.entry import start
 from benchmark.suite import BudgetSettings, Suite, find_suite, read_suite
 from datasets.errors import UsageError
 
@@ -99,7 +100,7 @@ def pick_device(name: str) -> str:
     return name
 
 
-def run_suite(
+def execute(
     suite: Suite,
     out: Path,
     *,
@@ -110,9 +111,10 @@ def run_suite(
     speed: bool = True,
     step_limit: int | None = None,
     console: Console | None = None,
-) -> int:
-    """Run what has no record yet and write the tables; returns the exit code. step_limit: of every stage, for smoke
-    runs. Raises UsageError before the first step.
+    print_tables: bool = True,
+) -> list[str]:
+    """Run what has no record yet and write the tables; returns the keys of the suite's cells. step_limit: of every
+    stage, for smoke runs. Raises UsageError before the first step.
     """
     from benchmark.cell import RunSettings
     from benchmark.console import RunView, make_console
@@ -159,9 +161,9 @@ def run_suite(
                 view.show(event)
     if speed:
         _measure_speed(store, cells, settings, console)
-    _write_tables(out, console)
+    _write_tables(out, console, print_tables)
     _draw_figures(store, cells, console)
-    return 0 if all(store.is_done(cell.key) for cell in cells) else EXIT_NOT_DONE
+    return [cell.key for cell in cells]
 
 
 def smoke_suite(suite: Suite) -> Suite:
@@ -240,14 +242,15 @@ def _measure_speed(store: Store, cells: Sequence[PlannedCell], settings: RunSett
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _write_tables(out: Path, console: Console) -> None:
+def _write_tables(out: Path, console: Console, print_too: bool) -> None:
     """Tables to the terminal, and as files beside the records."""
     from benchmark.report import report
     from benchmark.store import write_atomic
 
     for form, file in TABLES.items():
         write_atomic(out / file, report(out, format=form).encode())
-    print(report(out, width=max(console.width, 120), color=console.is_terminal))
+    if print_too:
+        print(report(out, width=max(console.width, 120), color=console.is_terminal))
     console.print(f"Tables: {', '.join(str(out / file) for file in TABLES.values())}", highlight=False, soft_wrap=True)
 
 
@@ -305,6 +308,8 @@ def run(
 
       python -m benchmark.run quick --set recipe.optimizer.lr=0.1 --out results/runs/high_rate
     """
+    from benchmark.store import Store
+
     try:
         chosen = select(
             suite,
@@ -322,7 +327,7 @@ def run(
             raise typer.Exit(code)
         if smoke:
             chosen, folder, speed = smoke_suite(chosen), folder / "smoke", False
-        code = run_suite(
+        keys = execute(
             chosen,
             folder,
             device=device,
@@ -337,7 +342,7 @@ def run(
     except KeyboardInterrupt:
         print(f"\ninterrupted; finished cells are kept. Resume with: {_resume_line(sys.argv[1:])}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    raise typer.Exit(code)
+    raise typer.Exit(0 if all(map(Store(folder).is_done, keys)) else EXIT_NOT_DONE)
 
 
 def data_root_of_environment() -> Path | None:
@@ -352,7 +357,10 @@ def _resume_line(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "benchmark.run", *arguments])
 
 
-main: Callable[[], None] = app
+def main() -> None:
+    """Entry point of `python -m benchmark.run`."""
+    start(app)
+
 
 if __name__ == "__main__":
     main()

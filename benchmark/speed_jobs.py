@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
+from benchmark.processes import without_main
 from benchmark.provenance import cpu_name, package_hash
 from benchmark.quantities import is_reference, seed_of_record
 from benchmark.record import Record, row_key, table_key, value_at
@@ -192,7 +193,7 @@ def _messages(target: Any, threads: int, *arguments: object) -> Generator[Any, N
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
-    with _thread_variables(threads):
+    with _thread_variables(threads), without_main():
         process.start()
     theirs.close()  # so that the process's death is an end of file here
     try:

@@ -9,14 +9,12 @@ choice. Images and labels lie on the device before the first call.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +25,9 @@ from benchmark.planning import dense_form
 from benchmark.record import Record, value_at
 from benchmark.speed import Call, Failure, Network, failure_of
 from benchmark.speed_files import JOINT, MIXED, TASK, SpeedSettings
-from benchmark.store import Store
 from benchmark.suite import BalancingSettings, RecipeSettings
 from datasets.augmentation import augmentation_of
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec
-from datasets.errors import UsageError
 from datasets.registry import dataset_spec, load
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, BackboneConfig, create_backbone
@@ -43,15 +39,6 @@ from methods.task_graph import TaskGraph
 
 CALLS_AFTER_COMPILING = 3  # graphs are captured on a later call than the first
 _ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory")  # PyTorch's words on CPU and CUDA
-
-
-def load_graph(store: Store, record: Record) -> TaskGraph:
-    """The stored network of a record. Raises StorageError where its files are missing or changed."""
-    for name in ("graph", "weights"):
-        if name not in record.artifacts:
-            raise UsageError(f"Record {record.key} has no artifact {name!r}; run its cell again.")
-    document = json.loads(store.read_artifact(record.artifacts["graph"]))
-    return TaskGraph.from_json(document, safetensors.torch.load(store.read_artifact(record.artifacts["weights"])))
 
 
 class TableNetworks:

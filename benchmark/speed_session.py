@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmark.memory import peak_bytes, reset_peak
+from benchmark.networks import load_graph
 from benchmark.provenance import environment, versions
 from benchmark.quantities import is_reference, method_of, params_of, seed_of_record
 from benchmark.record import Record
@@ -19,7 +20,7 @@ from benchmark.speed_device import CudaDevice, device_name, device_state
 from benchmark.speed_files import SCHEMA, TRAIN, MeasurementFile, NetworkEntry
 from benchmark.speed_jobs import SpeedJob, TableJob, graph_hash, utc_now
 from benchmark.speed_measure import COPY, REFERENCE, Measurement, Sampled, measure_pairs, measure_slots
-from benchmark.speed_networks import TableNetworks, compile_now, load_graph
+from benchmark.speed_networks import TableNetworks, compile_now
 from benchmark.store import Store
 from datasets.errors import UsageError
 from methods.task_graph import TaskGraph

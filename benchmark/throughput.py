@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmark.entry import start
 from benchmark.run import fail, pick_device
 from datasets.errors import UsageError, unknown
 
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
     from benchmark.record import Record
     from benchmark.speed_files import MeasurementFile, NetworkEntry, SpeedSettings
     from benchmark.speed_jobs import SpeedJob, SpeedProtocol, TableJob
+    from benchmark.throughput_files import NamedMeasurement
 
 EXIT_NOT_MEASURED = 1
 INFERENCE = ("joint", "mixed", "task")
-_WIDEST = 1000  # characters
+EXECUTIONS = {"eager": False, "compiled": True}
+NEVER_ON_CUDA = (
+    "the CUDA path of this measurement has not yet been run on a GPU: check its numbers before you rely on them"
+)
+_WIDEST = 10_000  # characters
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,20 +42,21 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 class Choices:
     """What the command line asks for; None takes the full protocol's."""
 
-    device: str = "auto"
+    devices: Sequence[str] = ("auto",)
     batches: Sequence[int] | None = None
     threads: Sequence[int] | None = None
     dtypes: Sequence[str] | None = None
-    memory_format: str | None = None
+    memory_formats: Sequence[str] | None = None
     modes: Sequence[str] | None = None
-    compiled: bool = False
+    executions: Sequence[str] = ("eager",)
     memory: bool = True
     plugins: Sequence[str] = ()
     data_root: Path | None = None
 
 
 def settings_of(choices: Choices, device: str, cores: int) -> list[SpeedSettings]:
-    """Every setting that is asked for. device: cpu, cuda or cuda:N; cores: physical ones. Raises UsageError.
+    """Every setting that is asked for: the product of the choices. device: cpu, cuda or cuda:N; cores: physical ones.
+    Raises UsageError.
 
     Full protocol: CUDA batch 1, 8, 32, 128, amp-bf16 in channels_last and fp32 contiguous; CPU batch 1, 8, fp32
     contiguous, one thread and a thread a core.
@@ -61,11 +68,15 @@ def settings_of(choices: Choices, device: str, cores: int) -> list[SpeedSettings
     batches = choices.batches or ((1, 8) if on_cpu else (1, 8, 32, 128))
     threads = choices.threads or (tuple(dict.fromkeys((1, cores))) if on_cpu else (1,))
     dtypes = choices.dtypes or (("fp32",) if on_cpu else ("amp-bf16", "fp32"))
+    for execution in choices.executions:
+        if execution not in EXECUTIONS:
+            raise unknown("execution", execution, EXECUTIONS)
     found = []
-    for n_threads, dtype, batch in itertools.product(threads, dtypes, batches):
+    for execution, n_threads, dtype in itertools.product(choices.executions, threads, dtypes):
         usual = "channels_last" if dtype in ("amp-bf16", "bf16") and not on_cpu else "contiguous"
-        values: dict[str, Any] = {"device": kind, "dtype": dtype, "memory_format": choices.memory_format or usual}
-        found.append(SpeedSettings(batch=batch, threads=n_threads, compiled=choices.compiled, **values))
+        for form, batch in itertools.product(choices.memory_formats or (usual,), batches):
+            values: dict[str, Any] = {"device": kind, "dtype": dtype, "memory_format": form}
+            found.append(SpeedSettings(batch=batch, threads=n_threads, compiled=EXECUTIONS[execution], **values))
     return list(dict.fromkeys(found))
 
 
@@ -142,21 +153,25 @@ def _check_modes(wanted: Sequence[str], tables: Mapping[str, Sequence[Record]]) 
             raise unknown("mode", mode, {"task", *known})
 
 
-def measure(directory: Path, choices: Choices, console: Console, protocol: SpeedProtocol | None = None) -> int:
-    """Measure and print; returns the exit code. Raises UsageError."""
-    from benchmark.labels import row_labels
+def measure(
+    directory: Path, choices: Choices, console: Console, protocol: SpeedProtocol | None = None
+) -> tuple[int, list[NamedMeasurement]]:
+    """Measure and print; returns the exit code and what was measured. Raises UsageError."""
+    from benchmark.labels import row_labels, table_head
     from benchmark.speed_device import physical_cores
     from benchmark.speed_jobs import SpeedProtocol, failures_of, networks_of, run_job
     from benchmark.store import Store
+    from benchmark.throughput_files import NamedMeasurement
 
     tables = networks_of(Store(directory).load_all())
     if not tables:
         raise UsageError(f"{directory} holds no finished records; expected the --out of a run.")
-    device = pick_device(choices.device)
-    settings = settings_of(choices, device, physical_cores())
-    jobs = jobs_of(directory, tables, choices, device, settings, protocol or SpeedProtocol())
+    jobs: list[SpeedJob] = []
+    for device in dict.fromkeys(map(pick_device, choices.devices)):
+        settings = settings_of(choices, device, physical_cores())
+        jobs += jobs_of(directory, tables, choices, device, settings, protocol or SpeedProtocol())
     labels = {table: _labels(records, row_labels(records)) for table, records in tables.items()}
-    code = 0
+    code, measured = 0, []
     for number, job in enumerate(jobs, start=1):
         count = sum(len(modes) for table in job.tables for modes in table.wanted.values())
         console.print(
@@ -168,7 +183,9 @@ def measure(directory: Path, choices: Choices, console: Console, protocol: Speed
             for line in failures_of(measurement):
                 code = EXIT_NOT_MEASURED
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return code
+            head, names = table_head(tables[measurement.table]), labels[measurement.table]
+            measured.append(NamedMeasurement(measurement, head["data"], head["backbone"], names))
+    return code, measured
 
 
 def _labels(records: Sequence[Record], labels: Sequence[str]) -> dict[str, str]:
@@ -189,9 +206,16 @@ def show(measurement: MeasurementFile, labels: Mapping[str, str], records: Seque
     for line in _about(measurement):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if measurement.status == "done":
-        table = _table(measurement, labels)
-        width = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
-        console.print(table, width=width, crop=False)  # numbers that a narrow terminal would cut are no numbers
+        _print_whole(_table(measurement, labels), console)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table in the width that it needs: numbers that a narrow terminal or a pipe would cut are no numbers."""
+    from rich.console import Console
+
+    width = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    # A console of its own: rich never prints wider than the console is, whatever width it is asked for.
+    Console(file=console.file, width=width, force_terminal=console.is_terminal).print(table)
 
 
 def _about(measurement: MeasurementFile) -> Iterator[str]:
@@ -202,6 +226,8 @@ def _about(measurement: MeasurementFile) -> Iterator[str]:
     facts += ["compiled" if settings.compiled else "eager", measurement.device]
     facts += [f"residency {measurement.residency}"] if measurement.residency else []
     yield ", ".join(facts)
+    if settings.device == "cuda":
+        yield NEVER_ON_CUDA
     if measurement.aa is None:
         yield f"ref ({measurement.reference['what']}): {measurement.status}: {measurement.message}"
         return
@@ -287,50 +313,76 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
 @app.command()
 def throughput(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a run wrote to (its --out).")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or several: cpu,cuda.")] = "auto",
     batch: Annotated[str | None, typer.Option(help="Batch sizes. Default: 1,8; on CUDA 1,8,32,128.")] = None,
     threads: Annotated[str | None, typer.Option(help="Threads. Default on a CPU: 1 and one a core.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="fp32, tf32, amp-bf16, bf16. Default: fp32; CUDA also bf16.")
     ] = None,
-    memory_format: Annotated[str | None, typer.Option(help="contiguous or channels_last, of model and input.")] = None,
+    memory_format: Annotated[
+        str | None, typer.Option(help="contiguous, channels_last or both, comma-separated; of model and input.")
+    ] = None,
     mode: Annotated[
         str | None, typer.Option(help="joint, mixed, task, task:NAME, train-step. Default: all but the last.")
     ] = None,
-    compile: Annotated[bool, typer.Option(help="Measure what torch.compile makes of the networks.")] = False,
+    execution: Annotated[
+        str, typer.Option(help="eager, compiled (what torch.compile makes of the networks), or both, comma-separated.")
+    ] = "eager",
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, a process for each network.")] = True,
     pairs: Annotated[int, typer.Option(min=60, help="Pairs of calls with the reference, on a CPU.")] = 60,
     rounds: Annotated[int, typer.Option(min=7, help="Rounds of slots, on CUDA.")] = 7,
     plugin: Annotated[list[Path] | None, typer.Option(help="File of a plug-in whose networks are in DIR.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set, for train-step.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every number to a CSV file.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER|FILE", help="Also draw images/s and r against batch size, as PNG and SVG."),
+    ] = None,
 ) -> None:
     """Measure throughput and latency of the networks in DIR, beside their plain backbone.
 
-    Nothing else should run on the machine meanwhile; the A/A ratio says how quiet it was.
+    Several values of an option are swept: every combination is a measurement in a process of its own. Nothing else
+    should run on the machine meanwhile; the A/A ratio says how quiet it was.
 
     Examples:
 
       python -m benchmark.throughput results/runs/quick
 
       python -m benchmark.throughput results/runs/quick --batch 1 --threads 1 --mode joint,task:left
+
+      python -m benchmark.throughput results/runs/quick --batch 1,8,32 --memory-format contiguous,channels_last
+      --mode joint --csv speed.csv --plot figures
     """
     from benchmark.console import make_console
     from benchmark.speed_jobs import SpeedProtocol
+    from benchmark.store import write_atomic
+    from benchmark.throughput_files import as_csv, check_plot, draw_speed
 
     try:
         choices = Choices(
-            device=device,
+            devices=_names_in(device) or ("auto",),
             batches=_numbers_in("--batch", batch),
             threads=_numbers_in("--threads", threads),
             dtypes=_names_in(dtype),
-            memory_format=memory_format,
+            memory_formats=_names_in(memory_format),
             modes=_names_in(mode),
-            compiled=compile,
+            executions=_names_in(execution) or ("eager",),
             memory=memory,
             plugins=tuple(str(path) for path in plugin or ()),
             data_root=data_root,
         )
-        code = measure(directory, choices, make_console(), SpeedProtocol(pairs=pairs, rounds=rounds))
+        if plot is not None:
+            check_plot(plot)
+        console = make_console()
+        code, measured = measure(directory, choices, console, SpeedProtocol(pairs=pairs, rounds=rounds))
+        files = []
+        if csv is not None:
+            write_atomic(csv, as_csv(measured).encode())
+            files.append(csv)
+        if plot is not None:
+            files += draw_speed(measured, plot)
+        if files:
+            console.print(f"Written: {', '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
     except UsageError as error:
         fail(error)
     raise typer.Exit(code)
@@ -338,7 +390,7 @@ def throughput(
 
 def main() -> None:
     """Entry point of `python -m benchmark.throughput`."""
-    app()
+    start(app)
 
 
 if __name__ == "__main__":

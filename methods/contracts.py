@@ -55,14 +55,43 @@ class Statement:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reference:
+    """A publication. key: of its BibTeX entry; authors: `I. Name` each, with TeX accents; venue: of the kind."""
+
+    key: str
+    kind: Literal["inproceedings", "article"]
+    authors: tuple[str, ...]
+    title: str
+    venue: str
+    year: int
+    link: str = ""
+
+    def bibtex(self) -> str:
+        """The entry as BibTeX; the title in double braces, so that no style changes its capitals."""
+        place = "booktitle" if self.kind == "inproceedings" else "journal"
+        fields = {
+            "author": " and ".join(self.authors),
+            "title": f"{{{self.title}}}",
+            place: self.venue,
+            "year": str(self.year),
+            **({"url": self.link} if self.link else {}),
+        }
+        lines = [f"  {name:<9} = {{{value}}}," for name, value in fields.items()]
+        return "\n".join([f"@{self.kind}{{{self.key},", *lines, "}"])
+
+
+@dataclasses.dataclass(frozen=True)
 class Fidelity:
     """How close a method stands to its source. Shown by `list` and under tables; a tag is raised only by whoever read
     it.
+
+    references: what who uses the method cites; `list` prints their BibTeX.
     """
 
     citation: str
     link: str
     statements: tuple[Statement, ...]
+    references: tuple[Reference, ...] = ()
 
 
 class MethodParams(BaseModel):

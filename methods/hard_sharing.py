@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from methods.contracts import Fidelity, Method, MethodParams, Statement, Trainer
+from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
 from methods.plain import fit_plain
 from methods.registry import register_method
 from methods.task_graph import TaskGraph
@@ -30,6 +30,17 @@ class HardSharing(Method[HardSharingParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="R. Caruana, Multitask Learning, Machine Learning 28:41-75, 1997",
         link="https://doi.org/10.1023/A:1007379606734",
+        references=(
+            Reference(
+                "caruana1997multitask",
+                "article",
+                ("R. Caruana",),
+                "Multitask Learning",
+                "Machine Learning 28(1)",
+                1997,
+                "https://doi.org/10.1023/A:1007379606734",
+            ),
+        ),
         statements=(
             Statement("paper", "One network with layers shared by all tasks and an output layer per task."),
             Statement(

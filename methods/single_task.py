@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from methods.contracts import Fidelity, Method, MethodParams, Statement, Trainer
+from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
 from methods.registry import register_method
 from methods.task_graph import TaskGraph, merged
 
@@ -21,6 +21,17 @@ class SingleTaskNetworks(Method[SingleTaskParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="the single-task baseline of every multi-task comparison, e.g. Vandenhende et al., TPAMI 2021",
         link="https://arxiv.org/abs/2004.13379",
+        references=(
+            Reference(
+                "caruana1997multitask",
+                "article",
+                ("R. Caruana",),
+                "Multitask Learning",
+                "Machine Learning 28(1)",
+                1997,
+                "https://doi.org/10.1023/A:1007379606734",
+            ),
+        ),
         statements=(
             Statement(
                 "default", "Same backbone, initial weights, recipe, steps, data order and seed as every other row."

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from methods.contracts import Fidelity, Statement
+from methods.contracts import Fidelity, Reference, Statement
 
 FIDELITY = Fidelity(
     citation="X. Sun, R. Panda, R. Feris, K. Saenko, AdaShare: Learning What To Share For Efficient Deep Multi-Task "
     "Learning, NeurIPS 2020",
     link="https://arxiv.org/abs/1911.12423",
+    references=(
+        Reference(
+            "sun2020adashare",
+            "inproceedings",
+            ("X. Sun", "R. Panda", "R. Feris", "K. Saenko"),
+            "AdaShare: Learning What To Share For Efficient Deep Multi-Task Learning",
+            "Advances in Neural Information Processing Systems",
+            2020,
+            "https://arxiv.org/abs/1911.12423",
+        ),
+    ),
     statements=(
         Statement(
             "paper",

@@ -45,7 +45,7 @@ from methods.branched.selection import Problem, exhaustive_front, within
 from methods.branched.supernet import Labelled, Search, Supernet, last_norm, mixture, searched_copies
 from methods.branched.tree_method import ChoosingMethod, Chosen
 from methods.branched.trees import Partition, Tree, nested, of_labels
-from methods.contracts import Budget, Fidelity, OptimizerSpec, Statement, Trainer
+from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer
 from methods.cost import count
 from methods.registry import register_method
 
@@ -229,6 +229,17 @@ class Bmtas(ChoosingMethod[BmtasParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="D. Bruggemann et al., Automated Search for Resource-Efficient Branched MTL Networks, BMVC 2020",
         link="https://arxiv.org/abs/2008.10292",
+        references=(
+            Reference(
+                "bruggemann2020automated",
+                "inproceedings",
+                ("D. Bruggemann", "M. Kanakis", "S. Georgoulis", "L. Van Gool"),
+                "Automated Search for Resource-Efficient Branched Multi-Task Networks",
+                "British Machine Vision Conference",
+                2020,
+                "https://arxiv.org/abs/2008.10292",
+            ),
+        ),
         statements=(
             Statement(
                 "official code", "Supernet, Gumbel-softmax mixture of activations, warm-up, temperature, passes."

@@ -50,7 +50,7 @@ from methods.branched.selection import (
 )
 from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, Size, TreeParams
 from methods.branched.trees import Tree
-from methods.contracts import Budget, Fidelity, Role, SingleTask, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
 from methods.operations import Operation
 from methods.registry import register_method
 
@@ -117,6 +117,17 @@ class Branched(ChoosingMethod[BranchedParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Vandenhende et al., Branched Multi-Task Networks: Deciding What Layers To Share, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",
+        references=(
+            Reference(
+                "vandenhende2020branched",
+                "inproceedings",
+                ("S. Vandenhende", "S. Georgoulis", "B. De Brabandere", "L. Van Gool"),
+                "Branched Multi-Task Networks: Deciding What Layers To Share",
+                "British Machine Vision Conference",
+                2020,
+                "https://arxiv.org/abs/1904.02920",
+            ),
+        ),
         statements=(
             Statement("paper", "Abstract: affinities and a budget of learnable parameters decide a tree of layers."),
             Statement("recalled", "Similarity analysis: 1 - Pearson of unpooled features, Spearman between tasks."),

@@ -37,7 +37,7 @@ from methods.branched.segments import Segments, SizeBudget, size_budget
 from methods.branched.supernet import Labelled, Search, Supernet, mixture, searched_copies
 from methods.branched.tree_method import ChoosingMethod, Chosen
 from methods.branched.trees import Tree, of_labels
-from methods.contracts import Budget, Fidelity, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
 from methods.registry import register_method
 from methods.task_graph import TaskGraph
 
@@ -172,6 +172,17 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="P. Guo, C.-Y. Lee, D. Ulbricht, Learning to Branch for Multi-Task Learning, ICML 2020",
         link="https://arxiv.org/abs/2006.01895",
+        references=(
+            Reference(
+                "guo2020learning",
+                "inproceedings",
+                ("P. Guo", "C.-Y. Lee", "D. Ulbricht"),
+                "Learning to Branch for Multi-Task Learning",
+                "International Conference on Machine Learning",
+                2020,
+                "https://arxiv.org/abs/2006.01895",
+            ),
+        ),
         statements=(
             Statement("paper", "Abstract: branching as Gumbel-softmax sampling in a tree-structured space."),
             Statement(

@@ -19,7 +19,7 @@ from methods.branched.branched import BudgetParams
 from methods.branched.counting import EncoderSize, TreeCounter, require_countable, require_trees
 from methods.branched.segments import Granularity, Segments, budget_notes, size_budget
 from methods.branched.tree_method import Chosen, Size, Tolerance, TreeMethod
-from methods.contracts import Budget, Fidelity, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
 from methods.control import AMBER_DEVIATION
 from methods.registry import register_method
 
@@ -53,6 +53,17 @@ class RandomTree(TreeMethod[RandomTreeParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="ShareBench; the space is that of S. Vandenhende et al., Branched Multi-Task Networks, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",
+        references=(
+            Reference(
+                "vandenhende2020branched",
+                "inproceedings",
+                ("S. Vandenhende", "S. Georgoulis", "B. De Brabandere", "L. Van Gool"),
+                "Branched Multi-Task Networks: Deciding What Layers To Share",
+                "British Machine Vision Conference",
+                2020,
+                "https://arxiv.org/abs/1904.02920",
+            ),
+        ),
         statements=(
             Statement("default", "Uniform over all trees whose size is within the budget, a new draw for each seed."),
             Statement("default", "at_least bounds the size from below, for comparisons at equal size."),

@@ -27,6 +27,7 @@ from methods.contracts import (
     Metrics,
     OptimizerSpec,
     ParameterGroup,
+    Reference,
     Role,
     Stage,
     Statement,
@@ -56,6 +57,17 @@ class DagSearch(Method[DagSearchParams]):
         citation="W. Choi, S. Im, Dynamic Neural Network for Multi-Task Learning Searching across Diverse Network "
         "Topologies, CVPR 2023",
         link="https://arxiv.org/abs/2303.06856",
+        references=(
+            Reference(
+                "choi2023dynamic",
+                "inproceedings",
+                ("W. Choi", "S. Im"),
+                "Dynamic Neural Network for Multi-Task Learning Searching across Diverse Network Topologies",
+                "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+                2023,
+                "https://arxiv.org/abs/2303.06856",
+            ),
+        ),
         statements=(
             Statement("paper", "One central network for all tasks; its states form a DAG with long skip connections."),
             Statement("paper", "A flow restriction bounds the span of edges; read-in and read-out layers per task."),

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from methods.contracts import Fidelity, Statement
+from methods.contracts import Fidelity, Reference, Statement
 
 FIDELITY = Fidelity(
     citation="S. Choi, H. Jin, E. Kim, Task-Aware Dynamic Model Optimization for Multi-Task Learning, IEEE Access "
     "11:137709-137717, 2023",
     link="https://doi.org/10.1109/ACCESS.2023.3339793",
+    references=(
+        Reference(
+            "choi2023task",
+            "article",
+            ("S. Choi", "H. Jin", "E. Kim"),
+            "Task-Aware Dynamic Model Optimization for Multi-Task Learning",
+            "IEEE Access 11",
+            2023,
+            "https://doi.org/10.1109/ACCESS.2023.3339793",
+        ),
+    ),
     statements=(
         Statement("paper", "Single-task networks; similarity of weights and of losses; maximal cliques; pruning by "
                   "1 - exp(-d / tau); survivors of a group merged, the hardest task's weight first; retraining."),

@@ -21,7 +21,7 @@ from torch import Tensor
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.backbone import Backbone
-from methods.contracts import Budget, Fidelity, Method, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
 from methods.graph_norms import with_shared_statistics
 from methods.registry import register_method
 from methods.soft_sharing.parameters import TowerParams
@@ -71,6 +71,17 @@ class CrossStitch(Method[CrossStitchParams]):
         citation="I. Misra, A. Shrivastava, A. Gupta, M. Hebert, Cross-Stitch Networks for Multi-task Learning, CVPR "
         "2016",
         link="https://arxiv.org/abs/1604.03539",
+        references=(
+            Reference(
+                "misra2016crossstitch",
+                "inproceedings",
+                ("I. Misra", "A. Shrivastava", "A. Gupta", "M. Hebert"),
+                "Cross-Stitch Networks for Multi-task Learning",
+                "IEEE Conference on Computer Vision and Pattern Recognition",
+                2016,
+                "https://arxiv.org/abs/1604.03539",
+            ),
+        ),
         statements=(
             Statement("paper", "y_i = sum_j a_ij x_j after selected layers; a channel-wise, or one number a layer."),
             Statement("paper", "Rows start at (.9, .1) for two tasks; single-task networks are the better start."),

@@ -25,7 +25,7 @@ from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.alignment import feature_grids
 from methods.backbone import Backbone
-from methods.contracts import Budget, Fidelity, Method, Role, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Method, Reference, Role, Statement, Trainer
 from methods.figures import Figure
 from methods.graph_norms import with_own_norms, with_shared_statistics
 from methods.operations import Operation
@@ -132,6 +132,17 @@ class Mtan(Method[MtanParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Liu, E. Johns, A. J. Davison, End-to-End Multi-Task Learning with Attention, CVPR 2019",
         link="https://arxiv.org/abs/1803.10704",
+        references=(
+            Reference(
+                "liu2019end",
+                "inproceedings",
+                ("S. Liu", "E. Johns", "A. J. Davison"),
+                "End-to-End Multi-Task Learning with Attention",
+                "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+                2019,
+                "https://arxiv.org/abs/1803.10704",
+            ),
+        ),
         statements=(
             Statement("paper", "Masks sigmoid(BN(h(ReLU(BN(g(z)))))) of 1x1 convolutions per task; q = a p; f shared."),
             Statement(

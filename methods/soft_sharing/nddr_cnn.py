@@ -22,7 +22,7 @@ from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
 from methods.backbone import Backbone
 from methods.backbone_forms import Residual
-from methods.contracts import Budget, Fidelity, Method, Role, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Method, Reference, Role, Statement, Trainer
 from methods.graph_norms import with_shared_statistics
 from methods.registry import register_method
 from methods.soft_sharing.cross_stitch import initial_alpha
@@ -75,6 +75,18 @@ class NddrCnn(Method[NddrCnnParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="Y. Gao, J. Ma, M. Zhao, W. Liu, A. L. Yuille, NDDR-CNN, CVPR 2019",
         link="https://arxiv.org/abs/1801.08297",
+        references=(
+            Reference(
+                "gao2019nddr",
+                "inproceedings",
+                ("Y. Gao", "J. Ma", "M. Zhao", "W. Liu", "A. L. Yuille"),
+                "NDDR-CNN: Layerwise Feature Fusing in Multi-Task CNNs by Neural Discriminative "
+                "Dimensionality Reduction",
+                "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+                2019,
+                "https://arxiv.org/abs/1801.08297",
+            ),
+        ),
         statements=(
             Statement("paper", "Concatenate, 1x1 convolution without bias per task, batch norm; single-task start."),
             Statement("official code", "W_t starts at .9 I for the own block and .1 I for the other, norm at 1 and 0."),

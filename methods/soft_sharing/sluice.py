@@ -26,7 +26,7 @@ from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.alignment import feature_grids
 from methods.backbone import Backbone
-from methods.contracts import Budget, Fidelity, Method, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
 from methods.figures import Figure
 from methods.graph_norms import with_shared_statistics
 from methods.operations import Operation
@@ -129,6 +129,17 @@ class Sluice(Method[SluiceParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Ruder, J. Bingel, I. Augenstein, A. Sogaard, Latent Multi-Task Architecture Learning, AAAI 2019",
         link="https://arxiv.org/abs/1705.08142",
+        references=(
+            Reference(
+                "ruder2019latent",
+                "inproceedings",
+                ("S. Ruder", "J. Bingel", "I. Augenstein", "A. S{\\o}gaard"),
+                "Latent Multi-Task Architecture Learning",
+                "AAAI Conference on Artificial Intelligence",
+                2019,
+                "https://arxiv.org/abs/1705.08142",
+            ),
+        ),
         statements=(
             Statement("paper", "Subspaces of every layer are mixed by a matrix; tasks read a mix of all layers."),
             Statement("paper", "A penalty on the squared Frobenius norm of the product of both subspaces' weights."),

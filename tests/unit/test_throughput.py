@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
+import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ from typer.testing import CliRunner
 
 import benchmark.speed_jobs
 from benchmark import throughput
+from benchmark.networks import load_graph
 from benchmark.planning import PlannedCell, plan
 from benchmark.record import Record
 from benchmark.speed import WarmUpRule
@@ -40,10 +45,11 @@ from benchmark.speed_jobs import (
     networks_of,
 )
 from benchmark.speed_measure import Spread, StepTimes
-from benchmark.speed_networks import TableNetworks, guarded, load_graph
+from benchmark.speed_networks import TableNetworks, guarded
 from benchmark.speed_session import measure_memory, measure_table
 from benchmark.store import Store
 from benchmark.suite import Suite
+from benchmark.throughput_files import CSV_COLUMNS, NamedMeasurement, as_csv, draw_speed
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.backbone import Backbone, BackboneConfig, create_backbone
@@ -601,6 +607,104 @@ def test_the_full_protocol_is_the_default() -> None:
     ]
 
 
+def test_every_choice_is_swept() -> None:
+    choices = throughput.Choices(
+        batches=(1, 4),
+        threads=(1, 2),
+        dtypes=("fp32", "bf16"),
+        memory_formats=("contiguous", "channels_last"),
+        executions=("eager", "compiled"),
+    )
+    found = throughput.settings_of(choices, "cpu", cores=2)
+    assert len(found) == len(set(found)) == 2**5
+    assert {(s.batch, s.threads, s.dtype, s.memory_format, s.compiled) for s in found} == set(
+        itertools.product((1, 4), (1, 2), ("fp32", "bf16"), ("contiguous", "channels_last"), (False, True))
+    )
+
+
+def test_a_sweep_is_printed_whole_and_written_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal a line has 120 characters; a long name must not push the numbers out of the table."""
+    long = "a_method_with_a_name (" + ", ".join(f"parameter_{number}=value_{number}" for number in range(12)) + ")"
+    monkeypatch.setattr("benchmark.labels.row_labels", lambda records: [f"{n} {long}" for n in range(len(records))])
+    monkeypatch.setattr(
+        benchmark.speed_jobs, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY))
+    )
+    arguments = ("--device", "cpu,cpu", "--batch", "1,2", "--threads", "1", "--mode", "joint")
+    arguments += ("--memory-format", "contiguous,channels_last", "--no-memory")
+    result = invoke(folder, *arguments, "--csv", tmp_path / "speed.csv", "--plot", tmp_path / "figures")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.output.splitlines() if long in line]
+    assert len(lines) == 8  # two networks, two batch sizes, two memory formats
+    written = list(csv.DictReader(io.StringIO((tmp_path / "speed.csv").read_text(encoding="utf-8"))))
+    assert len(written) == 8
+    assert tuple(written[0]) == CSV_COLUMNS
+    for line, values in zip(lines, written, strict=True):
+        assert values["network"] in line
+        assert f"{float(values['images_per_s']):,.0f}" in line
+        assert f"{float(values['r']):.3f}" in line
+        assert float(values["images_per_s_low"]) <= float(values["images_per_s"])
+    assert {(row["batch"], row["memory_format"], row["compiled"]) for row in written} == set(
+        itertools.product(("1", "2"), ("contiguous", "channels_last"), ("False",))
+    )
+    ((table, _),) = networks_of(Store(folder).load_all()).items()
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"throughput-{table[:8]}-joint.png",
+        f"throughput-{table[:8]}-joint.svg",
+    }
+
+
+def test_a_picture_shows_every_network_setting_and_the_whole_of_long_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
+    monkeypatch.setattr("matplotlib.rc_context", lambda rc: contextlib.nullcontext())  # text stays text
+    long = "shared (" + "x" * 90 + "=1)"
+    measured = [
+        NamedMeasurement(measurement(settings=SpeedSettings(batch=batch, dtype=dtype)), "digits", "tiny", {"g": long})
+        for batch in (1, 8)
+        for dtype in ("fp32", "bf16")
+    ]
+    png, svg = draw_speed(measured, tmp_path / "speed.png")
+    assert (png.name, svg.name) == ("speed.png", "speed.svg")
+    text = svg.read_text(encoding="utf-8")
+    for word in (
+        long,
+        "ref (ref)",
+        "cpu, fp32, contiguous, 1 thread, eager",
+        "cpu, bf16",
+        "digits · tiny",
+        "batch size",
+    ):
+        assert word in text
+    width = float(re.search(r'width="([\d.]+)pt"', text)[1])
+    edges = [float(x) for x in re.findall(r"translate\(([\d.]+) [\d.]+\)", text)]
+    assert edges
+    assert max(edges) < width
+
+
+def test_what_was_not_measured_is_in_the_csv_too() -> None:
+    failed = dataclasses.replace(
+        measurement().networks[0], status="oom", message="no memory", images_per_s=None, step_ms=None, r=None
+    )
+    whole = measurement(status="failed", message="ref: no memory", aa=None, networks=(), reference={"what": "ref"})
+    text = as_csv([NamedMeasurement(one, "d", "b", {}) for one in (measurement(networks=(failed,)), whole)])
+    first, second = csv.DictReader(io.StringIO(text))
+    assert (first["status"], first["message"], first["images_per_s"]) == ("oom", "no memory", "")
+    assert (second["status"], second["message"], second["network"]) == ("failed", "ref: no memory", "")
+    with pytest.raises(UsageError, match="Nothing was measured"):
+        draw_speed([NamedMeasurement(whole, "d", "b", {})], Path("unused"))
+
+
+def test_cuda_says_that_it_has_not_been_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    for device, words in (("cuda", 1), ("cpu", 0)):
+        settings = SpeedSettings(batch=8, device=device)
+        assert list(throughput._about(measurement(settings=settings))).count(throughput.NEVER_ON_CUDA) == words
+
+
 def test_exit_code_1_where_a_network_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = store_cells(tmp_path, planned())
     (tmp_path / records["hard_sharing"].artifacts["graph"]["file"]).unlink()
@@ -619,6 +723,9 @@ def test_exit_code_1_where_a_network_was_not_measured(tmp_path: Path, monkeypatc
         (["--dtype", "fp23"], "Nearest: 'fp32'"),
         (["--mode", "jiont"], "Nearest: 'joint'"),
         (["--mode", "mixed"], "no table here has it"),
+        (["--execution", "eagre"], "Nearest: 'eager'"),
+        (["--memory-format", "contiguous,nhwc"], "Unknown memory format 'nhwc'"),
+        (["--plot", "speed.pdf"], "expected a folder, or a file that ends in .png or .svg"),
         (["--device", "gpu"], "expected auto, cpu, cuda"),
     ],
 )

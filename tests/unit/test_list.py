@@ -1,0 +1,102 @@
+"""`python -m benchmark.list`: everything that there is to know of a name, and good manners in a pipe."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import benchmark
+from benchmark.list import describe
+from datasets.registry import dataset_names, get_dataset
+from methods.contracts import Reference
+from methods.registry import get_method, method_names
+
+ROOT = Path(benchmark.__file__).parent.parent
+
+
+def test_bibtex_by_hand() -> None:
+    reference = Reference("doe2020two", "article", ("J. Doe", "A. B. Roe"), "Two", "A Journal 1", 2020, "https://x.org")
+    assert reference.bibtex() == (
+        "@article{doe2020two,\n"
+        "  author    = {J. Doe and A. B. Roe},\n"
+        "  title     = {{Two}},\n"
+        "  journal   = {A Journal 1},\n"
+        "  year      = {2020},\n"
+        "  url       = {https://x.org},\n"
+        "}"
+    )
+    assert "booktitle = {C}" in Reference("k", "inproceedings", ("J. Doe",), "T", "C", 2020).bibtex()
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_says_what_to_cite(name: str) -> None:
+    references = get_method(name).fidelity.references
+    assert references
+    text = describe(name)
+    for reference in references:
+        for line in reference.bibtex().splitlines():
+            assert line in text
+        assert str(reference.year) in reference.key
+        assert all(re.fullmatch(r"([A-Z]\.(-[A-Z]\.)? )+\S.*", author) for author in reference.authors)
+    keys = [reference.key for reference in references]
+    assert len(set(keys)) == len(keys)
+
+
+def test_one_paper_has_one_entry_wherever_it_is_cited() -> None:
+    """Two methods of one paper must not give two entries of one key that differ."""
+    entries: dict[str, str] = {}
+    for name in method_names():
+        for reference in get_method(name).fidelity.references:
+            assert entries.setdefault(reference.key, reference.bibtex()) == reference.bibtex()
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_a_data_set_shows_all_layouts_options_tasks_and_caveats(name: str) -> None:
+    loader = get_dataset(name)
+    text = " ".join(describe(name).split())
+    for layout, files in loader.layouts.items():
+        assert f"Layout {layout}" in text
+        assert " ".join(files.tree.split()) in text
+    for key, field in loader.Options.model_fields.items():
+        value = field.get_default()
+        shown = (
+            {None: "null", True: "true", False: "false"}[value] if value is None or value in (True, False) else value
+        )
+        assert f"{key} = {value if type(value) is int else shown} (" in text
+    for protocol in loader.protocols:
+        assert protocol in text
+    for layout in loader.layouts or (None,):
+        for protocol in loader.protocols:
+            try:
+                spec = loader.spec(protocol, loader.Options(), *([layout] if layout else []))
+            except ValueError:
+                continue
+            for task in spec.task_names:
+                assert task in text
+            for caveat in spec.caveats if protocol == loader.protocols[0] else ():
+                assert " ".join(caveat.split()) in text
+            break
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
+    """`| head`: no traceback, and the exit code that a shell knows from the signal."""
+    for arguments in (["benchmark.list", "backbones"], ["benchmark.report", "--help"]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        )
+        assert process.stdout is not None
+        process.stdout.close()  # before the first byte: every write finds no reader
+        errors = process.stderr.read().decode() if process.stderr is not None else ""
+        assert process.wait(timeout=120) == 141
+        assert errors == ""
+
+
+def test_commands_keep_their_exit_codes() -> None:
+    for arguments, code in ((["benchmark.list", "nothing-of-that-name"], 2), (["benchmark.report", "--help"], 0)):
+        done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
