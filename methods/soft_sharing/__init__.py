@@ -2,8 +2,9 @@
 
 `cross_stitch`, `sluice` and `nddr_cnn` put T single-task networks side by side (`towers`) and mix them through `units`;
 `mtan` has one shared backbone with `attention` of each task. `taps` freezes a backbone of which every task replaces
-layers (`task_weights`). Each ends in one training of all tasks (`training`) and deploys to a task graph. What comes
-from which source is said in each module and by each method's `fidelity`.
+layers (`task_weights`); `task_switching` tells one network by a code which task it is to do (`task_codes`). Each ends
+in one training of all tasks and deploys to a task graph. What comes from which source is said in each module and by
+each method's `fidelity`.
 """
 
 from methods.soft_sharing.cross_stitch import CrossStitch
@@ -11,5 +12,6 @@ from methods.soft_sharing.mtan import Mtan
 from methods.soft_sharing.nddr_cnn import NddrCnn
 from methods.soft_sharing.sluice import Sluice
 from methods.soft_sharing.taps import Taps
+from methods.soft_sharing.task_switching import TaskSwitching
 
-__all__ = ["CrossStitch", "Mtan", "NddrCnn", "Sluice", "Taps"]
+__all__ = ["CrossStitch", "Mtan", "NddrCnn", "Sluice", "Taps", "TaskSwitching"]
