@@ -94,6 +94,8 @@ class Taps(Method[TapsParams]):
             Statement("third party", "The penalty is divided by 52; here by the true number of layers."),
             Statement("third party", "base: joint. One network of all tasks first, and TAPS from it."),
             Statement("third party", "recipe: published. SGD .01, momentum .9, cosine, no penalty for 2 of 30 epochs."),
+            Statement("default", "A joint base is trained by the cell's recipe, also under recipe: published."),
+            Statement("default", "Task weights multiply losses, not penalties; the penalties of all tasks are summed."),
             Statement("default", "recipe: suite. Scores learn at the heads' rate and are not decayed."),
             Statement("default", "All tasks train in one stage of the budget's steps; heads go on from a joint base."),
             Statement("default", "Every other parameter (biases, layer norms, embeddings) stays shared and frozen."),
@@ -112,7 +114,9 @@ class Taps(Method[TapsParams]):
         return [
             "A pass of the backbone for every task, and no interference: nothing that one task trains is read by "
             "another. `x_backbone` grows with the layers that tasks replace. With a frozen base of random weights the "
-            "row is flagged as taps-scratch: it is not the method of the paper."
+            "row is flagged as taps-scratch: it is not the method of the paper.",
+            "`parameters with the base kept` is the paper's count, without heads: the base, a copy of every active layer "
+            "for each task, and norms for each task. The deployed network leaves out base weights that no task runs.",
         ]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:

@@ -241,6 +241,9 @@ def test_the_published_recipe_is_sgd_that_falls_as_a_cosine(tmp_path: Path) -> N
         assert (spec.name, spec.lr, spec.momentum, spec.cosine) == ("sgd", 0.01, 0.9, True)
     with pytest.raises(ValidationError, match="lr is read under recipe: published only"):
         TapsParams(lr=0.1)
+    trainer = toy_trainer(tmp_path / "run", steps=2)
+    graph = method.run(trainer)
+    assert (method.recipe, trainer.weight_steps(graph)) == ("published", 4)
 
 
 def test_one_task_has_nobody_to_share_with() -> None:
