@@ -115,7 +115,7 @@ class Taps(Method[TapsParams]):
             "A pass of the backbone for every task, and no interference: nothing that one task trains is read by "
             "another. `x_backbone` grows with the layers that tasks replace. With a frozen base of random weights the "
             "row is flagged as taps-scratch: it is not the method of the paper.",
-            "`parameters with the base kept` is the paper's count, without heads: the base, a copy of every active layer "
+            "`parameters with the base kept` is the paper's count without heads: the base, a copy of each active layer "
             "for each task, and norms for each task. The deployed network leaves out base weights that no task runs.",
         ]
 
