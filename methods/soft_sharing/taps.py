@@ -28,6 +28,7 @@ from methods.contracts import (
     MethodParams,
     OptimizerSpec,
     ParameterGroup,
+    Reference,
     Role,
     Stage,
     Statement,
@@ -87,6 +88,25 @@ class Taps(Method[TapsParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="M. Wallingford et al., Task Adaptive Parameter Sharing for Multi-Task Learning, CVPR 2022",
         link="https://arxiv.org/abs/2203.16708",
+        references=(
+            Reference(
+                "wallingford2022task",
+                "inproceedings",
+                (
+                    "M. Wallingford",
+                    "H. Li",
+                    "A. Achille",
+                    "A. Ravichandran",
+                    "C. Fowlkes",
+                    "R. Bhotika",
+                    "S. Soatto",
+                ),
+                "Task Adaptive Parameter Sharing for Multi-Task Learning",
+                "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+                2022,
+                "https://arxiv.org/abs/2203.16708",
+            ),
+        ),
         statements=(
             Statement("paper", "w_t = w + 1[s >= threshold] delta on a frozen base; straight-through gradient to s."),
             Statement("paper", "Penalty sparsity_weight sum |s| for each task."),

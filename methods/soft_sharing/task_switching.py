@@ -26,7 +26,7 @@ from datasets.errors import UsageError
 from datasets.kinds import get_kind
 from methods.alignment import feature_grids
 from methods.backbone import Backbone
-from methods.contracts import Budget, Fidelity, Method, MethodParams, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Method, MethodParams, Reference, Statement, Trainer
 from methods.figures import Figure, Heatmap
 from methods.operations import Operation, parameterless
 from methods.plain import fit_graph
@@ -124,6 +124,26 @@ class TaskSwitching(Method[TaskSwitchingParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="G. Sun et al., Task Switching Network for Multi-Task Learning, ICCV 2021",
         link="https://github.com/GuoleiSun/TSNs",
+        references=(
+            Reference(
+                "sun2021task",
+                "inproceedings",
+                (
+                    "G. Sun",
+                    "T. Probst",
+                    "D. P. Paudel",
+                    "N. Popović",
+                    "M. Kanakis",
+                    "J. Patel",
+                    "D. Dai",
+                    "L. Van Gool",
+                ),
+                "Task Switching Network for Multi-Task Learning",
+                "IEEE/CVF International Conference on Computer Vision",
+                2021,
+                "https://github.com/GuoleiSun/TSNs",
+            ),
+        ),
         statements=(
             Statement("official code", "One encoder, not conditioned; AdaIN in every skip and decoder convolution."),
             Statement(
