@@ -30,7 +30,7 @@ FAMILIES = {  # a small model of each; image size
 LARGE = {"swin_tiny_patch4_window7_224": 64, "swinv2_tiny_window8_256": 64}  # the families' smallest models
 KINDS = ("single", "multi")
 PARAMS = {"dmo": {"tau_sim": 0.0}}  # two tasks have no default threshold
-NO_SHORTCUT, NOT_MAPS = "Stage 1 of .* has no shortcut", "mtan has no form on backbone .* it needs nchw"
+NO_SHORTCUT, NOT_MAPS = "Stage 1 of .* has no shortcut", "has no form on backbone .* it needs nchw"
 REFUSED = {  # (method, backbone): the reason
     ("adashare", "test_efficientnet"): "has no block that can be skipped",
     ("mtan", "test_efficientnet"): NO_SHORTCUT,
@@ -38,6 +38,9 @@ REFUSED = {  # (method, backbone): the reason
     ("mtan", "test_vit"): NOT_MAPS,
     ("mtan", "swin_tiny_patch4_window7_224"): NOT_MAPS,
     ("mtan", "swinv2_tiny_window8_256"): NOT_MAPS,
+    ("task_switching", "test_vit"): NOT_MAPS,
+    ("task_switching", "swin_tiny_patch4_window7_224"): NOT_MAPS,
+    ("task_switching", "swinv2_tiny_window8_256"): NOT_MAPS,
 }
 PAIRS = [
     (method, family, KINDS[(row + column) % 2])
