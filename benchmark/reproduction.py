@@ -28,6 +28,7 @@ from benchmark.tables import labelled_rows, single_task_records
 NAMES = Path(__file__).parent / "published_names.yaml"
 SEEDS_FOR_A_VERDICT = 3
 LARGEST_INTERVAL = 0.05  # of |published|: a wider one neither confirms nor denies
+ROUNDING = 1e-12  # share of the published number that is rounding of our mean, not a difference
 VARIANTS: tuple[Variant, ...] = ("mean-metrics", "one-metric")
 Level = Literal["excludes", "amber"]
 Verdict = Literal[
@@ -259,7 +260,7 @@ def judge(
     assert half_width is not None
     if half_width > LARGEST_INTERVAL * abs(published):
         return "inconclusive"
-    if abs(mean - published) <= half_width:
+    if abs(mean - published) <= half_width + ROUNDING * abs(published):
         return "consistent" if amber else "reproduced"
     return "better" if (mean > published) == higher_is_better else "worse"
 
