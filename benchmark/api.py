@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.quantities import seed_of_record
-from benchmark.record import INVALID, Record, canonical_json, table_key
+from benchmark.record import INVALID, Record, canonical_json, row_key, table_key
 from benchmark.store import Store
 from benchmark.suite import Suite
 from datasets.errors import UsageError
@@ -39,12 +39,11 @@ FRAME_COLUMNS = (
 def _lines(table: Table, number: int, keys: Mapping[tuple[str, bytes, int], str]) -> Iterator[tuple[object, ...]]:
     """Lines of the frame of one row of a table, in the order of FRAME_COLUMNS."""
     row = table.rows[number]
-    method = canonical_json({"name": row.method, "params": row.params})
     shared = [table.key, *(table.head.get(field, "") for field in ("data", "protocol", "backbone", "budget"))]
     shared += [row.method, row.label, canonical_json(row.params).decode()]
     values = [dict(zip(summary.seeds, summary.values, strict=True)) for summary in row.cells]
     for seed, status in row.statuses.items():
-        key = keys.get((table.key, method, seed))  # None: a seed that only other rows have
+        key = keys.get((table.key, row.key, seed))  # None: a seed that only other rows have
         if key is not None and status != "done":
             yield *shared, seed, key, status, *[None] * 6, False
         elif key is not None:
@@ -104,7 +103,7 @@ class Results:
 
         tables, _ = tables_of(self.out, variant=variant, keys=self.keys)
         keys = {
-            (table_key(record.cell), canonical_json(record.cell["method"]), seed_of_record(record)): record.key
+            (table_key(record.cell), row_key(record.cell), seed_of_record(record)): record.key
             for record in self.records
             if record.status != INVALID
         }

@@ -47,9 +47,11 @@ RED_ALLOWED = "red differences allowed: nothing in this table is ranked or teste
 class Row:
     """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
 
-    cells: as many as the table has columns, over the seeds that are done. failures: a line for each status not done.
+    key: what tells it from the other rows of its table. cells: as many as the table has columns, over the seeds that
+    are done. failures: a line for each status not done.
     """
 
+    key: bytes
     label: str
     method: str
     params: Mapping[str, object]
@@ -235,7 +237,16 @@ def _row(
         failures.append(f"seed {', '.join(missing)}: {NOT_RUN}")
     first = records[0]
     reference = any(map(is_reference, records))
-    return Row(label, method_of(first), params_of(first), reference, statuses, tuple(cells), tuple(failures))
+    return Row(
+        row_key(first.cell),
+        label,
+        method_of(first),
+        params_of(first),
+        reference,
+        statuses,
+        tuple(cells),
+        tuple(failures),
+    )
 
 
 def _failure(record: Record) -> str:

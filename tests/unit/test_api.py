@@ -139,3 +139,19 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["script", "True 1 True"]
+
+
+def test_rows_that_differ_in_balancing_alone_are_rows_of_their_own(folder: Path) -> None:
+    store = Store(folder)
+    store.write(
+        make_record(
+            "ours", 0, of_seed(SHARED, 9), params={"k": 2}, recipe={"balancing": {"name": "pcgrad", "params": {}}}
+        )
+    )
+    frame = Results(folder).frame()
+    miou = frame[(frame.method == "ours") & (frame.metric == "miou") & (frame.seed == 0)]
+    assert dict(zip(miou.label, miou.value, strict=True)) == {
+        "ours": SHARED["semseg"]["miou"],
+        "ours + pcgrad": SHARED["semseg"]["miou"] + 9,
+    }
+    assert miou.cell.nunique() == 2
