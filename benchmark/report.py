@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import shutil
 import sys
 from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from benchmark.delta import Variant
 from benchmark.record import Record, value_at
@@ -18,10 +20,11 @@ from benchmark.render import render_csv, render_latex, render_markdown, render_t
 from benchmark.speed_files import NetworkSpeed, SpeedResults, read_speed
 from benchmark.speed_jobs import light_settings
 from benchmark.store import Store, write_atomic
-from benchmark.tables import aggregate, invalid_lines
+from benchmark.tables import Table, aggregate, invalid_lines
 from datasets.errors import UsageError
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
+_DEFAULT_PAGE = ":report:"  # --html without a file
 WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
 
 
@@ -63,17 +66,7 @@ def report(
     Files that cannot be trusted are listed beneath. width, color: of terminal output. reference, allow_red: see
     `benchmark.tables.aggregate`. Raises UsageError where the folder holds no records, or no table that reference.
     """
-    store = Store(directory)
-    records = store.load_all() if _holds_records(directory) else []
-    if not records:
-        raise UsageError(_nothing_to_report(directory))
-    if keys is not None:
-        records = [record for record in records if not record.cell or record.key in keys]
-    speed = read_speed(directory)
-    tables = aggregate(
-        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
-    )
-    invalid = [*invalid_lines(records), *speed.problems]
+    _, tables, invalid = _read(directory, variant, reference, allow_red, keys)
     match format:
         case "terminal":
             return render_terminal(tables, invalid, width, color)
@@ -83,6 +76,40 @@ def report(
             return render_csv(tables, invalid)
         case "latex":
             return render_latex(tables, invalid)
+
+
+def page(
+    directory: Path,
+    *,
+    variant: Variant = "mean-metrics",
+    reference: str | None = None,
+    allow_red: bool = False,
+) -> str:
+    """The same tables as one HTML page that needs no network, with charts, pictures and provenance. As `report`."""
+    from benchmark.page import render_page
+
+    records, tables, invalid = _read(directory, variant, reference, allow_red, None)
+    options = ["--html", f"--metric-variant {variant}"]
+    options += [f"--reference {shlex.quote(reference)}"] if reference is not None else []
+    options += ["--allow red"] if allow_red else []
+    command = f"python -m benchmark.report {shlex.quote(directory.resolve().name)} {' '.join(options)}"
+    return render_page(tables, records, invalid, Store(directory), command=command)
+
+
+def _read(
+    directory: Path, variant: Variant, reference: str | None, allow_red: bool, keys: Collection[str] | None
+) -> tuple[list[Record], list[Table], list[str]]:
+    """Records, their tables, and a line for each file that cannot be trusted."""
+    records = Store(directory).load_all() if _holds_records(directory) else []
+    if not records:
+        raise UsageError(_nothing_to_report(directory))
+    if keys is not None:
+        records = [record for record in records if not record.cell or record.key in keys]
+    speed = read_speed(directory)
+    tables = aggregate(
+        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
+    )
+    return records, tables, [*invalid_lines(records), *speed.problems]
 
 
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
@@ -111,10 +138,22 @@ def _nothing_to_report(directory: Path) -> str:
     return f"{directory} holds no records.{hint}"
 
 
+class _Command(TyperCommand):
+    """`--html` takes a file, or none: what follows it is one only where it ends in .html."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        for position, word in enumerate(args):
+            follows = args[position + 1] if position + 1 < len(args) else ""
+            if word == "--html" and not follows.lower().endswith((".html", ".htm")):
+                given[position] = f"--html={_DEFAULT_PAGE}"
+        return super().parse_args(ctx, given)
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=_Command)
 def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a run wrote to (its --out).")],
     format: Annotated[FormatChoice, typer.Option("--format", help="Form of the output.")] = FormatChoice.terminal,
@@ -126,6 +165,10 @@ def command(
     reference: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--reference", metavar="ROW", help="Row, or method, that the others are tested against."),
+    ] = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--html", metavar="[FILE.html]", help="One page for a browser instead, default DIR/report.html."),
     ] = None,
     figures: Annotated[
         Optional[Path],  # noqa: UP045
@@ -144,6 +187,11 @@ def command(
     color = out is None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
     try:
+        if html is not None:
+            file = directory / "report.html" if str(html) == _DEFAULT_PAGE else html
+            chosen = {"variant": metric_variant.value, "reference": reference, "allow_red": allow is AllowChoice.red}
+            write_atomic(file, page(directory, **chosen).encode("utf-8"))
+            typer.echo(f"Page: {file}", err=True)
         text = report(
             directory,
             format=format.value,
@@ -160,7 +208,7 @@ def command(
     except UsageError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-    if out is None:
+    if out is None and html is None:
         _print(text)
 
 
