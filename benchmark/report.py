@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import shutil
 import sys
 from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from benchmark.delta import Variant
 from benchmark.entry import start
@@ -24,6 +26,7 @@ from datasets.errors import UsageError
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
 ALL_BOARDS = "all"
+_DEFAULT_PAGE = ":report:"  # --html without a file
 WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
 
 
@@ -86,17 +89,8 @@ def tables_of(
     allow_red: bool = False,
 ) -> tuple[list[Table], list[str]]:
     """The tables of `report`, and a line for each file that cannot be trusted. Raises UsageError as `report` does."""
-    store = Store(directory)
-    records = store.load_all() if _holds_records(directory) else []
-    if not records:
-        raise UsageError(_nothing_to_report(directory))
-    if keys is not None:
-        records = [record for record in records if not record.cell or record.key in keys]
-    speed = read_speed(directory)
-    tables = aggregate(
-        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
-    )
-    return tables, [*invalid_lines(records), *speed.problems]
+    _, tables, invalid = _read(directory, variant, reference, allow_red, keys)
+    return tables, invalid
 
 
 def compare_with_boards(
@@ -153,6 +147,45 @@ def compare_runs(directory: Path, against: Path, *, format: Format = "terminal")
     return render_difference(difference(*runs), format)
 
 
+def page(
+    directory: Path,
+    *,
+    variant: Variant = "mean-metrics",
+    reference: str | None = None,
+    allow_red: bool = False,
+) -> str:
+    """The same tables as one HTML page that needs no network, with charts, pictures and provenance. As `report`."""
+    from benchmark.boards import board_names, read_board
+    from benchmark.page import render_page
+    from benchmark.reproduction import fitting_boards, reproduction
+    from benchmark.reproduction_text import page_sections
+
+    records, tables, invalid = _read(directory, variant, reference, allow_red, None)
+    options = ["--html", f"--metric-variant {variant}"]
+    options += [f"--reference {shlex.quote(reference)}"] if reference is not None else []
+    options += ["--allow red"] if allow_red else []
+    command = f"python -m benchmark.report {shlex.quote(directory.resolve().name)} {' '.join(options)}"
+    boards = fitting_boards(records, [read_board(name) for name in board_names()])
+    sections = page_sections(reproduction(records, boards))
+    return render_page(tables, records, invalid, Store(directory), command=command, sections=sections)
+
+
+def _read(
+    directory: Path, variant: Variant, reference: str | None, allow_red: bool, keys: Collection[str] | None
+) -> tuple[list[Record], list[Table], list[str]]:
+    """Records, their tables, and a line for each file that cannot be trusted."""
+    records = Store(directory).load_all() if _holds_records(directory) else []
+    if not records:
+        raise UsageError(_nothing_to_report(directory))
+    if keys is not None:
+        records = [record for record in records if not record.cell or record.key in keys]
+    speed = read_speed(directory)
+    tables = aggregate(
+        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
+    )
+    return records, tables, [*invalid_lines(records), *speed.problems]
+
+
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
     """The light measurement of a record's network, of the device that it was trained on where there are several."""
     graph = record.graph.get("hash")
@@ -179,10 +212,22 @@ def _nothing_to_report(directory: Path) -> str:
     return f"{directory} holds no records.{hint}"
 
 
+class _Command(TyperCommand):
+    """`--html` takes a file, or none: what follows it is one only where it ends in .html."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        for position, word in enumerate(args):
+            follows = args[position + 1] if position + 1 < len(args) else ""
+            if word == "--html" and not follows.lower().endswith((".html", ".htm")):
+                given[position] = f"--html={_DEFAULT_PAGE}"
+        return super().parse_args(ctx, given)
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=_Command)
 def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a run wrote to (its --out).")],
     format: Annotated[FormatChoice, typer.Option("--format", help="Form of the output.")] = FormatChoice.terminal,
@@ -194,6 +239,10 @@ def command(
     reference: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--reference", metavar="ROW", help="Row, or method, that the others are tested against."),
+    ] = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--html", metavar="[FILE.html]", help="One page for a browser instead, default DIR/report.html."),
     ] = None,
     figures: Annotated[
         Optional[Path],  # noqa: UP045
@@ -227,6 +276,15 @@ def command(
     color = out is None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
     try:
+        if html is not None:
+            file = directory / "report.html" if str(html) == _DEFAULT_PAGE else html
+            text = page(
+                directory, variant=metric_variant.value, reference=reference, allow_red=allow is AllowChoice.red
+            )
+            write_atomic(file, text.encode("utf-8"))
+            typer.echo(f"Page: {file}", err=True)
+            if out is None and figures is None:
+                return
         if against is not None:
             text = compare_runs(directory, against, format=format.value)
         elif board is not None:
@@ -255,7 +313,7 @@ def command(
     except UsageError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-    if out is None:
+    if out is None and html is None:
         _print(text)
 
 

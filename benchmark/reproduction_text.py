@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmark.boards import LEGEND
 from benchmark.labels import DASH
+from benchmark.page import Section
 from benchmark.render import markdown_text
 from benchmark.reproduction import VARIANTS, BoardReport, Comparison, RowReport
 
@@ -90,6 +91,19 @@ def lines_beneath(report: BoardReport) -> Iterator[str]:
     yield from report.notes
     if any(row.row.verification != "read" for row in report.rows):
         yield LEGEND
+
+
+def page_sections(reports: Sequence[BoardReport]) -> list[Section]:
+    """The reports as further tables of the page."""
+    return [
+        Section(
+            head_line(report),
+            HEADS,
+            [cells_of(row, one) for row, one in _shown(report)],
+            list(lines_beneath(report)),
+        )
+        for report in reports
+    ]
 
 
 def _signed(value: float | None) -> str:
