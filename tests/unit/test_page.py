@@ -1,0 +1,141 @@
+"""The report page: one file, the numbers of the tables, inert texts, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmark.report import app, page, tables_of
+from benchmark.store import Store
+from benchmark.wording import cell_text, lines_beneath
+from tests.unit.records import SHARED, SINGLE_TASK, make_record
+from tests.unit.test_reproduction import records as published_like
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ATTACK = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    store = Store(tmp_path / "run")
+    for seed in range(3):
+        moved = {
+            task: {name: value * (1 + seed / 100) for name, value in scores.items()} for task, scores in SHARED.items()
+        }
+        store.write(make_record("single_task", seed, SINGLE_TASK, reference=True))
+        store.write(make_record("hard_sharing", seed, moved, shared=True))
+        store.write(make_record("ours", seed, moved, params={"note": ATTACK}))
+    return tmp_path / "run"
+
+
+def test_the_page_needs_no_network_and_nothing_beside_it(folder: Path) -> None:
+    """No address is loaded: no script, style, picture or font from elsewhere; links to read on are no loading."""
+    text = page(folder)
+    for tag, attributes in Parsed(text).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        if tag != "a":
+            assert not {"href", "src", "srcset", "data"} & {
+                name for name, value in attributes.items() if not (value or "").startswith(("#", "data:"))
+            }
+    assert "@import" not in text
+    assert not re.search(r"url\((?!\s*[\"']?(?:#|data:))", text)
+    assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(", text)
+
+
+def test_every_number_and_every_line_of_the_tables_is_on_it(folder: Path) -> None:
+    (table,), _ = tables_of(folder)
+    words = " ".join(" ".join(Parsed(page(folder)).words).split())
+    for row in table.rows:
+        for cell, column in zip(row.cells, table.columns, strict=True):
+            assert " ".join(cell_text(cell, column, row.n).split()) in words
+    for line in lines_beneath(table):
+        if not line.startswith("audit"):  # shown by colour and in other words
+            assert " ".join(line.split()) in words
+
+
+def test_texts_from_records_are_inert(folder: Path) -> None:
+    text = page(folder)
+    assert ATTACK not in text
+    parsed = Parsed(text)
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 1  # our own
+    assert not [tag for tag, attributes in parsed.tags if any(name.startswith("on") for name in attributes)]
+
+
+def test_published_rows_stand_on_the_page(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    for one in published_like():
+        cell = {**one.cell, "data": {**one.cell["data"], "tasks": ["semseg", "depth"]}}
+        store.write(one.__class__(**{**one.__dict__, "cell": cell}))
+    text = page(tmp_path / "run")
+    assert ("reproduced" in text or "not comparable" in text) == ("Board " in text)
+
+
+def test_the_command_writes_the_page_and_says_where(folder: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [str(folder), "--html"])
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").is_file()
+    named = CliRunner().invoke(app, [str(folder), "--html", str(tmp_path / "mine.html")])
+    assert named.exit_code == 0, named.output
+    assert (tmp_path / "mine.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    missing = CliRunner().invoke(app, [str(tmp_path / "nowhere"), "--html"])
+    assert missing.exit_code == 2
+
+
+def rendered(folder: Path, fragment: str = "") -> str:
+    """The document after its script ran, from a real browser."""
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed")
+    file = folder / "report.html"
+    file.write_text(page(folder), encoding="utf-8")
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}"]
+    found = subprocess.run(
+        [*command, "--dump-dom", f"{file.as_uri()}{fragment}"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "</html>" in found.stdout, found.stderr[-500:]
+    return found.stdout
+
+
+def rows_of(document: str) -> list[str]:
+    """Titles of the rows of the first table, in order, those that are filtered away left out."""
+    body = document.split("<tbody>")[1].split("</tbody>")[0]
+    shown = re.findall(r"<tr([^>]*)>\s*<th[^>]*>([^<]*)", body)
+    return [title for attributes, title in shown if "off" not in attributes]
+
+
+def test_a_browser_sorts_filters_and_changes_the_theme(folder: Path) -> None:
+    """Column 0 is the method: ascending at the first press of its button, descending at the second."""
+    plain = rows_of(rendered(folder))
+    assert plain[0] == "single_task"
+    ascending = rows_of(rendered(folder, "#sort=1,0"))
+    assert ascending == sorted(ascending)
+    assert rows_of(rendered(folder, "#sort=1,0,2")) == ascending[::-1]
+    document = rendered(folder, "#filter=1,hard&theme=dark")
+    assert rows_of(document) == ["hard_sharing"]
+    assert re.search(r"<html[^>]*data-theme=\"dark\"", document)
+    assert "1 of 3 rows" in document
+
+
+def test_a_browser_runs_no_text_of_a_record(folder: Path) -> None:
+    assert "<title>ShareBench: run</title>" in rendered(folder)
