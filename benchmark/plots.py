@@ -58,6 +58,11 @@ def subtitle(record: Record) -> str:
 
 def save(figure: Figure, stem: Path, beneath: str = "") -> list[Path]:
     """Write a figure as PNG and SVG, equal bytes for equal figures; gives the files."""
+    return save_drawing(lambda: draw(figure, beneath), stem)
+
+
+def save_drawing(make: Callable[[], Drawing], stem: Path) -> list[Path]:
+    """Write what `make` draws as PNG and SVG, equal bytes for equal drawings, and close it; gives the files."""
     import io
 
     import matplotlib
@@ -66,7 +71,7 @@ def save(figure: Figure, stem: Path, beneath: str = "") -> list[Path]:
     written = []
     # Without the salt and the date two drawings of one figure would differ.
     with matplotlib.rc_context({"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9}):
-        drawing = draw(figure, beneath)
+        drawing = make()
         for form in FORMATS:
             buffer = io.BytesIO()
             drawing.savefig(buffer, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)

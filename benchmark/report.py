@@ -319,9 +319,10 @@ def command(
 
 def _draw(directory: Path, folder: Path) -> None:
     from benchmark.plots import draw_records
+    from benchmark.table_plots import draw_tables
 
     store = Store(directory)
-    drawn = list(draw_records(store.load_all(), store, folder))
+    drawn = [*draw_tables(tables_of(directory)[0], folder), *draw_records(store.load_all(), store, folder)]
     typer.echo(f"Figures: {len(drawn)} new files in {folder}", err=True)
 
 
