@@ -40,11 +40,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 moved = {
                     task: {k: v * (1 + (row + seed) / 1e4) for k, v in each.items()} for task, each in values.items()
                 }
+                params = {"steps_factor": 1 + row / 10} if row else {}
                 record = make_record(
-                    "hard_sharing" if row else "single_task", seed, moved, reference=not row,
-                    params={"steps_factor": 1 + row / 10} if row else {}, budget={"steps": 100 + table},
-                    size={"x_backbone": 1 + row / 50}, audit={"non_default_params": {"steps_factor": row} if row else {}},
-                )  # fmt: skip
+                    "hard_sharing" if row else "single_task",
+                    seed,
+                    moved,
+                    reference=not row,
+                    params=params,
+                    budget={"steps": 100 + table},
+                    size={"x_backbone": 1 + row / 50},
+                    audit={"non_default_params": params},
+                )
                 store.write(dataclasses.replace(record, curves={"semseg": curve, "depth": curve}))
     return folder
 
