@@ -68,7 +68,7 @@ def test_keys_of_cells_that_ask_for_nothing_are_as_they_were() -> None:
     assert {cell.key for cell in plan(read_suite(find_suite("gate")))} == known
     for name in suite_names():
         asked = {cell.recipe.balancing.name for cell in read_suite(find_suite(name)).cells()}
-        assert (asked == {"equal"}) == (name != "balancing")
+        assert (asked == {"equal"}) == (name != "loss_balancing")
 
 
 def test_equal_in_any_spelling_is_one_cell_and_others_are_their_own() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import benchmark
 from benchmark.list import describe
+from benchmark.suite import suite_names
 from datasets.registry import dataset_names, get_dataset
 from methods.contracts import Reference
 from methods.registry import get_method, method_names
@@ -100,3 +101,11 @@ def test_commands_keep_their_exit_codes() -> None:
         done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == code
         assert "Traceback" not in done.stderr
+
+
+def test_no_suite_hides_a_list_of_things() -> None:
+    """`list balancing` once described a suite of that name, and not the ways to balance."""
+    assert not {"balancing", "boards"} & set(suite_names())
+    described = "\n".join(describe("balancing"))
+    assert "pcgrad" in described
+    assert "scalarizer" in described
