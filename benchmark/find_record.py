@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.labels import row_labels, table_head
+from benchmark.labels import table_head
 from benchmark.quantities import method_of, seed_of_record
-from benchmark.record import INVALID, Record, canonical_json, parse_record, table_key
+from benchmark.record import INVALID, Record, parse_record, table_key
 from benchmark.store import Store
+from benchmark.tables import labelled_rows
 from datasets.errors import UsageError, nearest, unknown
 
 _KEY_START = re.compile(r"[0-9a-f]{4,32}")
@@ -56,15 +57,11 @@ class _Row:
 
 
 def _rows(records: Sequence[Record]) -> list[_Row]:
-    tables: dict[str, dict[bytes, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    tables: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
-            tables[table_key(record.cell)][canonical_json(record.cell["method"])].append(record)
-    found = []
-    for groups in tables.values():
-        labels = row_labels([group[0] for group in groups.values()])
-        found += [_Row(label, group) for label, group in zip(labels, groups.values(), strict=True)]
-    return found
+            tables[table_key(record.cell)].append(record)
+    return [_Row(*row) for table in tables.values() for row in zip(*labelled_rows(table), strict=True)]
 
 
 def _of_file(path: Path) -> tuple[Store, Record]:

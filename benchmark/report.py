@@ -112,9 +112,7 @@ def compare_with_boards(
     from benchmark.reproduction_text import render_reproduction
 
     folder = FOLDER if published is None else published
-    records = Store(directory).load_all() if _holds_records(directory) else []
-    if not records:
-        raise UsageError(_nothing_to_report(directory))
+    records = _records(directory)
     if not board_names(folder):
         raise UsageError(f"{folder} holds no boards; expected NAME.yaml files as in benchmark/published.")
     if board == ALL_BOARDS:
@@ -136,12 +134,7 @@ def compare_runs(directory: Path, against: Path, *, format: Format = "terminal")
     """
     from benchmark.difference import difference, render_difference
 
-    runs = []
-    for folder in (against, directory):
-        found = Store(folder).load_all() if _holds_records(folder) else []
-        if not found:
-            raise UsageError(_nothing_to_report(folder))
-        runs.append(found)
+    runs = [_records(folder) for folder in (against, directory)]
     if format == "latex":
         raise UsageError("A difference of runs has the formats terminal, markdown and csv, not latex.")
     return render_difference(difference(*runs), format)
@@ -174,9 +167,7 @@ def _read(
     directory: Path, variant: Variant, reference: str | None, allow_red: bool, keys: Collection[str] | None
 ) -> tuple[list[Record], list[Table], list[str]]:
     """Records, their tables, and a line for each file that cannot be trusted."""
-    records = Store(directory).load_all() if _holds_records(directory) else []
-    if not records:
-        raise UsageError(_nothing_to_report(directory))
+    records = _records(directory)
     if keys is not None:
         records = [record for record in records if not record.cell or record.key in keys]
     speed = read_speed(directory)
@@ -184,6 +175,14 @@ def _read(
         records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
     )
     return records, tables, [*invalid_lines(records), *speed.problems]
+
+
+def _records(directory: Path) -> list[Record]:
+    """All records below a folder. Raises UsageError where there are none."""
+    records = Store(directory).load_all() if _holds_records(directory) else []
+    if not records:
+        raise UsageError(_nothing_to_report(directory))
+    return records
 
 
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:

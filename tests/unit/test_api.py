@@ -14,6 +14,7 @@ import pytest
 import benchmark
 from benchmark import Results, run_suite
 from benchmark.api import FRAME_COLUMNS
+from benchmark.find_record import find_record
 from benchmark.report import report
 from benchmark.store import Store
 from benchmark.suite import find_suite, read_suite
@@ -155,3 +156,11 @@ def test_rows_that_differ_in_balancing_alone_are_rows_of_their_own(folder: Path)
         "ours + pcgrad": SHARED["semseg"]["miou"] + 9,
     }
     assert miou.cell.nunique() == 2
+
+
+def test_a_balanced_row_is_found_by_its_label(folder: Path) -> None:
+    """Rows are those of the tables: what differs in balancing alone is not the equal row under another name."""
+    recipe = {"balancing": {"name": "pcgrad", "params": {}}}
+    balanced = Store(folder).write(make_record("ours", 0, of_seed(SHARED, 9), params={"k": 2}, recipe=recipe))
+    assert find_record(folder, "ours + pcgrad")[1].key == balanced.key
+    assert find_record(folder, "ours")[1].key != balanced.key
