@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from benchmark.quantities import SIZE_COLUMNS, SPEED_COLUMNS, Column, delta_column
+from benchmark.statistics import MIN_SEEDS
 from benchmark.tables import Table
 
 _PRICES = tuple(
@@ -38,7 +39,7 @@ def points(table: Table, price: Column) -> list[Point]:
     for number, row in enumerate(table.rows):
         x, delta = row.cells[across].mean, row.cells[up]
         if x is not None and delta.mean is not None:
-            sd = delta.sd if delta.n >= 3 else None
+            sd = delta.sd if delta.n >= MIN_SEEDS else None
             found.append(Point(number, x, delta.mean, sd, number in table.ranked))
     return found
 

@@ -22,11 +22,10 @@ from benchmark.boards import Board, BoardMetric, BoardRow
 from benchmark.delta import Variant, delta_m
 from benchmark.quantities import number_at, seed_of_record
 from benchmark.record import MetricEntry, Record, balancing_of, table_key, value_at
-from benchmark.statistics import Summary
+from benchmark.statistics import MIN_SEEDS, Summary, sample_sd
 from benchmark.tables import labelled_rows, single_task_records
 
 NAMES = Path(__file__).parent / "published_names.yaml"
-SEEDS_FOR_A_VERDICT = 3
 LARGEST_INTERVAL = 0.05  # of |published|: a wider one neither confirms nor denies
 ROUNDING = 1e-12  # share of the published number that is rounding of our mean, not a difference
 VARIANTS: tuple[Variant, ...] = ("mean-metrics", "one-metric")
@@ -254,7 +253,7 @@ def judge(
         return "unverified"
     if excluded or published is None or not ours:
         return "not comparable"
-    if len(ours) < SEEDS_FOR_A_VERDICT:
+    if len(ours) < MIN_SEEDS:
         return "no verdict"
     half_width, mean = prediction_half_width(ours), math.fsum(ours) / len(ours)
     assert half_width is not None
@@ -272,9 +271,7 @@ def prediction_half_width(values: Sequence[float]) -> float | None:
     from scipy.stats import t  # takes most of a second, and most reports need it not
 
     n = len(values)
-    mean = math.fsum(values) / n
-    s = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return float(t.ppf(0.975, n - 1)) * s * math.sqrt(1 + 1 / n)
+    return float(t.ppf(0.975, n - 1)) * sample_sd(values) * math.sqrt(1 + 1 / n)
 
 
 def value_of(record: Record, column: str, metric: BoardMetric) -> float | None:

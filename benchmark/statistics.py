@@ -52,10 +52,11 @@ class Summary:
     @property
     def sd(self) -> float | None:
         """Sample standard deviation over seeds, divisor n - 1; None for n < 2."""
-        return None if self.n < 2 else _sample_sd(self.values)
+        return None if self.n < 2 else sample_sd(self.values)
 
 
-def _sample_sd(values: Sequence[float]) -> float:
+def sample_sd(values: Sequence[float]) -> float:
+    """Sample standard deviation of at least two values, divisor n - 1."""
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
@@ -154,7 +155,7 @@ def compare(rows: Floats, base: Floats) -> list[Comparison]:
             Comparison(
                 n=len(differences),
                 mean=math.fsum(differences) / len(differences),
-                sd=_sample_sd(differences),
+                sd=sample_sd(differences),
                 p=None if flag else one,
                 adjusted=None if flag else corrected,
                 flag=flag,

@@ -13,6 +13,7 @@ from benchmark.delta import primary_metric
 from benchmark.frontier import front, points, prices
 from benchmark.plots import save_drawing
 from benchmark.quantities import Column, delta_column
+from benchmark.statistics import MIN_SEEDS
 from benchmark.store import safe_name
 from benchmark.tables import Table
 from benchmark.wording import column_title, row_title
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vPX<>hp*d"
 PALETTE = "colorblind"
-MIN_SEEDS = 3  # for a standard deviation that is drawn
 
 
 def draw_tables(tables: Sequence[Table], folder: Path) -> Iterator[Path]:
