@@ -320,8 +320,8 @@ def _draw(directory: Path, folder: Path) -> None:
     from benchmark.plots import draw_records
     from benchmark.table_plots import draw_tables
 
-    store = Store(directory)
-    drawn = [*draw_tables(tables_of(directory)[0], folder), *draw_records(store.load_all(), store, folder)]
+    records, tables, _ = _read(directory, "mean-metrics", None, False, None)
+    drawn = [*draw_tables(tables, folder), *draw_records(records, Store(directory), folder)]
     typer.echo(f"Figures: {len(drawn)} new files in {folder}", err=True)
 
 
