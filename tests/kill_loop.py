@@ -29,7 +29,7 @@ def cells() -> list[PlannedCell]:
         "methods": ["hard_sharing"],  # best-on-select makes it train the single-task networks too
         "seeds": [0],
         "budget": {"steps": 10, "cycles": 3},
-        "recipe": {"batch_size": 16, "balancing": {"name": "UW"}, "optimizer": {"name": "adamw", "lr": 0.002}},
+        "recipe": {"batch_size": 16, "balancing": {"name": "uncertainty"}, "optimizer": {"name": "adamw", "lr": 0.002}},
         "selection": {"rule": "best-on-select", "evaluations": 2},
     }
     return plan(Suite.model_validate(document))

@@ -392,7 +392,7 @@ def test_several_draws_are_trained_and_the_best_on_select_is_kept(
     published |= {"w_steps": 4, "a_steps": 1}
     made = method(recipe="published", published=published, n_policies=3, curriculum=False)
     assert (made.draws, made.recipe, made.final_batch_norm) == (3, "published", "shared")
-    assert not hasattr(method(batch_norm="shared"), "final_batch_norm")
+    assert method(batch_norm="shared").final_batch_norm == "per_sub_expression"
     trainer = toy_trainer(tmp_path, steps=4)
     graph = made.run(trainer)
     policies, scores = trainer.artifacts["policies"], trainer.artifacts["policy_scores"]

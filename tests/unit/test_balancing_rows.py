@@ -196,7 +196,7 @@ def test_rows_of_one_table_are_told_apart_by_balancing_and_tested_against_the_eq
 
 def test_the_ways_to_balance_are_listed_with_their_papers() -> None:
     text = describe("balancing")
-    assert "Suite balancing" in text
+    assert text.startswith("Loss balancing")
     assert "pcgrad           aggregator: Yu et al.: Gradient Surgery" in text
     assert "torchjd.scalarization.UW" in describe("uncertainty")
     assert "weights = {task: number}" in describe("constant")

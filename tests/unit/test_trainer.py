@@ -104,7 +104,7 @@ def test_a_kill_between_the_last_step_and_the_end_of_a_stage_loses_nothing(name:
     assert outcome(trainer, graph) == expected
 
 
-@pytest.mark.parametrize("balancing", ["UW", "DWA", "FAMO", "GradVac", "PCGrad", "Random"])
+@pytest.mark.parametrize("balancing", ["uncertainty", "dwa", "famo", "gradvac", "pcgrad", "random"])
 def test_balancers_resume_with_what_they_remember(balancing: str, tmp_path: Path) -> None:
     recipe = {"balancing": {"name": balancing, "params": {}}}
     straight = toy_trainer(tmp_path / "a", recipe=recipe)
@@ -429,10 +429,10 @@ def test_curves_and_step_are_those_of_the_network_that_is_returned(
 
 
 def test_per_task_steps_refuse_loss_balancing(tmp_path: Path) -> None:
-    trainer = toy_trainer(tmp_path, recipe={"balancing": {"name": "UW", "params": {}}})
+    trainer = toy_trainer(tmp_path, recipe={"balancing": {"name": "uncertainty", "params": {}}})
     network = SkipNetwork(trainer)
     losses = task_losses(trainer.data, network)
-    with pytest.raises(UsageError, match="'UW' has nothing to balance"):
+    with pytest.raises(UsageError, match="'uncertainty' has nothing to balance"):
         trainer.fit(Stage("s", network, 2, Role.FIT, network.weights(), losses, "search", "per_task"))
 
 
