@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmark.entry import start
+from benchmark.plugins import load_plugins
 from benchmark.run import data_root_of_environment, fail
 from datasets.errors import UsageError
 
@@ -37,6 +38,7 @@ Twin = Annotated[bool, typer.Option("--twin", help="A part of the data: publishe
 Tasks = Annotated[
     str | None, typer.Option(help="Only these tasks, comma-separated; of sets on disk, all of the layout if left out.")
 ]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="File of a plug-in that has the data set.")]
 Workers = Annotated[int, typer.Option(min=1, help="Samples that are decoded side by side.")]
 
 
@@ -68,6 +70,7 @@ def verify(
     tasks: Tasks = None,
     workers: Workers = 4,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every bad file there.")] = None,
+    plugin: Plugin = None,
 ) -> None:
     """Counts, files, checksums, shapes, ranges, ids; every bad file is named."""
     from benchmark.console import make_console
@@ -75,6 +78,7 @@ def verify(
 
     console = make_console()
     try:
+        load_plugins(plugin or ())
         with _progress(console, f"verify {name}") as report_progress:
             report = examine(
                 name,
@@ -165,6 +169,7 @@ def show(
     samples: Annotated[int, typer.Option(min=1, help="Rows of the sheet; of multi-domain data, columns.")] = 6,
     twin: Twin = False,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("results") / "data",
+    plugin: Plugin = None,
 ) -> None:
     """A contact sheet: images of a split with every label beside them."""
     from benchmark.contact_sheet import contact_sheet
@@ -172,6 +177,7 @@ def show(
     from datasets.registry import load
 
     try:
+        load_plugins(plugin or ())
         options, folder, found = _chosen(name, data_root, layout, twin)
         spec = _spec(name, protocol, options, found, _listed(tasks))
         data = load(name, folder, split, protocol=protocol, layout=found, tasks=spec.task_names, options=options)
@@ -191,6 +197,7 @@ def prepare(
     twin: Twin = False,
     tasks: Tasks = None,
     workers: Workers = 4,
+    plugin: Plugin = None,
 ) -> None:
     """A lossless, memory-mapped copy that later runs read instead of the files; goes on where it was interrupted."""
     from benchmark.console import make_console
@@ -198,6 +205,7 @@ def prepare(
 
     console = make_console()
     try:
+        load_plugins(plugin or ())
         options, folder, found = _chosen(name, data_root, layout, twin)
         with _progress(console, f"prepare {name}") as report_progress:
             written = copy(

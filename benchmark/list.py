@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchmark import boards
 from benchmark.entry import start
+from benchmark.plugins import load_plugins
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
@@ -249,9 +251,11 @@ def show(
             help="A method, data set, suite, backbone, board, loss balancing; `backbones`, `balancing`, `boards`."
         ),
     ] = None,
+    plugin: Annotated[list[Path] | None, typer.Option("--plugin", help="File of a plug-in to list as well.")] = None,
 ) -> None:
     """List what there is, or describe one thing."""
     try:
+        load_plugins(plugin or ())
         print(describe(name))
     except UsageError as error:
         fail(error)

@@ -1,7 +1,7 @@
-"""Methods and data sets from a user's own files, named by a suite's `plugins:`.
+"""Methods, data sets and backbone families from a user's own files, named by a suite's `plugins:` or by `--plugin`.
 
-A plug-in is a Python file that uses `@register_method` or `@register_dataset`, as the package's own files do. It is the
-user's code and runs with the user's rights: a suite from somebody else is to be read before it is run.
+A plug-in is a Python file that uses `@register_method`, `@register_dataset` or `@family`, as our own files do.
+It is the user's code and runs with the user's rights: a suite from somebody else is to be read before it is run.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from datasets.errors import UsageError
 
 
-def load_plugins(files: Sequence[str]) -> None:
+def load_plugins(files: Iterable[str | Path]) -> None:
     """Import each file once in this process. Raises UsageError in one line for a file that is missing or raises."""
     for file in files:
         path = Path(file)

@@ -274,16 +274,15 @@ def command(
     """
     color = out is None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
+    text = ""
     try:
         if html is not None:
             file = directory / "report.html" if str(html) == _DEFAULT_PAGE else html
-            text = page(
+            whole = page(
                 directory, variant=metric_variant.value, reference=reference, allow_red=allow is AllowChoice.red
             )
-            write_atomic(file, text.encode("utf-8"))
+            write_atomic(file, whole.encode("utf-8"))
             typer.echo(f"Page: {file}", err=True)
-            if out is None and figures is None:
-                return
         if against is not None:
             text = compare_runs(directory, against, format=format.value)
         elif board is not None:
@@ -295,7 +294,7 @@ def command(
                 format=format.value,
                 width=width,
             )
-        else:
+        elif html is None or out is not None:
             text = report(
                 directory,
                 format=format.value,
@@ -312,7 +311,7 @@ def command(
     except UsageError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-    if out is None and html is None:
+    if out is None:
         _print(text)
 
 

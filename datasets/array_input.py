@@ -13,7 +13,8 @@ from datasets.contracts import CachedSamples, DatasetSpec, IndexArray, InputData
 
 
 class ArrayInput(InputData):
-    """images: uint8 [N, C, H, W], C of 1 (gray, repeated for samples) or 3; labels: [N], of the one task `task`.
+    """images: uint8 [N, C, H, W], C of 1 (gray, repeated for samples) or 3; targets: {task: [N, ...]} as their kinds
+    define them.
 
     The other arguments are the attributes of `InputData`; units None takes the ids.
     """
@@ -21,8 +22,7 @@ class ArrayInput(InputData):
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor,
-        task: str,
+        targets: Mapping[str, Tensor],
         split: Split,
         spec: DatasetSpec,
         ids: Sequence[str],
@@ -32,12 +32,12 @@ class ArrayInput(InputData):
         parts: Mapping[str, IndexArray] | None = None,
         sources: IndexArray | None = None,
     ) -> None:
-        self.images, self.labels, self.task, self.split, self.spec = images, labels, task, split, spec
+        self.images, self.targets, self.split, self.spec = images, dict(targets), split, spec
         self.ids, self.units, self.strata = ids, ids if units is None else units, strata
         self.parts, self.sources = parts, sources
 
     def __getitem__(self, index: int) -> Sample:
-        """Image float32 [3, H, W]; the target of the one task."""
+        """Image float32 [3, H, W] and the targets."""
         row = range(len(self))[index]  # negative positions and IndexError as in a list
         image = self.images[row].to(torch.float32).div(255)
         meta: dict[str, object] = {
@@ -46,18 +46,21 @@ class ArrayInput(InputData):
             "layout": self.spec.layout,
             "split": self.split,
             "size": self.spec.native_size,
-            "domain": self.task,
+            "domain": next(iter(self.targets)) if self.spec.domains == "multi" else None,
         }
         return {
             "image": tv_tensors.Image(image.repeat(3 // len(image), 1, 1)),
-            "targets": {self.task: self.labels[row].clone()},
+            "targets": {task: labels[row].clone() for task, labels in self.targets.items()},
             "meta": meta,
         }
 
     def cached(self) -> CachedSamples:
         """The images and labels as they are."""
-        return CachedSamples(self.images, {self.task: self.labels})
+        return CachedSamples(self.images, self.targets)
 
     def content_hash(self) -> str:
-        """sha256 over images and labels."""
-        return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
+        """sha256 over the images, then the labels of each task."""
+        found = hashlib.sha256(self.images.numpy().tobytes())
+        for labels in self.targets.values():
+            found.update(labels.numpy().tobytes())
+        return found.hexdigest()

@@ -73,7 +73,7 @@ def optical_input(split: Split, spec: DatasetSpec) -> ArrayInput:
     rows = optical_rows(split)
     strata = [_DIGITS[label] for label in labels[rows].tolist()]
     return ArrayInput(
-        images[rows], labels[rows], OPTICAL, split, spec, [digests[row][:16] for row in rows], strata=strata
+        images[rows], {OPTICAL: labels[rows]}, split, spec, [digests[row][:16] for row in rows], strata=strata
     )
 
 
@@ -86,7 +86,7 @@ def resized_input(part: InputData, task: str, split: Split, spec: DatasetSpec) -
         images.append(functional.resize(gray, size, InterpolationMode.BILINEAR, antialias=True))
         labels.append(sample["targets"][task].as_subclass(Tensor))
     return ArrayInput(
-        torch.stack(images), torch.stack(labels), task, split, spec, part.ids, units=part.units, strata=part.strata
+        torch.stack(images), {task: torch.stack(labels)}, split, spec, part.ids, units=part.units, strata=part.strata
     )
 
 

@@ -53,8 +53,7 @@ def domain_input(domain: str, split: Split, spec: DatasetSpec, task: str | None 
         parts = {"fit": np.arange(n_fit, dtype=np.int64), "arch": np.arange(n_fit, len(rows), dtype=np.int64)}
     return ArrayInput(
         torch.from_numpy(255 - images if domain == "inverted" else images).unsqueeze(1),
-        torch.from_numpy(digits.labels[rows].astype(np.int64)),
-        task or domain,
+        {task or domain: torch.from_numpy(digits.labels[rows].astype(np.int64))},
         split,
         spec,
         [f"{part}/{row:04d}" for part, piece in pieces.items() for row in piece.tolist()],

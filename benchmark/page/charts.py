@@ -1,5 +1,6 @@
 """Charts of the page as inline SVG. Colours are classes (`c0` to `c7`) that the style sheet sets for both themes; every
-mark has a shape, an accessible name with its exact numbers, and takes the keyboard's focus.
+mark has a shape, an accessible name with its exact numbers, and takes the keyboard's focus. A chart is one stop of the
+Tab key; the script moves between its marks with the arrow keys.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def scatter(found: Sequence[Point], names: Sequence[str], texts: Sequence[str], 
     x_scale = _Scale([p.x for p in found], _LEFT, _WIDTH - _RIGHT)
     y_scale = _Scale([0.0, *(y for pair in spread for y in pair)], _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(x_scale, y_scale, x_title, y_title), _staircase(front(found, lower_is_better), x_scale, y_scale)]
-    for point, name, text, style in zip(found, names, texts, styles, strict=True):
+    for number, (point, name, text, style) in enumerate(zip(found, names, texts, styles, strict=True)):
         x, y = x_scale(point.x), y_scale(point.y)
         whisker = Markup("")
         if point.sd:
@@ -77,7 +78,7 @@ def scatter(found: Sequence[Point], names: Sequence[str], texts: Sequence[str], 
             whisker = Markup('<path class="line c{}" d="M0 {:.1f}V{:.1f}"/>').format(style % N_COLORS, low, high)
         parts.append(
             Markup('<g class="mark" transform="translate({:.1f} {:.1f})" {}>{}{}</g>').format(
-                x, y, _named(f"{name}: {text}"), whisker, _mark(style, not point.ranked)
+                x, y, _named(f"{name}: {text}", number), whisker, _mark(style, not point.ranked)
             )
         )
     return _svg(_WIDTH, _HEIGHT, f"{y_title} against {x_title}", parts)
@@ -116,7 +117,7 @@ def bars(rows: Sequence[Bar], title: str) -> Markup:
                 '<rect class="c{}" x="{:.1f}" y="{}" width="{:.1f}" height="16"/>{}'
                 '<text x="{:.1f}" y="{}">{}</text></g>'
             ).format(
-                _named(f"{row.label}: {row.text}"),
+                _named(f"{row.label}: {row.text}", number),
                 left - 8,
                 y + 14,
                 _short(row.label),
@@ -140,7 +141,7 @@ def curves(found: Sequence[Curve], title: str, x_title: str) -> Markup:
     x_scale = _Scale([x for x, _ in values], _LEFT, width - _RIGHT)
     y_scale = _Scale([y for _, y in values], height - _BOTTOM, _TOP)
     parts = [_axes(x_scale, y_scale, x_title, title, (width, height), ticks=4)]
-    for curve in found:
+    for number, curve in enumerate(found):
         steps, pen = [], "M"
         for x, y in curve.values:
             if y is None:
@@ -153,7 +154,7 @@ def curves(found: Sequence[Curve], title: str, x_title: str) -> Markup:
             Markup(
                 '<g class="mark" {}><path class="line c{}" d="{}"/><g transform="translate({:.1f} {:.1f})">{}</g></g>'
             ).format(
-                _named(f"{curve.label}: {last:.6g} at the last point"),
+                _named(f"{curve.label}: {last:.6g} at the last point", number),
                 curve.style % N_COLORS,
                 "".join(steps),
                 x_scale(last_x),
@@ -164,8 +165,9 @@ def curves(found: Sequence[Curve], title: str, x_title: str) -> Markup:
     return _svg(width, height, title, parts)
 
 
-def _named(text: str) -> Markup:
-    return Markup('tabindex="0" role="img" aria-label="{0}" data-tip="{0}"').format(text)
+def _named(text: str, number: int) -> Markup:
+    """What makes a mark readable and reachable. number: of the mark in its chart; the Tab key stops at 0 alone."""
+    return Markup('tabindex="{1}" role="img" aria-label="{0}" data-tip="{0}"').format(text, 0 if number == 0 else -1)
 
 
 def _short(text: str) -> str:

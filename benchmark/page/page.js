@@ -115,6 +115,21 @@
   document.addEventListener("focusin", showTip);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
+  // One stop of the Tab key a chart: arrows, Home and End move between its marks.
+  const moves = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
+  const move = (mark, step) => {
+    const marks = all(mark.closest("svg"), ".mark");
+    const next = marks[Math.min(Math.max(marks.indexOf(mark) + step, 0), marks.length - 1)];
+    mark.setAttribute("tabindex", "-1");
+    next.setAttribute("tabindex", "0");
+    next.focus();
+  };
+  document.addEventListener("keydown", (event) => {
+    if (!(event.key in moves) || !event.target.matches(".mark")) return;
+    event.preventDefault();
+    move(event.target, moves[event.key]);
+  });
+
   // What a link can ask for: #sort=<table>,<column>[,<times>], #filter=<table>,<words>, #theme=<name>; joined by &.
   const asked = new URLSearchParams(location.hash.slice(1));
   const tables = all(document, "section.table");

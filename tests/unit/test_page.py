@@ -6,16 +6,18 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from benchmark.labels import DASH
+from benchmark.page.charts import N_COLORS
 from benchmark.report import app, page, tables_of
 from benchmark.store import Store
 from benchmark.wording import cell_text, lines_beneath
 from tests.unit.records import SHARED, SINGLE_TASK, make_record
-from tests.unit.test_reproduction import records as published_like
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACK = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -84,12 +86,46 @@ def test_texts_from_records_are_inert(folder: Path) -> None:
 
 
 def test_published_rows_stand_on_the_page(tmp_path: Path) -> None:
+    """A shipped board of the same data and tasks: published number, ours, difference and verdict in one line."""
     store = Store(tmp_path / "run")
-    for one in published_like():
-        cell = {**one.cell, "data": {**one.cell["data"], "tasks": ["semseg", "depth"]}}
-        store.write(one.__class__(**{**one.__dict__, "cell": cell}))
+    values = {"semseg": {"miou": 50.0}, "depth": {"abs_err": 0.4}, "normals": {"mean_angle": 24.0}}
+    data = {"dataset": "nyuv2", "layout": "mtan_npy", "protocol": "libmtl"}
+    for method in ("single_task", "hard_sharing"):
+        store.write(make_record(method, 0, values, reference=method == "single_task", data=data))
     text = page(tmp_path / "run")
-    assert ("reproduced" in text or "not comparable" in text) == ("Board " in text)
+    assert "Board nyuv2_13class_libmtl" in text
+    (row,) = re.findall(r"<tr><th[^>]*>HPS \(EW weighting\)</th><td>hard_sharing</td><td>semseg.miou.*?</tr>", text)
+    assert re.findall(r"<td>([^<]*)</td>", row)[2:] == ["54.1", "50", "1", "-4.1", DASH, "not comparable"]
+
+
+def luminance(color: str) -> float:
+    """WCAG 2.2 relative luminance of `#rgb` or `#rrggbb`."""
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_both_themes_can_be_read() -> None:
+    """WCAG 2.2, level AA: 4.5 to 1 for text, 3 to 1 for marks and what shows the focus."""
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.005)
+    css = resources.files("benchmark.page").joinpath("page.css").read_text(encoding="utf-8")
+    themes = [dict(re.findall(r"--([\w-]+):(#\w+)", part)) for part in re.findall(r"\{(color-scheme[^}]*)\}", css)]
+    assert len(themes) == 3  # light; dark by the system; dark by the button
+    assert themes[1] == themes[2]
+    for theme in themes:
+        for ground in ("bg", "card"):
+            for text in ("ink", "soft", "link", "red"):
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+            for mark in ("focus", *(f"c{number}" for number in range(N_COLORS))):
+                assert contrast(theme[mark], theme[ground]) >= 3, (mark, ground)
+        assert contrast(theme["warn"], theme["warn-bg"]) >= 4.5
 
 
 def test_the_command_writes_the_page_and_says_where(folder: Path, tmp_path: Path) -> None:
@@ -103,12 +139,24 @@ def test_the_command_writes_the_page_and_says_where(folder: Path, tmp_path: Path
     assert missing.exit_code == 2
 
 
-def rendered(folder: Path, fragment: str = "") -> str:
-    """The document after its script ran, from a real browser."""
+def test_the_page_and_pictures_or_a_text_can_be_asked_for_at_once(folder: Path, tmp_path: Path) -> None:
+    drawn = CliRunner().invoke(app, [str(folder), "--html", "--figures", str(tmp_path / "figures")])
+    assert drawn.exit_code == 0, drawn.output
+    assert list((tmp_path / "figures").glob("*.png"))
+    table = CliRunner().invoke(app, [str(folder), "--html", "--out", str(tmp_path / "table.txt")])
+    assert table.exit_code == 0, table.output
+    assert "hard_sharing" in (tmp_path / "table.txt").read_text(encoding="utf-8")
+    changed = CliRunner().invoke(app, [str(folder), "--html", "--against", str(folder)])
+    assert changed.exit_code == 0, changed.output
+    assert changed.stdout.strip()
+
+
+def rendered(folder: Path, fragment: str = "", then: str = "") -> str:
+    """The document after its script ran, and `then` after it, from a real browser."""
     if BROWSER is None:
         pytest.skip("no Chromium is installed")
     file = folder / "report.html"
-    file.write_text(page(folder), encoding="utf-8")
+    file.write_text(page(folder) + f"<script>{then}</script>", encoding="utf-8")
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}"]
     found = subprocess.run(
         [*command, "--dump-dom", f"{file.as_uri()}{fragment}"], capture_output=True, text=True, timeout=120, check=False
@@ -135,6 +183,25 @@ def test_a_browser_sorts_filters_and_changes_the_theme(folder: Path) -> None:
     assert rows_of(document) == ["hard_sharing"]
     assert re.search(r"<html[^>]*data-theme=\"dark\"", document)
     assert "1 of 3 rows" in document
+
+
+def test_the_keyboard_enters_a_chart_once_and_moves_between_its_marks(folder: Path) -> None:
+    charts = rendered(folder).split('<svg class="chart"')[1:]
+    assert charts
+    assert all(chart.split("</svg>")[0].count('tabindex="0"') == 1 for chart in charts)
+    press = """
+        const marks = [...document.querySelector("svg.chart").querySelectorAll(".mark")];
+        const said = [];
+        marks[0].focus();
+        for (const key of ["ArrowRight", "ArrowRight", "ArrowRight", "Home", "ArrowLeft", "End", "ArrowUp"]) {
+          document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+          said.push(marks.indexOf(document.activeElement));
+        }
+        const stops = marks.filter((mark) => mark.getAttribute("tabindex") === "0").map((mark) => marks.indexOf(mark));
+        document.title = `${said} of ${marks.length}, stop ${stops}, ${document.getElementById("tip").textContent}`;
+    """
+    title = re.findall(r"<title>([^<]*)</title>", rendered(folder, then=press))[0]
+    assert title.startswith("1,2,2,0,0,2,1 of 3, stop 1, hard_sharing: ")  # the tip says what has the focus
 
 
 def test_a_browser_runs_no_text_of_a_record(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Somebody adds a method or a data set in one file, as the README says, and never edits the package."""
+"""Somebody adds a method, a data set or a backbone family in one file, as the README says, and edits no package."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
+from typer.testing import CliRunner
 
 import benchmark
 from benchmark.cell import RunSettings, run_cell
+from benchmark.data import app as data_app
+from benchmark.list import app as list_app
 from benchmark.planning import plan
 from benchmark.plugins import load_plugins
 from benchmark.suite import read_suite
 from datasets import registry as data_registry
 from datasets.errors import UsageError
+from methods import backbone_family
 from methods import registry as method_registry
+from methods.backbone import BackboneConfig, create_backbone
 
 README = Path(benchmark.__file__).parent.parent / "README.md"
 
@@ -27,6 +36,7 @@ def _own_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     data_registry.load_datasets()
     monkeypatch.setattr(method_registry, "_METHODS", dict(method_registry._METHODS))
     monkeypatch.setattr(data_registry, "_DATASETS", dict(data_registry._DATASETS))
+    monkeypatch.setattr(backbone_family, "_FAMILIES", dict(backbone_family._FAMILIES))
     yield
     for name in [name for name in sys.modules if name.startswith("sharebench_plugin_")]:
         del sys.modules[name]
@@ -42,9 +52,14 @@ def suite_with(tmp_path: Path, method: str, data: str = "{dataset: multi_mnist, 
     return path
 
 
-def test_the_method_of_the_readme_runs_and_shares_what_it_says(tmp_path: Path) -> None:
+def example_of_the_readme(with_text: str) -> str:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    (example,) = (block for block in blocks if "@register_method" in block)
+    (example,) = (block for block in blocks if with_text in block)
+    return str(example)
+
+
+def test_the_method_of_the_readme_runs_and_shares_what_it_says(tmp_path: Path) -> None:
+    example = example_of_the_readme("@register_method")
     assert len(example.splitlines()) <= 52
     (tmp_path / "plugin.py").write_text(example, encoding="utf-8")
     suite = read_suite(suite_with(tmp_path, "split_late"))
@@ -57,30 +72,57 @@ def test_the_method_of_the_readme_runs_and_shares_what_it_says(tmp_path: Path) -
     assert record.versions["method_hash"]
 
 
-DATA_PLUGIN = '''
-"""multi_mnist under another name."""
-import dataclasses
-from datasets.contracts import MultiTaskDataset
-from datasets.multi_mnist import MultiMnist
-from datasets.registry import register_dataset
+def photographs(folder: Path) -> None:
+    """What the data set of the README reads: noise, the label of the one task in its brightness."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for split, n in (("train", 2000), ("val", 300), ("test", 500)):
+        labels = {"defect": random.integers(0, 2, n), "material": random.integers(0, 3, n)}
+        images = random.integers(0, 100, (n, 64, 64, 3)) + 70 * labels["defect"][:, None, None, None]
+        np.savez(folder / f"{split}.npz", images=images.astype(np.uint8), **labels)
 
 
-@register_dataset("digits_again")
-class DigitsAgain(MultiMnist):
-    """The same digits."""
-
-    def spec(self, protocol, options):
-        return dataclasses.replace(super().spec(protocol, options), name="digits_again")
-'''
-
-
-def test_a_data_set_comes_in_one_file_too(tmp_path: Path) -> None:
-    (tmp_path / "plugin.py").write_text(DATA_PLUGIN, encoding="utf-8")
-    suite = read_suite(suite_with(tmp_path, "hard_sharing", "{dataset: digits_again, tasks: [left]}"))
+def test_the_data_set_of_the_readme_is_verified_and_run(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(example_of_the_readme("@register_dataset"), encoding="utf-8")
+    photographs(tmp_path / "data" / "photographs")
+    suite = read_suite(suite_with(tmp_path, "hard_sharing", "{dataset: photographs, tasks: [defect, material]}"))
     load_plugins(suite.plugins)
+    cell = plan(suite, data_root=tmp_path / "data")[0]
+    record = run_cell(cell, RunSettings(tmp_path / "out", data_root=tmp_path / "data", plugins=suite.plugins))
+    assert record.status == "done", record.error
+    assert record.cell["data"]["dataset"] == "photographs"
+    assert set(record.metrics) == {"defect", "material"}
+    named = ["photographs", "--data-root", str(tmp_path / "data"), "--plugin", str(tmp_path / "plugin.py")]
+    verified = CliRunner().invoke(data_app, ["verify", *named])
+    assert verified.exit_code == 0, verified.output
+    assert "train: 2000 samples" in verified.output
+    shown = CliRunner().invoke(data_app, ["show", *named, "--out", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert "Data set photographs" in CliRunner().invoke(list_app, ["photographs", *named[-2:]]).output
+    (tmp_path / "data" / "photographs" / "test.npz").unlink()
+    with pytest.raises(UsageError, match=r"photographs.*test\.npz"):
+        plan(suite, data_root=tmp_path / "data")
+
+
+def test_the_backbone_family_of_the_readme_equals_timm_and_runs(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(example_of_the_readme("@family"), encoding="utf-8")
+    suite_file = suite_with(tmp_path, "hard_sharing")
+    suite_file.write_text(suite_file.read_text(encoding="utf-8").replace("test_resnet", "gernet_s"), encoding="utf-8")
+    suite = read_suite(suite_file)
+    load_plugins(suite.plugins)
+    model = timm.create_model("gernet_s").eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    backbone = create_backbone(BackboneConfig("gernet_s"), weights=tmp_path / "weights.safetensors", seed=0)
+    backbone.module().eval()
+    assert [block.skip is not None for block in backbone.blocks] == [True] * 14
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = backbone.stem(images)
+        for block in backbone.blocks:
+            x = block.execute(x, block.skip(x))
+        assert torch.equal(backbone.tail(x), model.forward_features(images))
     record = run_cell(plan(suite)[0], RunSettings(tmp_path / "out", plugins=suite.plugins))
     assert record.status == "done", record.error
-    assert record.cell["data"]["dataset"] == "digits_again"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +149,6 @@ def test_a_missing_plugin_is_one_line(tmp_path: Path) -> None:
 
 
 def test_loading_twice_registers_once(tmp_path: Path) -> None:
-    (tmp_path / "plugin.py").write_text(DATA_PLUGIN, encoding="utf-8")
+    (tmp_path / "plugin.py").write_text(example_of_the_readme("@register_dataset"), encoding="utf-8")
     load_plugins([str(tmp_path / "plugin.py")] * 2)
     load_plugins([str(tmp_path / "plugin.py")])
