@@ -68,6 +68,8 @@ def _colors() -> list[Any]:
 
 def _against_prices(table: Table) -> Drawing:
     """A panel a price; hollow marks are rows that may not be ranked, which are never on the front."""
+    from matplotlib.ticker import EngFormatter
+
     columns, colors = prices(table), _colors()
     drawing, axes = _figure(len(columns), 4.2, 3.8)
     for place, price in zip(axes, columns, strict=True):
@@ -80,6 +82,7 @@ def _against_prices(table: Table) -> Drawing:
             )  # fmt: skip
         best = front(found, price.higher_is_better is False)
         place.plot([one.x for one in best], [one.y for one in best], "--", color="0.4", linewidth=1, zorder=0)
+        place.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))  # 15 M, not 1.5 under a lost 1e7
         place.set_xlabel(column_title(price))
         place.set_ylabel(column_title(delta_column(table.variant)))
     handles, labels = axes[0].get_legend_handles_labels()
