@@ -82,7 +82,8 @@ def _against_prices(table: Table) -> Drawing:
             )  # fmt: skip
         best = front(found, price.higher_is_better is False)
         place.plot([one.x for one in best], [one.y for one in best], "--", color="0.4", linewidth=1, zorder=0)
-        place.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))  # 15 M, not 1.5 under a lost 1e7
+        if max(point.x for point in found) >= 1e4:  # 15 M, not 1.5 and a 1e7 in the corner
+            place.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
         place.set_xlabel(column_title(price))
         place.set_ylabel(column_title(delta_column(table.variant)))
     handles, labels = axes[0].get_legend_handles_labels()
