@@ -330,8 +330,8 @@ def _tree(panel: Tree, part: Any) -> None:
                     [level - 1 + 0.32, level - 0.32], [centres[level - 1][node.parent], y], color=_FAINT, zorder=1
                 )
             axes.add_patch(Rectangle((level - 0.32, y - height / 2), 0.64, height, facecolor=color, zorder=2))
-            axes.annotate(_count(node.parameters), (level, y), ha="center", va="center", fontsize=6, color="white",
-                          zorder=3)  # fmt: skip
+            axes.annotate(_count(node.parameters), (level, y), ha="center", va="center", fontsize=6,
+                          color=ink_on(color), zorder=3)  # fmt: skip
     last = len(panel.levels) - 1
     for number, node in enumerate(panel.levels[-1][1] if panel.levels else ()):
         axes.annotate(", ".join(node.tasks), (last + 0.42, centres[last][number]), va="center", fontsize=8)
@@ -342,6 +342,14 @@ def _tree(panel: Tree, part: Any) -> None:
     for side in ("left", "right", "top", "bottom"):
         axes.spines[side].set_visible(False)
     axes.set_title(f"{panel.title} (height of a box: its parameters; grey: shared)", fontsize=9)
+
+
+def ink_on(color: Any) -> str:
+    """White or the dark ink, whichever has the higher contrast (WCAG 2.2) on a colour."""
+    from seaborn.utils import relative_luminance
+
+    ground, ink = relative_luminance(color) + 0.05, relative_luminance(_INK) + 0.05
+    return "white" if 1.05 / ground > ground / ink else _INK
 
 
 def _count(number: int) -> str:

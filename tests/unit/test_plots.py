@@ -9,8 +9,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 from pydantic import ValidationError
+from seaborn.utils import relative_luminance
 
-from benchmark.plots import FORMATS, draw, draw_records, save, task_colors
+from benchmark.plots import FORMATS, MAX_NAMED, draw, draw_records, ink_on, save, task_colors
 from benchmark.record import Record
 from benchmark.store import StorageError, Store
 from methods.figures import Branch, Edge, Figure, Heatmap, Layered, Lines, Series, State, Tree
@@ -160,3 +161,11 @@ def test_what_methods_store_can_be_drawn(name: str, tmp_path: Path) -> None:
         method(method.Params()).run(trainer)
         for figure in trainer.figures.values():
             plt.close(draw(Figure.model_validate_json(figure.model_dump_json())))
+
+
+def test_numbers_in_boxes_can_be_read_on_every_colour_of_a_task() -> None:
+    """3 to 1 at least, which white on the palette's pale colours is not."""
+    assert (ink_on("#000000"), ink_on("#ffffff")) == ("white", "#222222")
+    for color in (*task_colors([str(number) for number in range(MAX_NAMED)]).values(), "#8a8a8a"):
+        low, high = sorted(relative_luminance(one) + 0.05 for one in (color, ink_on(color)))
+        assert high / low >= 3
