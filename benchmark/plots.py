@@ -26,6 +26,7 @@ MAX_WIDTH = 16.0  # inches; wider pictures cannot be read on a page
 MAX_NAMED = 8  # more tasks or series than this cannot be told apart by colour
 MAX_ANNOTATED = 240  # cells of a heatmap that carry their number
 _INK, _FAINT = "#222222", "#b8b8b8"
+_SHARED = "#dddddd"  # far from the grey that the eighth task has in the palette
 
 
 def draw_records(records: Sequence[Record], store: Store, folder: Path) -> Iterator[Path]:
@@ -324,7 +325,7 @@ def _tree(panel: Tree, part: Any) -> None:
         centres.append([sum(place[task] for task in node.tasks) / len(node.tasks) for node in nodes])
         for number, node in enumerate(nodes):
             y, height = centres[level][number], 0.18 + 0.62 * node.parameters / largest
-            color = colors[node.tasks[0]] if len(node.tasks) == 1 else "#8a8a8a"
+            color = colors[node.tasks[0]] if len(node.tasks) == 1 else _SHARED
             if node.parent is not None and level:
                 axes.plot(
                     [level - 1 + 0.32, level - 0.32], [centres[level - 1][node.parent], y], color=_FAINT, zorder=1
@@ -341,7 +342,7 @@ def _tree(panel: Tree, part: Any) -> None:
     axes.set_yticks([])
     for side in ("left", "right", "top", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.set_title(f"{panel.title} (height of a box: its parameters; grey: shared)", fontsize=9)
+    axes.set_title(f"{panel.title} (height of a box: its parameters; light grey: shared)", fontsize=9)
 
 
 def ink_on(color: Any) -> str:

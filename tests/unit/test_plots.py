@@ -166,6 +166,6 @@ def test_what_methods_store_can_be_drawn(name: str, tmp_path: Path) -> None:
 def test_numbers_in_boxes_can_be_read_on_every_colour_of_a_task() -> None:
     """3 to 1 at least, which white on the palette's pale colours is not."""
     assert (ink_on("#000000"), ink_on("#ffffff")) == ("white", "#222222")
-    for color in (*task_colors([str(number) for number in range(MAX_NAMED)]).values(), "#8a8a8a"):
+    for color in (*task_colors([str(number) for number in range(MAX_NAMED)]).values(), "#dddddd"):
         low, high = sorted(relative_luminance(one) + 0.05 for one in (color, ink_on(color)))
         assert high / low >= 3
