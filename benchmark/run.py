@@ -40,10 +40,11 @@ def _split(text: str | None) -> list[str] | None:
 
 
 def changes_to(suite: dict[str, Any], option: str, key: str, names: Sequence[str]) -> list[Any]:
-    """The suite's entries of these names, with their settings; a bare entry for a name that the suite does not have."""
-    entries = suite.get(option) or []
-    known = {entry if isinstance(entry, str) else entry.get(key): entry for entry in entries}
-    return [known.get(name, {key: name}) for name in names]
+    """All of the suite's entries of these names, with their settings; a bare one for a name that the suite lacks."""
+    known: dict[str, list[Any]] = {}
+    for entry in suite.get(option) or []:
+        known.setdefault(entry if isinstance(entry, str) else entry.get(key), []).append(entry)
+    return [entry for name in names for entry in known.get(name, [{key: name}])]
 
 
 def select(

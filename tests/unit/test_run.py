@@ -143,6 +143,13 @@ def test_choices_of_the_command_line_keep_the_suite_settings(suite: Path) -> Non
     assert chosen.recipe == read_suite(suite).recipe
 
 
+def test_a_method_that_stands_in_several_rows_is_chosen_with_all_of_them() -> None:
+    """`run standard --methods single_task,hard_sharing` without the row that others are tested against helps nobody."""
+    chosen = select("standard", methods="single_task,hard_sharing,task_switching").methods
+    assert [method.name for method in chosen] == ["single_task", *["hard_sharing"] * 3, "task_switching"]
+    assert [method.params.get("steps_factor") for method in chosen[1:4]] == [None, 2.0, 5.0]
+
+
 def test_a_missing_baseline_is_said_at_the_start(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmark.planning import missing_reference, plan
 
