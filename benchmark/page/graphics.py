@@ -13,6 +13,7 @@ from benchmark.frontier import points, prices
 from benchmark.page.charts import N_STYLES, Bar, Curve, bars, curves, marker, scatter
 from benchmark.quantities import Column, delta_column, seed_of_record
 from benchmark.record import Record
+from benchmark.statistics import MIN_SEEDS
 from benchmark.tables import Table
 from benchmark.wording import cell_text, column_title
 
@@ -85,7 +86,7 @@ def _bar(table: Table, number: int, column: Column) -> Bar | None:
     summary = row.cells[table.columns.index(column)]
     if summary.mean is None:
         return None
-    sd = summary.sd if summary.n >= 3 else None
+    sd = summary.sd if summary.n >= MIN_SEEDS else None
     return Bar(row.label, number, summary.mean, sd, cell_text(summary, column, row.n))
 
 

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from seaborn.utils import relative_luminance
 from typer.testing import CliRunner
 
 from benchmark.labels import DASH
@@ -98,17 +99,9 @@ def test_published_rows_stand_on_the_page(tmp_path: Path) -> None:
     assert re.findall(r"<td>([^<]*)</td>", row)[2:] == ["54.1", "50", "1", "-4.1", DASH, "not comparable"]
 
 
-def luminance(color: str) -> float:
-    """WCAG 2.2 relative luminance of `#rgb` or `#rrggbb`."""
-    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
-    channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def contrast(one: str, other: str) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
+    low, high = sorted(relative_luminance(color) + 0.05 for color in (one, other))
+    return float(high / low)
 
 
 def test_both_themes_can_be_read() -> None:
