@@ -10,9 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from benchmark.labels import flat_params
 from benchmark.quantities import number_at, params_of
-from benchmark.record import Record, value_at
+from benchmark.record import Record, flat_params, value_at
 
 Rule = Literal["red", "amber"]
 Scope = Literal["rows", "rows at one seed", "seeds of a row"]
@@ -160,8 +159,14 @@ FIELDS: tuple[Field, ...] = (
     Field("data tier", "amber", _at("audit.tier")),
     Field("determinism", "amber", _at("environment.determinism"), group="code and machine"),
     Field("device", "amber", _at("environment.device"), group="code and machine"),
-    Field("package", "amber", _at("versions.package_hash"), group="code and machine"),
-    Field("method code", "amber", _at("versions.method_hash"), group="code and machine", scope="seeds of a row"),
+    Field("training code", "amber", _at("versions.training_hash"), group="code and machine"),
+    Field(
+        "program",
+        "red",
+        _at("versions.training_hash", "versions.method_hash"),
+        group="code and machine",
+        scope="seeds of a row",
+    ),
     Field("torch", "amber", _at("versions.torch"), group="code and machine"),
     Field("timm", "amber", _at("versions.timm"), group="code and machine"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -18,18 +19,26 @@ import torch
 from benchmark.ledger import Spending
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from benchmark.memory import peak_bytes, reset_peak
-from benchmark.planning import PlannedCell, backbone_config, cell_spec, dense_form, method_params
-from benchmark.provenance import environment, module_hash, package_hash, versions
-from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json, unbalanced
+from benchmark.planning import (
+    PlannedCell,
+    backbone_config,
+    cell_spec,
+    content_hash,
+    dense_form,
+    load_splits,
+    method_params,
+)
+from benchmark.program import Program, program_of
+from benchmark.provenance import environment, installed, versions
+from benchmark.record import ErrorEntry, Record, canonical_json, cell_key, curve_json, metrics_json, unbalanced
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
-from benchmark.staleness import stale_reason
+from benchmark.staleness import Present
 from benchmark.store import Store, remove_torn, write_atomic
-from benchmark.trainer import CellTrainer
+from benchmark.trainer import FIGURE_PREFIX, CellTrainer
 from datasets.augmentation import augmentation_of
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
 from datasets.protocols import get_protocol
-from datasets.registry import load
 from datasets.roles import role_hash, role_indices
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, create_backbone
@@ -84,22 +93,31 @@ def run_cell(
         store.remove_torn(planned.document)
         attempts = before.attempts + 1 if before is not None and before.cell else 1
         started = _now()
+
+        def stored(record: Record) -> Record:
+            return store.write(dataclasses.replace(record, attempts=attempts, started=started, finished=_now()))
+
         try:
-            record = _CellRun(planned, settings, store, report_progress).run()
+            cell = _CellRun(planned, settings, store, report_progress)
+            written = stored(cell.run())
         except DivergedError as error:
-            record = _failed(planned, "diverged", error, error.stage, error.step, error.task)
+            return stored(_failed(planned, "diverged", error, error.stage, error.step, error.task))
         except torch.OutOfMemoryError as error:
-            record = _failed(planned, "oom", error)
+            return stored(_failed(planned, "oom", error))
         except UsageError as error:
-            record = _failed(planned, "failed", error)
+            return stored(_failed(planned, "failed", error))
         except Exception as error:  # a fault in a method or a plug-in ends its cell, not the run
-            write_atomic(_folder(settings, planned) / "traceback.txt", traceback.format_exc().encode())
-            record = _failed(planned, "failed", error)
-        return store.write(dataclasses.replace(record, attempts=attempts, started=started, finished=_now()))
+            write_atomic(
+                _folder(settings, planned) / "traceback.txt", traceback.format_exc().encode("utf-8", "backslashreplace")
+            )
+            return stored(_failed(planned, "failed", error))
+        with contextlib.suppress(OSError):  # what stays lies in the way of nothing
+            cell.trainer.clear_checkpoints()  # not before the record stands
+        return written
 
 
 def _to_refresh(record: Record, planned: PlannedCell, settings: RunSettings) -> bool:
-    return settings.refresh_stale and stale_reason(record, planned) is not None
+    return settings.refresh_stale and Present(settings.data_root).stale_reason(record, planned) is not None
 
 
 def _now() -> str:
@@ -119,6 +137,7 @@ def _failed(
     task: str | None = None,
 ) -> Record:
     message = (str(error).strip() or type(error).__name__).splitlines()[0]
+    message = message.encode("utf-8", "backslashreplace").decode()  # a path that is no Unicode text
     entry = ErrorEntry(kind=type(error).__name__, message=message, stage=stage, step=step, task=task)
     return Record(cell=planned.document, status=status, error=entry)
 
@@ -135,19 +154,8 @@ class LoadedData:
 
 def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
     """The splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
-    data, selection = planned.settings.data, planned.settings.selection
-    splits: dict[str, MultiTaskDataset] = {
-        split: load(
-            data.dataset,
-            root,
-            split,
-            protocol=data.protocol,
-            layout=data.layout,
-            tasks=spec.task_names,
-            options=data.options,
-        )
-        for split in spec.splits
-    }
+    selection = planned.settings.selection
+    splits = load_splits(planned.settings, spec, root)
     indices = role_indices(
         splits["train"],
         splits.get("val"),
@@ -163,14 +171,13 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> Loa
             samples[role][name] = RoleSamples(splits[part.split].inputs[name], part.indices)
         both = np.union1d(parts["fit"].indices, parts["arch"].indices)
         samples[Role.FIT_ARCH][name] = RoleSamples(splits["train"].inputs[name], both)
-    content = {f"{split}/{name}": splits[split].inputs[name].content_hash() for split in splits for name in spec.inputs}
     roles = {
         role.value: role_hash(
             [f"{name}/{identifier}" for name, part in samples[role].items() for identifier in part.ids]
         )
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
     }
-    return LoadedData(splits, samples, cell_key(content), roles)
+    return LoadedData(splits, samples, content_hash(splits), roles)
 
 
 class _CellRun:
@@ -192,7 +199,6 @@ class _CellRun:
         self.device = torch.device(settings.device)
         self.prototype = self._prototype()
         self.initial_weights = _state_hash(self.prototype)
-        self.version = package_hash()
         self.context = TrainingContext(
             data=self.spec,
             loaders=self._loaders(),
@@ -202,13 +208,14 @@ class _CellRun:
             selection=cell.selection,
             seed=cell.seed,
             device=self.device,
-            version=self.version,
+            version=cell_key({"method": planned.program.method, **self._made_with(planned.program)}),
             single_task=self._single_task,
             report_progress=report_progress,
             checkpoint_s=settings.checkpoint_s,
             checkpoint_steps=settings.checkpoint_steps,
             step_limit=settings.step_limit,
         )
+        self.trainer = CellTrainer(self.context, _folder(settings, planned))
 
     def _prototype(self) -> Backbone:
         config = backbone_config(self.cell, self.spec)
@@ -237,7 +244,8 @@ class _CellRun:
     def run(self) -> Record:
         """Train, evaluate once on report, count, and describe."""
         reset_peak(self.device)
-        trainer = CellTrainer(self.context, _folder(self.settings, self.planned))
+        trainer = self.trainer
+        canonical_json(self._audit(trainer))  # what a record cannot hold of the method is found before the first step
         params = method_params(self.method, self.cell.method.name, self.cell.method.params)
         graph = self.method(params).run(trainer)
         self._check(graph)
@@ -267,7 +275,6 @@ class _CellRun:
             message = f"Predictions are not finite on report: {', '.join(nonfinite)}."
             error = ErrorEntry(kind="NonFinitePrediction", message=message, stage=None, step=None, task=None)
             record = dataclasses.replace(record, status="diverged", error=error)
-        trainer.clear_checkpoints()
         return record
 
     def _check(self, graph: TaskGraph) -> None:
@@ -339,13 +346,15 @@ class _CellRun:
             entries[name] = self.store.write_artifact(self.planned.key, name, buffer.getvalue(), "array")
         for name, figure in trainer.figures.items():
             text = figure.model_dump_json().encode()
-            entries[f"figure-{name}"] = self.store.write_artifact(self.planned.key, f"figure-{name}", text, "figure")
+            stored = f"{FIGURE_PREFIX}{name}"
+            entries[stored] = self.store.write_artifact(self.planned.key, stored, text, "figure")
         return entries
 
     def _versions(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
         return versions(
-            method_hash=module_hash(self.method.__module__),
+            training_hash=self.planned.program.training,
+            method_hash=self.planned.program.method,
             data_hash=self.data.content,
             weights_hash=self.initial_weights,
             cuda=torch.version.cuda if cuda else None,
@@ -374,7 +383,7 @@ class _CellRun:
             kept = _read_single_task(folder)
             if kept is None:
                 spec = self.spec.with_tasks([task])
-                nested = dataclasses.replace(self.context, data=spec, single_task=None)
+                nested = dataclasses.replace(self.context, data=spec, version=key, single_task=None)
                 trainer = CellTrainer(nested, folder / "work")
                 graph, result = fit_plain(trainer, f"single task {task}", self.cell.budget.steps)
                 loss = list(result.loss[task])
@@ -395,8 +404,21 @@ class _CellRun:
             "tasks": [task],
             "task_weights": {task: float(self.spec.task(task).weight)},
         }
-        versions = {"package": self.version, "data": self.data.content, "weights": self.initial_weights}
+        program = program_of(self.method, self.spec.with_tasks([task]), self.cell.backbone.name)
+        versions = self._made_with(program)
         return cell_key({**document, "method": {"single_task": task}, "data": data, "versions": versions})
+
+    def _made_with(self, program: Program) -> dict[str, object]:
+        """What decides what is trained beside the cell and the method's code. What other code, data or libraries have
+        left, checkpoints and networks of one task, is not taken over.
+        """
+        return {
+            "training": program.training,
+            "data": self.data.content,
+            "weights": self.initial_weights,
+            "torch": installed("torch"),
+            "timm": installed("timm"),
+        }
 
 
 def _write_single_task(folder: Path, graph: TaskGraph, loss: Sequence[float], spending: Spending) -> None:

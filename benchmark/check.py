@@ -1,6 +1,8 @@
 """`python -m benchmark.check DIR --against FILE`: has anything become worse? Reads records, trains nothing.
 
-Exit codes: 0 same, 1 regression, 2 usage, 3 inconclusive (noise), 4 missing, failed, invalid or unpaired.
+Whether a record is stale is judged by `run`, which knows code and data; the check reads what the latest run has noted.
+
+Exit codes: 0 same, 1 regression, 2 usage, 3 inconclusive (noise), 4 missing, failed, invalid, stale or unpaired.
 """
 
 from __future__ import annotations
@@ -43,6 +45,19 @@ def read_run(directory: Path) -> tuple[list[Record], list[MeasurementFile], list
     return Store(directory).load_all(), measurements, unread
 
 
+def stale_cells(directory: Path, records: Sequence[Record]) -> dict[str, str]:
+    """{key: why} of the records that the latest run on the folder has called stale and kept."""
+    from benchmark.store import Store
+
+    store = Store(directory)
+    found = {record.key: store.stale_reason(record) for record in records if record.cell}
+    return {
+        key: f"stale: {reason}; run it again with --refresh-stale"
+        for key, reason in found.items()
+        if reason is not None
+    }
+
+
 def check(directory: Path, against: Path, *, strict: bool = False) -> tuple[int, str]:
     """(exit code, what to print). Raises UsageError for a folder or a baseline that cannot be read."""
     from benchmark.baseline import read_baseline
@@ -50,7 +65,7 @@ def check(directory: Path, against: Path, *, strict: bool = False) -> tuple[int,
 
     baseline = read_baseline(against)
     records, measurements, unread = read_run(directory)
-    findings = compare(records, baseline, measurements, unread)
+    findings = compare(records, baseline, measurements, unread, stale_cells(directory, records))
     code = exit_code(findings, strict)
     return int(code), "\n".join([*lines(findings), _summary(findings, int(code), strict)])
 
@@ -73,6 +88,7 @@ def accept(directory: Path, against: Path, reason: str) -> tuple[int, str]:
         for record in records
         if record.status != "done"
     ]
+    bad += [f"{key}: {why}" for key, why in stale_cells(directory, records).items()]
     if bad or unread or not records:
         why = [*bad, *unread] or [f"{directory} holds no records"]
         return int(Exit.MISSING), "\n".join([*why, f"nothing accepted; {against} is as it was"])
@@ -132,7 +148,7 @@ def command(
     """Compare the run in DIR with a baseline: counts and graphs exactly, golden values bit by bit on the same platform,
     accuracy and relative speed beyond their noise.
 
-    Exit codes: 0 same, 1 regression, 2 usage, 3 inconclusive (noise), 4 missing, failed, invalid or unpaired.
+    Exit codes: 0 same, 1 regression, 2 usage, 3 inconclusive (noise), 4 missing, failed, invalid, stale or unpaired.
 
     Example: python -m benchmark.check results/runs/gate --against results/baselines/gate.json
     """

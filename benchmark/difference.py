@@ -29,7 +29,7 @@ VERSIONS = (
     ("environment", "platform"),
     ("environment", "git", "commit"),
 )
-OF_CODE = (("versions", "package_hash"), ("versions", "method_hash"), ("versions", "torch"), ("versions", "timm"))
+OF_CODE = tuple(("versions", name) for name in ("package_hash", "training_hash", "method_hash", "torch", "timm"))
 OF_RESULT = ("size", "compute", "graph", "n_evaluated")
 SHOWN_DIGITS = 12  # of hashes
 CSV_HEADS = ("cell", "state", "what", "old", "new", "difference")

@@ -96,11 +96,13 @@ def compare(
     baseline: Baseline,
     measurements: Sequence[MeasurementFile] = (),
     unread: Sequence[str] = (),
+    stale: Mapping[str, str] | None = None,
 ) -> list[Finding]:
     """Every finding, cell by cell, what is the same included.
 
     records: all of a run, those that are invalid or not done included. measurements: of its folder; unread: a line for
-    each speed file that could not be read.
+    each speed file that could not be read. stale: {key: why} of records that a run has kept though other code, data or
+    libraries made them: they say nothing of the present ones.
     """
     by_key = {record.key: record for record in records if record.cell}
     pairs: list[tuple[Record, CellBaseline]] = []
@@ -119,6 +121,10 @@ def compare(
             pairs.append((record, old))
     for key in sorted(by_key.keys() - baseline.cells.keys()):
         findings.append(_unpaired(by_key[key], baseline))
+    for key, reason in (stale or {}).items():
+        findings.append(
+            _missing(title(by_key[key].cell), "cell", "made by the present code, data and libraries", reason)
+        )
     for record, old in pairs:
         findings += _exact(record, old)
         findings += _golden(record, old)

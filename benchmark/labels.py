@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from benchmark.quantities import method_of, number_at, params_of
-from benchmark.record import EQUAL_BALANCING, Record, balancing_of, canonical_json, value_at
+from benchmark.record import EQUAL_BALANCING, Record, balancing_of, flat_params, value_at
 
 DASH = "\N{EN DASH}"
 NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ from the method's defaults
@@ -60,15 +60,6 @@ def _usual(values: Sequence[str]) -> str | None:
     """The value that more than half of the rows have."""
     value, count = Counter(values).most_common(1)[0]
     return value if 2 * count > len(values) else None
-
-
-def flat_params(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of nested parameters."""
-    for name, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat_params(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value if isinstance(value, str) else canonical_json(value).decode()
 
 
 def table_head(records: Sequence[Record]) -> dict[str, str]:

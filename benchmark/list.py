@@ -113,7 +113,7 @@ def _first_line(text: str | None) -> str:
 
 
 def _method(name: str) -> Iterator[str]:
-    from benchmark.labels import flat_params
+    from benchmark.record import flat_params
     from methods.registry import get_method
 
     method = get_method(name)

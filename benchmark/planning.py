@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from benchmark.balancing import EQUAL, entry_of, resolved
-from benchmark.labels import flat_params
-from benchmark.record import canonical_json, cell_key, table_key
+from benchmark.program import Program, program_of
+from benchmark.record import canonical_json, cell_key, flat_params, table_key
 from benchmark.suite import BalancingSettings, Cell, HeadSettings, Settings, Suite
 from datasets.augmentation import augmentation, augmented_size, canonical_steps
-from datasets.contracts import DatasetSpec
+from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec, find_layout, get_dataset, load, read_options
@@ -32,14 +32,15 @@ class PlannedCell:
     """A cell whose names are known and whose defaults are filled in.
 
     document: what the key is the hash of; without paths, so that a folder of results can move. weights: `none`,
-    `pretrained` or a path. notes, data_notes: what its method says of this pairing, and what to know of its data, for
-    whoever reads the plan.
+    `pretrained` or a path. program: the code that will train it. notes, data_notes: what its method says of this
+    pairing, and what to know of its data, for whoever reads the plan.
     """
 
     settings: Cell
     document: dict[str, Any]
     weights: str
     is_reference: bool
+    program: Program
     notes: tuple[str, ...] = ()
     data_notes: tuple[str, ...] = ()
 
@@ -232,7 +233,8 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         "budget": cell.budget.model_dump(mode="json"),
         "seed": cell.seed,
     }
-    return PlannedCell(cell, document, weights, method.is_single_task_reference)
+    program = program_of(method, spec, cell.backbone.name)
+    return PlannedCell(cell, document, weights, method.is_single_task_reference, program)
 
 
 def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) -> BalancingSettings:
@@ -302,3 +304,27 @@ def weights_tag(weights: str) -> str:
     if not path.is_file():
         raise UsageError(f"Weights {weights!r}: expected none, pretrained, or the path of a file.")
     return f"file-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+
+
+def load_splits(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> dict[str, MultiTaskDataset]:
+    """The splits of a cell's data set with the tasks of `spec`. Raises DatasetMissingError."""
+    data = cell.data
+    return {
+        split: load(
+            data.dataset,
+            data_root,
+            split,
+            protocol=data.protocol,
+            layout=data.layout,
+            tasks=spec.task_names,
+            options=data.options,
+        )
+        for split in spec.splits
+    }
+
+
+def content_hash(splits: Mapping[str, MultiTaskDataset]) -> str:
+    """What the samples of all splits hold, 32 hex digits: the data hash of a record."""
+    return cell_key(
+        {f"{name}/{key}": part.content_hash() for name, split in splits.items() for key, part in split.inputs.items()}
+    )

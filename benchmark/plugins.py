@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,14 +22,15 @@ def load_plugins(files: Iterable[str | Path]) -> None:
         path = Path(file)
         if not path.is_file():
             raise UsageError(f"Plug-in {file} does not exist; `plugins:` names files relative to the suite's file.")
-        # Named by its place, so that two plug-ins of one file name do not replace each other.
-        name = f"sharebench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        # Named by its place, so that two plug-ins of one file name do not replace each other; a dot means a package.
+        stem = re.sub(r"\W", "_", path.stem)
+        name = f"sharebench_plugin_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         if name not in sys.modules:
             _load(name, path)
 
 
 def _load(name: str, path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
     if spec is None or spec.loader is None:
         raise UsageError(f"Plug-in {path} is not a Python file; expected the suffix .py.")
     module = importlib.util.module_from_spec(spec)

@@ -51,7 +51,8 @@ def _sources(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return [path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()]
 
 
-def _module_file(name: str) -> Path:
+def module_file(name: str) -> Path:
+    """The source file of a module, imported or not. Raises UsageError where it has none."""
     module = sys.modules.get(name)
     origin = getattr(module, "__file__", None)  # plug-ins and __main__ are known here and nowhere else
     if origin is None:
@@ -61,31 +62,19 @@ def _module_file(name: str) -> Path:
             spec = None
         origin = spec.origin if spec is not None and spec.has_location else None
     if origin is None:
-        raise UsageError(f"Module {name!r} has no source file to hash; expected an importable module or package.")
+        raise UsageError(f"Module {name!r} has no source file to hash; expected code that lies in a .py file.")
     return Path(origin)
 
 
 def package_hash() -> str:
     """sha256 (hex) over the .py and .yaml files of the three packages: the code that made a record."""
-    folders = {name: _module_file(name).parent for name in PACKAGES}
+    folders = {name: module_file(name).parent for name in PACKAGES}
     parts = [f"{name}:{hash_files(folder, _sources(folder, ('.py', '.yaml')))}" for name, folder in folders.items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def module_hash(module_name: str) -> str:
-    """sha256 (hex) over a method's own files: its module, or its whole small package.
-
-    `a.b` that is a file: that file. `a.b` that is a package, or `a.b.c` inside one: every .py file of `a.b`.
-    Raises UsageError for a module without a source file.
-    """
-    parts = module_name.split(".")
-    file = _module_file(".".join(parts[:2]))
-    if file.name == "__init__.py" and len(parts) > 1:
-        return hash_files(file.parent, _sources(file.parent, (".py",)))
-    return hash_files(file.parent, [file])
-
-
-def _version(distribution: str) -> str | None:
+def installed(distribution: str) -> str | None:
+    """The version of an installed distribution, None where it is not there. Nothing is imported."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -94,6 +83,7 @@ def _version(distribution: str) -> str | None:
 
 def versions(
     *,
+    training_hash: str,
     method_hash: str,
     data_hash: str | None,
     weights_hash: str | None,
@@ -104,14 +94,15 @@ def versions(
     return {
         "suite": benchmark.__version__,
         "package_hash": package_hash(),
+        "training_hash": training_hash,
         "method_hash": method_hash,
         "data_hash": data_hash,
         "weights_hash": weights_hash,
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "torchvision": _version("torchvision"),
-        "timm": _version("timm"),
-        "numpy": _version("numpy"),
+        "torch": installed("torch"),
+        "torchvision": installed("torchvision"),
+        "timm": installed("timm"),
+        "numpy": installed("numpy"),
         "cuda": cuda,
         "cudnn": cudnn,
     }

@@ -157,6 +157,15 @@ def unbalanced(cell: Mapping[str, object]) -> dict[str, object]:
     return {**cell, "recipe": {**recipe, "balancing": dict(EQUAL_BALANCING)}}
 
 
+def flat_params(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of nested parameters."""
+    for name, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_params(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value if isinstance(value, str) else canonical_json(value).decode()
+
+
 def metrics_json(metrics: Metrics) -> dict[str, dict[str, MetricEntry]]:
     """Scores as a record stores them; a value that is not finite becomes null."""
     return {

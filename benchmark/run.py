@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from benchmark.cell import RunSettings
     from benchmark.planning import PlannedCell
     from benchmark.report import Format
+    from benchmark.staleness import Present
     from benchmark.store import Store
 
 EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -122,20 +123,16 @@ def execute(
     from benchmark.executors import LocalExecutor
     from benchmark.planning import missing_reference, notes_of, plan
     from benchmark.plugins import load_plugins
-    from benchmark.store import Store, write_atomic
+    from benchmark.staleness import Present
+    from benchmark.store import Store
 
     console = console or make_console()
     chosen = pick_device(device)
     load_plugins(suite.plugins)
     cells = plan(suite, data_root)
     store = Store(out)
-    try:
-        store.root.mkdir(parents=True, exist_ok=True)
-        write_atomic(store.root / ".writable", b"")  # before hours of training, not after
-        (store.root / ".writable").unlink()
-    except OSError as error:
-        raise UsageError(f"Results folder {out} cannot be used: {error.strerror or error}.") from error
-    pending = _pending(cells, store, refresh_stale, console)
+    store.require_writable()
+    pending = _pending(cells, store, Present(data_root), refresh_stale, console)
     n_jobs = _jobs(jobs, chosen)
     kept = len(cells) - len(pending)
     console.print(
@@ -198,31 +195,40 @@ def print_plan(
 
 
 def _jobs(jobs: int | None, device: str) -> int:
-    """One worker per core on a CPU, one on a GPU, unless asked otherwise."""
+    """One worker per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
     if jobs is not None:
         return jobs
-    return (os.cpu_count() or 1) if device == "cpu" else 1
+    if device != "cpu":
+        return 1
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
-def _pending(cells: Sequence[PlannedCell], store: Store, refresh_stale: bool, console: Console) -> list[PlannedCell]:
+def _pending(
+    cells: Sequence[PlannedCell], store: Store, present: Present, refresh_stale: bool, console: Console
+) -> list[PlannedCell]:
     """Cells without a finished record; stale ones are kept and said so, unless they are to be refreshed."""
-    from benchmark.staleness import stale_reason
-
     pending = []
     for cell in cells:
         record = store.read(cell.key)
         if record is None or record.status != "done":
             pending.append(cell)
-        elif (reason := stale_reason(record, cell)) is not None:
-            if refresh_stale:
-                pending.append(cell)
-            else:
-                console.print(
-                    f"stale: {cell.title}: {reason}; kept (--refresh-stale runs it again)",
-                    highlight=False,
-                    markup=False,
-                    soft_wrap=True,
-                )
+            continue
+        reason = present.stale_reason(record, cell)
+        if reason is not None and refresh_stale:
+            pending.append(cell)
+            continue
+        if reason is None:
+            store.unmark_stale(record)
+        else:
+            store.mark_stale(record, reason)
+            console.print(
+                f"stale: {cell.title}: {reason}; kept (--refresh-stale runs it again)",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
     return pending
 
 
@@ -282,13 +288,14 @@ def run(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Change a setting: recipe.batch_size=32, or a method's parameter: method.key=value."
+            "--set",
+            help="Change a setting: recipe.batch_size=32, or a parameter in all rows of a method: method.key=value.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: results/runs/SUITE.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes. Default: one per core, one on a GPU.")
+        int | None, typer.Option(min=1, help="Worker processes. Default: one per core it may use, one on a GPU.")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set.")] = None,
     refresh_stale: Annotated[bool, typer.Option(help="Run cells again whose record other code made.")] = False,

@@ -223,13 +223,15 @@ def _reference_entry(session: _Session, measured: Measurement | None) -> dict[st
 def _versions(device: torch.device) -> dict[str, str | None]:
     cuda = device.type == "cuda"
     found = versions(
+        training_hash="",
         method_hash="",
         data_hash=None,
         weights_hash=None,
         cuda=torch.version.cuda if cuda else None,
         cudnn=str(torch.backends.cudnn.version()) if cuda else None,
     )
-    return {name: value for name, value in found.items() if name not in ("method_hash", "data_hash", "weights_hash")}
+    of_cells = ("training_hash", "method_hash", "data_hash", "weights_hash")
+    return {name: value for name, value in found.items() if name not in of_cells}
 
 
 def _environment(job: SpeedJob) -> dict[str, object]:

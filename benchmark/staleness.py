@@ -1,24 +1,54 @@
-"""Whether a record was made by other code, data or versions than the present ones. Only `run` asks (DESIGN.md 5)."""
+"""Whether a record was made by other code, data or libraries than the present ones. Only `run` asks (DESIGN.md 5)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.provenance import module_hash, versions
-from methods.registry import get_method
+from benchmark.planning import cell_spec, content_hash, load_splits
+from benchmark.provenance import installed
+from benchmark.record import canonical_json
 
 if TYPE_CHECKING:
     from benchmark.planning import PlannedCell
     from benchmark.record import Record
 
-# Data and initial weights are part of a record's versions too, but to compare them they would have to be loaded: their
-# identity is in the cell (data version, weights digest), and another one is another cell.
-_COMPARED = {"method_hash": "the method's code", "torch": "torch", "timm": "timm"}
+_UNKNOWN = "made before records said which code trained them"
 
 
-def stale_reason(record: Record, cell: PlannedCell) -> str | None:
-    """What differs between a record and the present, in words; None where nothing does."""
-    method = get_method(cell.settings.method.name)
-    now = versions(method_hash=module_hash(method.__module__), data_hash=None, weights_hash=None)
-    changed = [words for name, words in _COMPARED.items() if record.versions.get(name) != now[name]]
-    return f"made with another version of {' and '.join(changed)}" if changed else None
+class Present:
+    """What records made now would say of their code, data and libraries. data_root: folder of the data sets.
+
+    Initial weights are not compared: their digest is in the cell, and other ones are another cell.
+    """
+
+    def __init__(self, data_root: Path | None) -> None:
+        self._root = data_root
+        self._contents: dict[bytes, str] = {}
+
+    def stale_reason(self, record: Record, cell: PlannedCell) -> str | None:
+        """What differs between a record and the present, in words; None where nothing does.
+
+        Data are listed and hashed where nothing else differs, each data set once. Raises UsageError where they cannot
+        be read.
+        """
+        made = record.versions
+        if made.get("training_hash") is None:
+            return _UNKNOWN
+        now = {
+            "the code of data, networks or training": ("training_hash", cell.program.training),
+            "the method's code": ("method_hash", cell.program.method),
+            "torch": ("torch", installed("torch")),
+            "timm": ("timm", installed("timm")),
+        }
+        changed = [words for words, (name, value) in now.items() if made.get(name) != value]
+        if not changed and made.get("data_hash") != self._content(cell):
+            return "made on other data: what the files hold has changed"
+        return f"made with another version of {' and '.join(changed)}" if changed else None
+
+    def _content(self, cell: PlannedCell) -> str:
+        data = canonical_json(cell.document["data"])
+        if data not in self._contents:
+            spec = cell_spec(cell.settings)
+            self._contents[data] = content_hash(load_splits(cell.settings, spec, self._root))
+        return self._contents[data]

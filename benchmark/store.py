@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -144,6 +145,38 @@ class Store:
             self._keep_in_history(path)
         write_atomic(path, data)
         return written
+
+    def require_writable(self) -> None:
+        """Make the folder and a file in it, which is gone again. Raises StorageError where that cannot be done."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):  # a name of its own: several runs may start on one folder
+                pass
+        except OSError as error:
+            raise StorageError(f"Results folder {self.root} cannot be used: {error.strerror or error}.") from error
+
+    def mark_stale(self, record: Record, reason: str) -> None:
+        """Note beside a record why a run has kept it though it is stale, for whoever judges the folder later.
+
+        Raises StorageError where the system does not let it be written.
+        """
+        write_atomic(self._stale_path(record), f"{record.record_hash} {reason}".encode())
+
+    def unmark_stale(self, record: Record) -> None:
+        """Take the note away: the record is as one that would be made now."""
+        with contextlib.suppress(OSError):
+            self._stale_path(record).unlink()
+
+    def stale_reason(self, record: Record) -> str | None:
+        """Why the latest run on this folder has called the record stale; None where it has not."""
+        try:
+            about, _, reason = self._stale_path(record).read_text(encoding="utf-8").partition(" ")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return reason if about == record.record_hash else None  # a note on the record that was here before
+
+    def _stale_path(self, record: Record) -> Path:
+        return self.record_path(record.cell).with_suffix(".stale")
 
     def _keep_in_history(self, path: Path) -> None:
         # A copy, not a move: at no moment is the cell without a record. Named by content, so that a retry adds nothing.

@@ -421,8 +421,8 @@ def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path
 
 
 def _assign(document: dict[str, Any], assignment: str) -> None:
-    """Apply `a.b=c`: a top-level section of the suite, or `method.key` for the parameters of one method. `balancing=c`
-    and `method.balancing=c` set the loss balancing of all methods, or of one.
+    """Apply `a.b=c`: a top-level section of the suite, or `method.key` for the parameters of all entries of a method.
+    `balancing=c` and `method.balancing=c` set the loss balancing of all methods, or of one.
     """
     path, separator, text = assignment.partition("=")
     keys = path.strip().split(".")
@@ -432,30 +432,36 @@ def _assign(document: dict[str, Any], assignment: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {assignment!r}: the value is not valid YAML.") from error
-    target: dict[str, Any]
+    targets: list[dict[str, Any]]
+    entries: list[dict[str, Any]] = []
     if keys[0] == _BALANCING:
-        target, keys = document, ["", *keys]
+        targets, keys = [document], ["", *keys]
     elif keys[0] in {"recipe", "budget", "selection"}:
-        target = document.setdefault(keys[0], {})
+        targets = [document.setdefault(keys[0], {})]
     else:
-        entry = _method_entry(document, keys[0])
-        target = entry if keys[1:] == [_BALANCING] else entry.setdefault("params", {})
-    try:
-        section, key = _section(target, keys[1:])
-    except ValueError as error:
-        raise UsageError(f"--set {assignment!r}: {error}.") from error
-    section[key] = value
+        entries = _method_entries(document, keys[0])
+        own = keys[1:] == [_BALANCING]
+        targets = entries if own else [entry.setdefault("params", {}) for entry in entries]
+    for target in targets:
+        try:
+            section, key = _section(target, keys[1:])
+        except ValueError as error:
+            raise UsageError(f"--set {assignment!r}: {error}.") from error
+        section[key] = value
+    if entries:  # rows that differed in this alone are one row now
+        methods = document["methods"]
+        methods[:] = [entry for position, entry in enumerate(methods) if entry not in methods[:position]]
 
 
-def _method_entry(document: dict[str, Any], name: str) -> dict[str, Any]:
-    methods = document.get("methods") or []
-    for position, entry in enumerate(methods):
-        if isinstance(entry, str) and entry == name:
-            methods[position] = entry = {"name": name}
-        if isinstance(entry, dict) and entry.get("name") == name:
-            return entry
-    names = [entry if isinstance(entry, str) else str(entry.get("name")) for entry in methods]
-    raise unknown("section of --set", name, ["recipe", "budget", "selection", _BALANCING, *names])
+def _method_entries(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """All entries of a method, in place: a row and its control are to be changed alike."""
+    methods = document["methods"] if isinstance(document.get("methods"), list) else []
+    methods[:] = [{"name": entry} if entry == name else entry for entry in methods]
+    found = [entry for entry in methods if isinstance(entry, dict) and entry.get("name") == name]
+    if not found:
+        names = [entry if isinstance(entry, str) else str(entry.get("name")) for entry in methods]
+        raise unknown("section of --set", name, ["recipe", "budget", "selection", _BALANCING, *names])
+    return found
 
 
 def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) -> str:

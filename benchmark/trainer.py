@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from benchmark.checkpoints import Checkpoints
 from benchmark.evaluate import evaluate
 from benchmark.ledger import Ledger
-from benchmark.record import Fact
+from benchmark.record import Fact, canonical_json, curve_json
 from benchmark.selection import BestOnSelect
 from benchmark.stage_run import Progress, StageRun, TrainingContext
 from datasets.contracts import Batch, DatasetSpec
-from datasets.errors import ProtocolError
+from datasets.errors import ProtocolError, UsageError
 from methods.backbone import Backbone
 from methods.contracts import Budget, Metrics, Purpose, Role, SingleTask, Stage, StageResult
 from methods.cost import MacCounter
@@ -37,6 +38,8 @@ from methods.streams import generator, seed_of
 from methods.task_graph import TaskGraph
 
 CHECK_EVERY = 50  # steps between looks at the losses; each look waits for the device
+FIGURE_PREFIX = "figure-"  # of the artifacts that hold figures
+_OWN_ARTIFACTS = ("graph", "weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,30 +157,48 @@ class CellTrainer:
             self.curves[f"loss/{task}"] = list(loss)
         return SingleTask(graph, loss)
 
+    # What a record cannot hold is refused here, where the method hands it over, not after the training.
+
     def log(self, name: str, value: float) -> None:
         """Append a value to a named curve."""
-        self.curves.setdefault(name, []).append(float(value))
+        self.curves.setdefault(_text("name of a curve", name), []).append(float(value))
 
     def artifact(self, name: str, array: np.ndarray | Tensor) -> None:
-        """Store an array with the record; a later one of that name replaces it."""
-        self.artifacts[name] = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+        """Store a copy of an array of numbers with the record; a later one of that name replaces it."""
+        name = _text("name of an artifact", name)
+        if name in _OWN_ARTIFACTS or name.startswith(FIGURE_PREFIX):
+            raise UsageError(f"Artifact {name!r}: a record keeps its own under that name; choose another.")
+        try:
+            copy = np.array(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
+            torch.from_numpy(copy)  # as checkpoints hold it
+        except (TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"Artifact {name!r} is no array of numbers or truth values ({reason})") from error
+        self.artifacts[name] = copy
 
     # What follows comes from code between stages, which a resumed run repeats: checkpoints need not hold it.
 
     def figure(self, name: str, figure: Figure) -> None:
         """Store a picture, as data."""
+        if not isinstance(figure, Figure):
+            raise UsageError(f"Figure {name!r} is a {type(figure).__name__}; expected a methods.figures.Figure.")
+        name = _text("name of a figure", name)
+        canonical_json({f"figure {name!r}": figure.model_dump(mode="json")})
         self.figures[name] = figure
 
     def fact(self, name: str, value: float | None, unit: str = "") -> None:
-        """Store a number about what was found."""
-        self.facts[name] = {"value": None if value is None else float(value), "unit": unit}
+        """Store a number about what was found; null where it is not finite, as metrics."""
+        name = _text("name of a fact", name)
+        number = None if value is None else curve_json([float(value)])[0]
+        self.facts[name] = {"value": number, "unit": _text(f"unit of fact {name!r}", unit)}
 
     def chosen(self, elements: Iterable[str]) -> None:
         """Store the names of what was chosen."""
-        self.elements = sorted(elements)
+        self.elements = sorted(_text("name of what was chosen", element) for element in elements)
 
     def flag(self, text: str) -> None:
         """Store a sentence about what is not as it should be."""
+        text = _text("text of a flag", text)
         if text not in self.flags:
             self.flags.append(text)
 
@@ -415,6 +436,14 @@ class CellTrainer:
         self.selected = dict(payload["selected"])
         if best is not None and payload["best"] is not None:
             best.load_state_dict(payload["best"])
+
+
+def _text(what: str, value: object) -> str:
+    """The text as a record stores it. Raises UsageError for what is no text, or no valid Unicode."""
+    if not isinstance(value, str):
+        raise UsageError(f"The {what} is {value!r}; expected text.")
+    text: str = json.loads(canonical_json({what: value}))[what]
+    return text
 
 
 def _repeat_cycle_starts(runs: Sequence[StageRun], cycles: int, cycle: int, current: StageRun | None) -> None:

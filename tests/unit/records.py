@@ -108,6 +108,7 @@ def make_record(
         versions={
             "suite": "0.1.0",
             "package_hash": "p" * 64,
+            "training_hash": "t" * 64,
             "method_hash": f"{method:x<64}",
             "data_hash": "d" * 32,
             "weights_hash": f"{seed:064x}",

@@ -91,8 +91,8 @@ CHANGES = {
     "data tier": ("audit.tier", "report only"),
     "determinism": ("environment.determinism.algorithms", False),
     "device": ("environment.device", "GPU"),
-    "package": ("versions.package_hash", "e" * 64),
-    "method code": ("versions.method_hash", "e" * 64),
+    "training code": ("versions.training_hash", "e" * 64),
+    "program": ("versions.method_hash", "e" * 64),
     "torch": ("versions.torch", "9.9"),
     "timm": ("versions.timm", "9.9"),
 }
@@ -100,7 +100,7 @@ RED = {
     *("data", "data hash", "protocol", "tasks", "task weights", "roles", "n_evaluated", "backbone", "weights"),
     *("initial weights", "output stride", "head", "dropout", "input size", "normalisation", "augmentation"),
     *("extra data", "selection", "epoch rule", "evaluations", "recipe", "optimizer", "schedule", "steps", "batch size"),
-    *("precision", "batch norm", "tuning trials", "draws"),
+    *("precision", "batch norm", "tuning trials", "draws", "program"),
 }
 PARAMS = {field.name: field for field in FIELDS}
 
@@ -135,7 +135,7 @@ def test_a_row_that_differs_stands_out(name):
     if name == "images in search":
         groups[2] = row("c", search_steps=10)
     groups[2] = [change(record, path, value) for record in groups[2]]
-    if name == "method code":  # belongs to the method: what counts is that the seeds of a row agree
+    if name == "program":  # belongs to the method: what counts is that the seeds of a row agree
         groups[2][0] = make_record("c", 0)
     one = finding(audit(*groups), name)
     assert one.rule == ("red" if name in RED else "amber")
@@ -144,7 +144,7 @@ def test_a_row_that_differs_stands_out(name):
     assert audit(*groups).red == (frozenset({2}) if name in RED else frozenset())
 
 
-@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"method code", "initial weights", "classes averaged"}))
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"program", "initial weights", "classes averaged"}))
 def test_seeds_of_one_row_that_differ_stand_out(name):
     path, value = CHANGES[name]
     odd = row("c", search_steps=10) if name == "images in search" else row("c")
@@ -415,3 +415,10 @@ def test_records_of_a_run_leave_no_field_unknown(tmp_path):
     assert found.banners == ()
     assert not any("unknown" in one.text for one in found.findings)
     assert finding(audit([stl], [shared], [long]), "weight_steps").rows == (2,)
+
+
+@pytest.mark.parametrize("name", ["training_hash", "method_hash", "data_hash"])
+def test_a_mean_over_two_programs_or_two_data_contents_is_red(name):
+    mixed = row("b")
+    mixed[1] = change(mixed[1], f"versions.{name}", "e" * 64)
+    assert audit(row("a"), mixed, row("c")).red == {1}

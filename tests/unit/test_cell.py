@@ -13,11 +13,13 @@ import torch
 import benchmark.cell
 from benchmark.cell import RunSettings, run_cell
 from benchmark.planning import PlannedCell, plan
+from benchmark.stage_run import StageRun
 from benchmark.store import Store
 from benchmark.suite import Suite
 from datasets.errors import UsageError
 from methods.contracts import Fidelity, Method, MethodParams, Statement
-from methods.registry import register_method
+from methods.plain import fit_plain
+from methods.registry import get_method, register_method
 from methods.task_graph import TaskGraph
 
 
@@ -131,6 +133,12 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise KeyError("a fault of the method")
             if self.params.how == "oom":
                 raise torch.OutOfMemoryError("tried 9 GiB")
+            if self.params.how != "empty":
+                trainer.fact("ratio", float("nan"))
+                graph = fit_plain(trainer, "joint", trainer.budget.steps)[0]
+                if self.params.how == "slips through":  # as if `fact` had not looked
+                    trainer.facts["ratio"] = {"value": float("nan"), "unit": ""}
+                return graph
             return TaskGraph(["image"])
 
 
@@ -241,3 +249,33 @@ def test_keys_do_not_depend_on_what_changes_no_result() -> None:
     assert spelled.key == plain.key
     assert cells(recipe={"batch_size": 17})[1].key != plain.key
     assert dataclasses.replace(plain, weights="elsewhere").key == plain.key
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_fact_that_is_not_finite_loses_no_work(tmp_path: Path) -> None:
+    record = run_cell(cells(methods=[{"name": "broken", "params": {"how": "fact"}}])[0], RunSettings(tmp_path))
+    assert record.status == "done", record.error
+    assert record.audit["facts"] == {"ratio": {"value": None, "unit": ""}}
+
+
+@pytest.mark.usefixtures("broken")
+def test_checkpoints_stay_until_the_record_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = cells(methods=[{"name": "broken", "params": {"how": "slips through"}}])[0]
+    record = run_cell(cell, RunSettings(tmp_path))
+    assert record.status == "failed"
+    assert "audit.facts.ratio.value is nan" in record.error["message"]
+    (kept,) = (tmp_path / "work" / cell.key).glob("stage-*.end.pt")
+    monkeypatch.setattr(StageRun, "step", lambda *arguments: pytest.fail("trained again"))
+    assert run_cell(cell, RunSettings(tmp_path)).status == "failed"
+    assert kept.exists()
+
+
+@pytest.mark.usefixtures("broken")
+def test_what_a_record_cannot_hold_of_a_method_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cells(methods=[{"name": "broken", "params": {"how": "fact"}}])[0]
+    monkeypatch.setattr(get_method("broken"), "draws", float("nan"), raising=False)
+    monkeypatch.setattr(StageRun, "step", lambda *arguments: pytest.fail("a step was made"))
+    record = run_cell(cell, RunSettings(tmp_path))
+    assert "draws is nan" in record.error["message"]

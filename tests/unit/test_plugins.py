@@ -152,3 +152,20 @@ def test_loading_twice_registers_once(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(example_of_the_readme("@register_dataset"), encoding="utf-8")
     load_plugins([str(tmp_path / "plugin.py")] * 2)
     load_plugins([str(tmp_path / "plugin.py")])
+
+
+@pytest.mark.parametrize("name", ["split.v1.2.py", "split late.py", "Schicht-\u00fc.py", "2.py"])
+def test_a_plugin_may_have_any_file_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(example_of_the_readme("@register_method"), encoding="utf-8")
+    file = suite_with(tmp_path, "split_late")
+    file.write_text(file.read_text(encoding="utf-8").replace("plugin.py", name), encoding="utf-8")
+    suite = read_suite(file)
+    load_plugins(suite.plugins)
+    assert len(plan(suite)[0].program.method) == 64
+
+
+@pytest.mark.parametrize("name", ["plugin.txt", "plugin.pyc", "plugin"])
+def test_a_file_of_another_kind_is_no_plugin(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"expected the suffix \.py"):
+        load_plugins([str(tmp_path / name)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,16 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.provenance import cpu_name, environment, git_state, hash_files, module_hash, package_hash, versions
+from benchmark.provenance import cpu_name, environment, git_state, hash_files, module_file, package_hash, versions
 from benchmark.store import canonical_json
 from datasets.errors import UsageError
-
-
-def _load(monkeypatch, name: str, path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, name, module)
 
 
 def test_hash_covers_names_and_contents_and_ignores_order_and_line_endings(tmp_path):
@@ -55,46 +47,25 @@ def test_package_hash_is_stable_and_covers_suites(monkeypatch):
     assert package_hash() != before
 
 
-def test_method_in_one_file_is_hashed_alone(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("x = 1\n")
-    (tmp_path / "other.py").write_text("y = 1\n")
-    _load(monkeypatch, "mine", tmp_path / "mine.py")
-    before = module_hash("mine")
-    (tmp_path / "other.py").write_text("y = 2\n")
-    assert module_hash("mine") == before
-    (tmp_path / "mine.py").write_text("x = 2\n")
-    assert module_hash("mine") != before
-
-
-def test_method_in_a_small_package_is_hashed_whole(tmp_path, monkeypatch):
-    package = tmp_path / "plugins_of_a_test" / "search"
-    package.mkdir(parents=True)
-    (package.parent / "__init__.py").write_text("")
-    (package / "__init__.py").write_text("")
-    (package / "method.py").write_text("x = 1\n")
-    (package / "space.py").write_text("y = 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    inside, whole = module_hash("plugins_of_a_test.search.method"), module_hash("plugins_of_a_test.search")
-    assert inside == whole
-    (package / "space.py").write_text("y = 2\n")
-    assert module_hash("plugins_of_a_test.search.method") != inside
-
-
-def test_a_method_of_the_suite_has_a_hash():
-    assert module_hash("methods.registry") == hash_files(Path("methods"), [Path("methods/registry.py")])
-
-
 @pytest.mark.parametrize("name", ["no_such_module", "no_such_module.inner", "sys"])
 def test_module_without_source_is_a_clear_error(name):
     with pytest.raises(UsageError, match=name):
-        module_hash(name)
+        module_file(name)
 
 
 def test_versions_have_the_fields_of_a_record():
-    block = versions(method_hash="m", data_hash=None, weights_hash="w")
-    assert {"suite", "package_hash", "method_hash", "data_hash", "weights_hash", "python", "torch", "timm"} <= set(
-        block
-    )
+    block = versions(training_hash="t", method_hash="m", data_hash=None, weights_hash="w")
+    assert {
+        "suite",
+        "package_hash",
+        "training_hash",
+        "method_hash",
+        "data_hash",
+        "weights_hash",
+        "python",
+        "torch",
+        "timm",
+    } <= set(block)
     assert block["cuda"] is None
     assert block["cudnn"] is None
     assert block["torch"]
@@ -105,7 +76,7 @@ def test_asking_for_versions_imports_nothing_heavy():
     code = (
         "import sys\n"
         "from benchmark.provenance import versions, environment\n"
-        "versions(method_hash='', data_hash=None, weights_hash=None)\n"
+        "versions(training_hash='', method_hash='', data_hash=None, weights_hash=None)\n"
         "environment('cpu', {'intra_op': 1}, {})\n"
         "assert not {'torch', 'timm', 'numpy'} & set(sys.modules), 'imported'\n"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import benchmark.run
 from benchmark import __main__ as sharebench
 from benchmark.run import app, pick_device, select
 from benchmark.suite import read_suite
@@ -207,3 +208,15 @@ def test_a_worker_whose_run_is_gone_ends_without_a_word_and_without_a_record(
     assert not list((tmp_path / "out" / "records").rglob("*.json"))
     assert not Store(tmp_path / "out").load_all()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core")
+def test_workers_are_counted_from_what_the_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert benchmark.run._jobs(None, "cpu") == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert benchmark.run._jobs(5, "cpu") == 5
+    assert benchmark.run._jobs(None, "cuda") == 1

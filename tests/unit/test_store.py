@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -543,3 +544,15 @@ def test_file_names_stay_readable():
 def test_reading_records_needs_no_torch():
     code = "import sys, benchmark.report\nassert not {'torch', 'numpy', 'pandas', 'filelock'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_several_runs_may_start_at_once_on_one_folder(tmp_path):
+    """A job array: each start looks whether it can write, and none takes away what another is about to."""
+
+    def start(_: int) -> None:
+        for _ in range(50):
+            Store(tmp_path / "out").require_writable()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, range(4)))
+    assert not list((tmp_path / "out").iterdir())

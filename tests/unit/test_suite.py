@@ -140,3 +140,16 @@ def test_what_is_swept_cannot_be_set_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="b is swept and given in params too"):
         read(tmp_path, text, settings=["c.b=3"])
     assert read(tmp_path, text, settings=["c.a=3"]).methods[0].params == {"a": 3}
+
+
+def test_a_setting_reaches_every_row_of_its_method(tmp_path: Path) -> None:
+    """A control that kept the old weight would be no control. Rows that are equal then stand once."""
+    text = GOOD.replace("[c]", "[{name: c, params: {w: 1}}, d, {name: c, params: {w: 1, draw: random}}, c]")
+    methods = read(tmp_path, text, settings=["c.w=5"]).methods
+    assert [(entry.name, entry.params) for entry in methods] == [
+        ("c", {"w": 5}),
+        ("d", {}),
+        ("c", {"w": 5, "draw": "random"}),
+    ]
+    balanced = read(tmp_path, text, settings=["c.balancing=dwa"]).methods
+    assert [entry.balancing is not None for entry in balanced] == [True, False, True, True]

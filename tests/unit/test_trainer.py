@@ -448,3 +448,44 @@ def test_precision_memory_format_and_workers_run(tmp_path: Path, recipe: dict[st
     assert result.loss["a"][0] == pytest.approx(expected.loss["a"][0], abs=0.02 if "precision" in recipe else 1e-5)
     if "workers" in recipe:
         assert graph.weights_hash() == reference.weights_hash()
+
+
+@pytest.mark.parametrize(
+    ("hand_over", "message"),
+    [
+        (lambda trainer: trainer.fact(3, 1.0), "name of a fact is 3; expected text"),
+        (lambda trainer: trainer.fact("ratio", 1.0, None), "unit of fact 'ratio' is None"),
+        (lambda trainer: trainer.fact("\ud800", 1.0), "not valid Unicode"),
+        (lambda trainer: trainer.flag(None), "text of a flag is None"),
+        (lambda trainer: trainer.chosen(["edge", 3]), "what was chosen is 3"),
+        (lambda trainer: trainer.log(("a",), 1.0), "name of a curve is"),
+        (lambda trainer: trainer.artifact("names", np.array(["a"])), "Artifact 'names' is no array of numbers"),
+        (lambda trainer: trainer.artifact("objects", [object()]), "Artifact 'objects' is no array of numbers"),
+        (lambda trainer: trainer.artifact("half", torch.zeros(2, dtype=torch.bfloat16)), "Artifact 'half'"),
+        (lambda trainer: trainer.artifact("weights", np.zeros(2)), "'weights': a record keeps its own"),
+        (lambda trainer: trainer.artifact("figure-a", np.zeros(2)), "'figure-a': a record keeps its own"),
+        (lambda trainer: trainer.figure("a", {"title": "a"}), "Figure 'a' is a dict"),
+    ],
+)
+def test_what_a_record_cannot_hold_is_refused_when_it_is_handed_over(
+    tmp_path: Path, hand_over: Callable, message: str
+) -> None:
+    trainer = toy_trainer(tmp_path)
+    with pytest.raises(UsageError, match=message) as caught:
+        hand_over(trainer)
+    assert "\n" not in str(caught.value)
+    assert [trainer.facts, trainer.flags, trainer.elements, trainer.artifacts, trainer.curves] == [{}, [], [], {}, {}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_facts_that_are_not_finite_are_null_as_metrics_are(tmp_path: Path, value: float | None) -> None:
+    trainer = toy_trainer(tmp_path)
+    trainer.fact("ratio", value, "percent")
+    assert trainer.facts == {"ratio": {"value": None, "unit": "percent"}}
+
+
+def test_an_artifact_is_what_it_was_when_it_was_handed_over(tmp_path: Path) -> None:
+    trainer, weights = toy_trainer(tmp_path), torch.zeros(2)
+    trainer.artifact("weights at the start", weights)
+    weights.add_(1)
+    assert trainer.artifacts["weights at the start"].tolist() == [0.0, 0.0]
