@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from datasets.errors import UsageError, nearest, unknown
+from datasets.errors import UnknownNameError, UsageError, nearest, unknown
 
 SUITES = Path(__file__).parent / "suites"
 MAX_SUITE_BYTES = 100_000  # a suite is a page of text; a larger file is a mistake or an attack
@@ -342,14 +343,17 @@ def suite_names() -> list[str]:
 
 
 def find_suite(name: str) -> Path:
-    """File of a shipped suite, or the path itself where it names a file. Raises UnknownNameError."""
+    """File of a shipped suite, or the path itself: what ends in .yaml or .yml or has a separator. A bare name is a
+    shipped suite whatever lies in the working directory. Raises UnknownNameError.
+    """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or any(mark in name for mark in (os.sep, os.altsep) if mark):
         if not path.is_file():
             raise UsageError(f"Suite file {name!r} does not exist. Shipped suites: {', '.join(suite_names())}.")
         return path
     if name not in suite_names():
-        raise unknown("suite", name, suite_names())
+        hint = f" A file is given as a path: ./{name}." if path.is_file() else ""
+        raise UnknownNameError(f"{unknown('suite', name, suite_names())}{hint}")
     return SUITES / f"{name}.yaml"
 
 
