@@ -12,6 +12,7 @@ import typer
 
 from benchmark.entry import start
 from benchmark.suite import BudgetSettings, Suite, find_suite, read_suite
+from benchmark.yaml_text import parse_yaml
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,12 +59,10 @@ def select(
     settings: Sequence[str] = (),
 ) -> Suite:
     """A suite with the choices of the command line. Raises UsageError."""
-    import yaml
-
     path = find_suite(name)
     # Validated first, so that what is changed below is known to have the right form.
     read_suite(path)
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document, _ = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     changes: dict[str, Any] = {}
     for option, key, text in (
         ("methods", "name", methods),
