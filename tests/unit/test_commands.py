@@ -145,3 +145,20 @@ def test_a_run_without_any_record_ends_with_1(monkeypatch: pytest.MonkeyPatch, t
     result = CliRunner().invoke(run_app, words)
     assert result.exit_code == 1, result.output
     assert "No cell left a record" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["datasets", "methods"])
+def test_a_project_with_a_package_of_our_name_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    """`python -m` looks in the working directory first."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "benchmark.run", "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2
+    (message,) = done.stderr.splitlines()
+    assert f"'{name}' at {tmp_path / name} hides ShareBench's" in message
+    assert "sharebench run" in message
+    line[1:] = ["-c", "import benchmark"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert f"ImportError: the package '{name}'" in done.stderr
