@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+
 import typer
 
-from benchmark import check as check_command
-from benchmark import data as data_command
-from benchmark import export as export_command
-from benchmark import list as list_command
-from benchmark import report as report_command
-from benchmark import run as run_command
-from benchmark import throughput as throughput_command
+from benchmark import check, data, export, report, run, throughput
+from benchmark import list as list_
 from benchmark.entry import start
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-app.command("run")(run_command.run)
-app.command("report")(report_command.command)
-app.command("check")(check_command.command)
-app.command("list")(list_command.show)
-app.add_typer(data_command.app, name="data", help="Data sets on disk: verify, show, prepare.")
-app.command("throughput")(throughput_command.throughput)
-app.command("export")(export_command.export)
+
+
+def _add(name: str, command: typer.Typer) -> None:
+    """The one command of a module under its name here, with everything that it was declared with."""
+    (declared,) = command.registered_commands
+    info = copy.copy(declared)
+    info.name = name
+    app.registered_commands.append(info)
+
+
+_add("run", run.app)
+_add("report", report.app)
+_add("check", check.app)
+_add("list", list_.app)
+app.add_typer(data.app, name="data", help="Data sets on disk: verify, show, prepare.")
+_add("throughput", throughput.app)
+_add("export", export.app)
 
 
 def main() -> None:

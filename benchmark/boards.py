@@ -12,12 +12,13 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from benchmark.yaml_text import parse_yaml
 from datasets.errors import UsageError, unknown
+from datasets.settings import Checked
 
 FOLDER = Path(__file__).parent / "published"
 Verification = Literal["read", "secondary", "recalled"]
@@ -30,11 +31,7 @@ DASH = "\N{EN DASH}"
 Text = Annotated[str, BeforeValidator(str)]  # YAML reads 1.0 and yes as other types
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BoardMetric(_Frozen):
+class BoardMetric(Checked):
     """A metric as the board prints it: name of the registry, unit, direction."""
 
     name: str
@@ -42,7 +39,7 @@ class BoardMetric(_Frozen):
     higher_is_better: bool
 
 
-class Protocol(_Frozen):
+class Protocol(Checked):
     """How the numbers came about, in words."""
 
     backbone: Text
@@ -56,7 +53,7 @@ class Protocol(_Frozen):
     split: Text | None = None
 
 
-class Key(_Frozen):
+class Key(Checked):
     """The protocol in machine form; None: the source does not state it.
 
     eval_size: (height, width). backbone: timm name, `:os8` where that output stride is stated; `per_row` where rows
@@ -72,7 +69,7 @@ class Key(_Frozen):
     seeds: int | None
 
 
-class Size(_Frozen):
+class Size(Checked):
     """A published size. scope: what is counted, where the source says."""
 
     value: float
@@ -81,7 +78,7 @@ class Size(_Frozen):
     scope: Text | None = None
 
 
-class Source(_Frozen):
+class Source(Checked):
     """Where a row was printed."""
 
     paper: str
@@ -90,7 +87,7 @@ class Source(_Frozen):
     doi: str | None = None
 
 
-class BoardRow(_Frozen):
+class BoardRow(Checked):
     """A row. values: {`task.metric` or `aggregate.metric`: number, None where the source has none}."""
 
     method: str
@@ -108,7 +105,7 @@ class BoardRow(_Frozen):
         return f"{MARKS[self.verification]} {title}".strip()
 
 
-class Board(_Frozen):
+class Board(Checked):
     """A published table. tasks: {task: metrics}; aggregates: metrics over all tasks.
 
     reproducible: whether a suite can run one of its rows again; reproducible_reason: why, in a few words.
@@ -162,11 +159,9 @@ def read_board(name: str, folder: Path = FOLDER) -> Board:
 
 def parse_board(text: str, name: str) -> Board:
     """A board from YAML. name: for messages, and what the board must call itself. Raises UsageError."""
+    document, _ = parse_yaml(text, f"Board {name!r}")
     try:
-        document: Any = yaml.safe_load(text)
         board = Board.model_validate(document)
-    except yaml.YAMLError as error:
-        raise UsageError(f"Board {name!r} is no valid YAML: {str(error).splitlines()[0]}.") from error
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])

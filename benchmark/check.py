@@ -7,7 +7,6 @@ Exit codes: 0 same, 1 regression, 2 usage, 3 inconclusive (noise), 4 missing, fa
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,9 +159,7 @@ def command(
     except UsageError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
-    encoding = sys.stdout.encoding or "utf-8"
-    # A console of another code page shows ? for a dot rather than a traceback.
-    typer.echo(text.encode(encoding, errors="replace").decode(encoding))
+    typer.echo(text)
     raise typer.Exit(code)
 
 

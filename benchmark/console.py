@@ -8,13 +8,15 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from benchmark.entry import replace_what_cannot_be_shown
 from benchmark.executors import Event
 
 WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
 
 
 def make_console() -> Console:
-    """A console that does not squeeze lines into 80 columns where there is no terminal."""
+    """A console that does not squeeze lines into 80 columns where there is no terminal, and prints on any encoding."""
+    replace_what_cannot_be_shown()  # also in a script of one's own, which no command has started
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH_OF_FILES)
 

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_NO_READER = 141  # 128 + SIGPIPE, as of programs that the signal ends
+EXIT_OUTPUT = 74  # EX_IOERR of sysexits.h; no command gives it another meaning
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Make standard output print a question mark for what its encoding lacks: hours of training must not end at a Δ.
+
+    An error handler that the user chose (PYTHONIOENCODING=ascii:backslashreplace) is kept.
+    """
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        of_locale = stream.errors == "surrogateescape" and codecs.lookup(stream.encoding).name != "utf-8"
+        if stream.errors == "strict" or of_locale:
+            stream.reconfigure(errors="replace")
 
 
 def start(app: Callable[[], object]) -> NoReturn:
     """Run a command and end the process with its exit code.
 
     Where whoever reads the output has gone (`| head`) it ends quietly with 141. The signal itself stays ignored, as
-    Python has it: it would also end a run whose worker dies while it is spoken to.
+    Python has it: it would also end a run whose worker dies while it is spoken to. Output that cannot be written (a
+    full disk) ends it with one line and 74; where there is no output (`>&-`) the command runs on and says nothing.
     """
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
+    replace_what_cannot_be_shown()
     stdout = sys.stdout
     try:
         try:
@@ -23,12 +43,30 @@ def start(app: Callable[[], object]) -> NoReturn:
         finally:
             stdout.flush()  # here and not at the end of the interpreter, which would print what failed
     except BrokenPipeError:
-        _leave()
+        _leave(EXIT_NO_READER)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+            raise
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        _leave(EXIT_OUTPUT)
     except SystemExit as end:
         if _is_of_broken_pipe(end):  # click and rich make it an exit with code 1, which here says something else
-            _leave()
+            _leave(EXIT_NO_READER)
         sys.exit(end.code)
     sys.exit(0)
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
+
+
+def _nowhere() -> io.TextIOWrapper:
+    """An output that keeps nothing, on descriptor 1, which the next file that is opened would get otherwise."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.fstat(1)
+    except OSError:
+        os.dup2(descriptor, 1)
+    return io.TextIOWrapper(os.fdopen(descriptor, "wb"), encoding="utf-8")
 
 
 def _is_of_broken_pipe(end: BaseException) -> bool:
@@ -38,7 +76,7 @@ def _is_of_broken_pipe(end: BaseException) -> bool:
     return context is not None
 
 
-def _leave() -> NoReturn:
+def _leave(code: int) -> NoReturn:
     # What is still buffered must go somewhere when the interpreter flushes.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
-    sys.exit(EXIT_NO_READER)
+    sys.exit(code)

@@ -312,7 +312,7 @@ def command(
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     if out is None:
-        _print(text)
+        typer.echo(text, nl=False)
 
 
 def _draw(directory: Path, folder: Path) -> None:
@@ -322,12 +322,6 @@ def _draw(directory: Path, folder: Path) -> None:
     records, tables, _ = _read(directory, "mean-metrics", None, False, None)
     drawn = [*draw_tables(tables, folder), *draw_records(records, Store(directory), folder)]
     typer.echo(f"Figures: {len(drawn)} new files in {folder}", err=True)
-
-
-def _print(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    # A console of another code page shows ? for an arrow rather than a traceback.
-    typer.echo(text.encode(encoding, errors="replace").decode(encoding), nl=False)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import typer
 
 from benchmark.entry import start
 from benchmark.suite import BudgetSettings, Suite, find_suite, read_suite
+from benchmark.yaml_text import parse_yaml
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,12 +60,10 @@ def select(
     settings: Sequence[str] = (),
 ) -> Suite:
     """A suite with the choices of the command line. Raises UsageError."""
-    import yaml
-
     path = find_suite(name)
     # Validated first, so that what is changed below is known to have the right form.
     read_suite(path)
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document, _ = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     changes: dict[str, Any] = {}
     for option, key, text in (
         ("methods", "name", methods),
@@ -157,6 +156,9 @@ def execute(
         with RunView(console, [cell.title for cell in pending]) as view:
             for event in LocalExecutor(settings, n_jobs).run(pending):
                 view.show(event)
+    if not store.load_all():
+        console.print("No cell left a record; there is nothing to print.", highlight=False)
+        return [cell.key for cell in cells]
     if speed:
         _measure_speed(store, cells, settings, console)
     _write_tables(out, console, print_tables)
@@ -279,6 +281,7 @@ def _draw_figures(store: Store, cells: Sequence[PlannedCell], console: Console) 
 
 @app.command()
 def run(
+    context: typer.Context,
     suite: Annotated[str, typer.Argument(help="A shipped suite, or the path of a YAML file.")] = "quick",
     methods: Annotated[str | None, typer.Option(help="Only these methods, comma-separated.")] = None,
     datasets: Annotated[str | None, typer.Option(help="Only these data sets.")] = None,
@@ -348,7 +351,7 @@ def run(
     except UsageError as error:
         fail(error)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; finished cells are kept. Resume with: {_resume_line(sys.argv[1:])}", file=sys.stderr)
+        print(f"\ninterrupted; finished cells are kept. Resume with: {_line(context)}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     raise typer.Exit(0 if all(map(Store(folder).is_done, keys)) else EXIT_NOT_DONE)
 
@@ -359,10 +362,11 @@ def data_root_of_environment() -> Path | None:
     return Path(value) if value else None
 
 
-def _resume_line(arguments: Sequence[str]) -> str:
+def _line(context: typer.Context) -> str:
+    """What was typed, with the program's name in place of its path."""
     import shlex
 
-    return shlex.join(["python", "-m", "benchmark.run", *arguments])
+    return f"{context.find_root().info_name} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def main() -> None:

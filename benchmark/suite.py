@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,20 +26,20 @@ from pydantic import (
     model_validator,
 )
 
-from datasets.errors import UsageError, nearest, unknown
+from benchmark.yaml_text import Location, parse_yaml
+from datasets.errors import UnknownNameError, UsageError, nearest, unknown
+from datasets.settings import Checked
 
 SUITES = Path(__file__).parent / "suites"
 MAX_SUITE_BYTES = 100_000  # a suite is a page of text; a larger file is a mistake or an attack
-MAX_BRACKETS = 1_000  # PyYAML takes quadratic time over nested brackets: minutes for a file of 100 kB
-MAX_ALIASES = 100  # YAML aliases can expand exponentially
 MAX_SWEEP = 1_000  # rows of one entry: combinations multiply
 _BALANCING = "balancing"
 
 
-class Settings(BaseModel):
-    """Base of all configuration: frozen, unknown keys are errors."""
+class Settings(Checked):
+    """Base of all configuration: `datasets.settings.Checked`, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
@@ -342,14 +342,17 @@ def suite_names() -> list[str]:
 
 
 def find_suite(name: str) -> Path:
-    """File of a shipped suite, or the path itself where it names a file. Raises UnknownNameError."""
+    """File of a shipped suite, or the path itself: what ends in .yaml or .yml or has a separator. A bare name is a
+    shipped suite whatever lies in the working directory. Raises UnknownNameError.
+    """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or any(mark in name for mark in (os.sep, os.altsep) if mark):
         if not path.is_file():
             raise UsageError(f"Suite file {name!r} does not exist. Shipped suites: {', '.join(suite_names())}.")
         return path
     if name not in suite_names():
-        raise unknown("suite", name, suite_names())
+        hint = f" A file is given as a path: ./{name}." if path.is_file() else ""
+        raise UnknownNameError(f"{unknown('suite', name, suite_names())}{hint}")
     return SUITES / f"{name}.yaml"
 
 
@@ -367,7 +370,9 @@ def read_suite(path: Path, changes: Mapping[str, Any] | None = None, settings: S
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
-    document, lines = _parse(text, path)
+    document, lines = parse_yaml(text, str(path))
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: a suite is a mapping of keys, not {type(document).__name__}.")
     document.update(changes or {})
     for assignment in settings:
         _assign(document, assignment)
@@ -380,46 +385,6 @@ def read_suite(path: Path, changes: Mapping[str, Any] | None = None, settings: S
         raise UsageError(_explain(error, path, lines)) from error
 
 
-Location = tuple[str | int, ...]
-
-
-def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
-    """The document and the line of every key; safe tags only, a bounded number of aliases, no key twice."""
-    if text.count("[") + text.count("{") > MAX_BRACKETS:
-        raise UsageError(f"{path}: more than {MAX_BRACKETS} brackets.")
-    try:
-        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)) > MAX_ALIASES:
-            raise UsageError(f"{path}: more than {MAX_ALIASES} YAML aliases.")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[Location, int] = {}
-        if node is not None:
-            _index(node, (), lines, path)
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
-    except RecursionError as error:
-        raise UsageError(f"{path}: YAML is nested too deeply, or a node contains itself.") from error
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: a suite is a mapping of keys, not {type(document).__name__}.")
-    return document, lines
-
-
-def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path: Path) -> None:
-    lines[location] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            where = (*location, str(key.value))
-            if where in lines:
-                raise UsageError(f"{path}, line {key.start_mark.line + 1}: key {key.value!r} stands twice.")
-            _index(value, where, lines, path)
-            lines[where] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            _index(value, (*location, position), lines, path)
-
-
 def _assign(document: dict[str, Any], assignment: str) -> None:
     """Apply `a.b=c`: a top-level section of the suite, or `method.key` for the parameters of all entries of a method.
     `balancing=c` and `method.balancing=c` set the loss balancing of all methods, or of one.
@@ -428,10 +393,7 @@ def _assign(document: dict[str, Any], assignment: str) -> None:
     keys = path.strip().split(".")
     if not separator or (len(keys) < 2 and keys != [_BALANCING]):
         raise UsageError(f"--set {assignment!r}: expected section.key=value, for example recipe.batch_size=32.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {assignment!r}: the value is not valid YAML.") from error
+    value, _ = parse_yaml(text, f"--set {assignment!r}")
     targets: list[dict[str, Any]]
     entries: list[dict[str, Any]] = []
     if keys[0] == _BALANCING:
@@ -477,7 +439,7 @@ def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) 
         hint = f" Nearest: {', '.join(nearest(str(location[-1]), allowed))}." if allowed else ""
         return f"{where}: unknown key {key!r}.{hint}"
     given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
-    return f"{where}: {key}: {fault['msg']}{given}."[:500]
+    return f"{where}: {key}: {fault['msg'].removeprefix('Value error, ')}{given}."[:500]
 
 
 def _fields_at(location: Location) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional
 from datasets.contracts import DatasetSpec, Sample
 from datasets.errors import UsageError, unknown
 from datasets.protocols import ProtocolFlags, get_protocol
+from datasets.settings import Checked
 from datasets.transforms import Depth, InverseDepth, Normals, fill_values, nearest_centre, negate
 
 Size = tuple[int, int]
@@ -28,10 +29,10 @@ Positive = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1)]
 
 
-class Step(BaseModel):
+class Step(Checked):
     """One kind of step. Fields are its options, `step` its name in suites."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
     step: ClassVar[str]
     mirrors: ClassVar[bool] = False
 

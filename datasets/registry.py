@@ -16,20 +16,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 import datasets
 from datasets.contracts import DatasetSpec, MultiTaskDataset, Split
 from datasets.errors import DatasetMissingError, UsageError, unknown
 from datasets.kinds import get_kind
+from datasets.settings import Checked
 
 DATA_ROOT_VARIABLE = "SHAREBENCH_DATA"
 
 
-class DatasetOptions(BaseModel):
+class DatasetOptions(Checked):
     """Base of every data set's options: unknown keys are errors, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from datasets.contracts import Batch, DatasetSpec
+from datasets.settings import Checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,10 +94,8 @@ class Fidelity:
     references: tuple[Reference, ...] = ()
 
 
-class MethodParams(BaseModel):
+class MethodParams(Checked):
     """Base of every method's parameters: unknown keys are errors, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,7 @@ def broken(**changes: object) -> str:
         (broken(rows=[]), "rows: .*at least 1 item"),
         (broken(tasks={}), "no column of the board"),
         (broken(board="other"), "calls itself 'other'"),
-        ("a: [", "no valid YAML"),
+        ("a: [", "line 1: not valid YAML"),
     ],
 )
 def test_a_broken_board_is_one_line(text: str, message: str) -> None:

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.planning import method_params
 from benchmark.suite import Suite, find_suite, read_suite, suite_names
+from datasets.augmentation import read_steps
 from datasets.errors import UsageError
+from datasets.registry import read_options
+from methods.registry import get_method
 
 GOOD = "name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\n"
 
@@ -56,10 +60,7 @@ def test_faults_are_one_line_that_names_the_place(tmp_path: Path, text: str, mes
     assert "suite.yaml" in str(caught.value)
 
 
-def test_alias_bombs_and_huge_files_are_refused(tmp_path: Path) -> None:
-    bomb = "a: &a [x]\n" + "".join(f"b{i}: &b{i} [{', '.join(['*a'] * 9)}]\n" for i in range(20))
-    with pytest.raises(UsageError, match="more than 100 YAML aliases"):
-        read(tmp_path, bomb)
+def test_huge_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a suite has at most"):
         read(tmp_path, "#" * 2_000_000)
     with pytest.raises(UsageError, match="more than 1000 brackets"):
@@ -153,3 +154,60 @@ def test_a_setting_reaches_every_row_of_its_method(tmp_path: Path) -> None:
     ]
     balanced = read(tmp_path, text, settings=["c.balancing=dwa"]).methods
     assert [entry.balancing is not None for entry in balanced] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe:\n  batch_size: 032", r"line 6: 032 has a leading zero, .*; write 32, or '032' in quotes"),
+        ("recipe:\n  batch_size: 089", r"line 6: 089 has a leading zero"),
+        ("recipe: {optimizer: {lr: 00.5}}", r"line 5: 00.5 has a leading zero, .*; write 0.5"),
+        ("seeds: [010]", r"line 5: 010 has a leading zero"),
+        ("budget: {steps: 1:30}", r"line 5: 1:30 is read as 90"),
+        ("recipe: {batch_size: yes}", r"line 5: recipe.batch_size: .*truth value"),
+        ("seeds: [true, false]", r"line 5: seeds: .*truth value"),
+        ("recipe: {optimizer: {betas: [0.9, on]}}", r"recipe.optimizer.betas: .*truth value"),
+    ],
+)
+def test_numbers_that_yaml_reads_otherwise_than_they_look_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path, GOOD + text)
+
+
+@pytest.mark.parametrize("value", ["032", "1:30", "yes"])
+def test_numbers_on_the_command_line_are_read_alike(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UsageError, match=r"leading zero|is read as|truth value"):
+        read(tmp_path, GOOD, settings=[f"recipe.batch_size={value}"])
+
+
+def test_numbers_and_truth_values_that_look_like_what_they_are_stay(tmp_path: Path) -> None:
+    text = (
+        "description: '010'\nseeds: [0, 1_0]\nrecipe: {channels_last: yes, optimizer: {lr: 1e-3, weight_decay: 0.}}\n"
+    )
+    suite = read(tmp_path, GOOD + text)
+    assert suite.seeds == (0, 10)
+    assert suite.description == "010"
+    assert suite.recipe.channels_last is True
+    assert (suite.recipe.optimizer.lr, suite.recipe.optimizer.weight_decay) == (0.001, 0.0)
+
+
+def test_a_truth_value_is_no_number_for_methods_data_and_augmentation() -> None:
+    method = get_method("hard_sharing")
+    with pytest.raises(UsageError, match=r"steps_factor: .*truth value"):
+        method_params(method, "hard_sharing", {"steps_factor": True})
+    with pytest.raises(UsageError, match=r"jitter.*truth value"):
+        read_options("multi_mnist", {"jitter": True})
+    with pytest.raises(UsageError, match=r"rotation.degrees: .*truth value"):
+        read_steps([{"name": "rotation", "degrees": True}])
+
+
+def test_few_aliases_that_multiply_are_refused_with_their_line(tmp_path: Path) -> None:
+    """Nine lists of nine references each, eight levels: 43 million nodes, which would take minutes to walk."""
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+    with pytest.raises(UsageError, match=r"line 5: more than 10000 nodes once its aliases"):
+        read(tmp_path, bomb)
+    merged = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{b: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+    with pytest.raises(UsageError, match=r"aliases"):
+        read(tmp_path, merged)
+    shared = "recipe: {optimizer: &o {lr: 0.1}}\n"
+    assert read(tmp_path, GOOD + shared).recipe.optimizer.lr == 0.1

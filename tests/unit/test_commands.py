@@ -1,0 +1,164 @@
+"""What all commands owe their users alike: both ways to start them, whatever the output is, and no heavy imports."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import benchmark
+from benchmark import __main__ as sharebench
+from benchmark.console import make_console
+from benchmark.entry import EXIT_OUTPUT
+from benchmark.list import describe
+from benchmark.run import app as run_app
+from benchmark.run import select
+from benchmark.suite import find_suite
+from datasets.errors import UsageError
+
+ROOT = Path(benchmark.__file__).parent.parent
+
+
+def modules_and_commands() -> Iterator[tuple[Any, Any]]:
+    """(the command of `python -m benchmark.NAME`, the console script's), subcommands one by one."""
+    script: Any = get_command(sharebench.app)
+    for name, ours in script.commands.items():
+        module: Any = get_command(importlib.import_module(f"benchmark.{name}").app)
+        if hasattr(ours, "commands"):
+            assert set(module.commands) == set(ours.commands)
+            yield from ((module.commands[sub], command) for sub, command in ours.commands.items())
+        else:
+            yield module, ours
+
+
+PAIRS = list(modules_and_commands())
+VALUES = ("7", "page.html", "markdown", "one-metric", "red", "onnx")  # every type of option takes one of them
+
+
+def parsed(command: Any, words: list[str]) -> object:
+    """The values of all parameters, or the message of who cannot read the words."""
+    try:
+        return command.make_context("x", list(words)).params
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+@pytest.mark.parametrize(("module", "script"), PAIRS, ids=lambda command: command.name)
+def test_the_console_script_reads_every_option_as_the_module_does(module: Any, script: Any) -> None:
+    needed = [
+        word
+        for parameter in module.params
+        if parameter.required
+        for word in ([parameter.opts[0], "w"] if parameter.param_type_name == "option" else ["w"])
+    ]
+    assert [p.opts for p in module.params] == [p.opts for p in script.params]
+    assert module.help == script.help
+    for name in [name for p in module.params for name in (*p.opts, *p.secondary_opts) if name.startswith("-")]:
+        for words in ([name], *([name, value] for value in VALUES), *([f"{name}={value}"] for value in VALUES)):
+            assert parsed(module, [*needed, *words]) == parsed(script, [*needed, *words]), words
+
+
+def test_an_interrupt_names_the_line_that_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmark.run.execute", interrupted)
+    words = ["run", "quick", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sharebench", *words])
+    result = CliRunner().invoke(sharebench.app, words, prog_name="sharebench")
+    assert result.exit_code == 130
+    assert result.stderr.strip().endswith(f"Resume with: sharebench {' '.join(words)}")
+
+
+def test_a_folder_or_file_named_like_a_suite_hides_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = describe("quick")
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "standard").write_text("name: another\n", encoding="utf-8")
+    (tmp_path / "mine").write_text("name: mine\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert describe("quick") == before
+    assert select("quick").name == "quick"
+    assert select("standard").name == "standard"
+    assert find_suite("./mine") == Path("mine")
+    with pytest.raises(UsageError, match=r"Unknown suite 'mine'.*\./mine"):
+        find_suite("mine")
+
+
+# Output that cannot be written, or cannot show every character
+
+
+def child(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, **{"text": True, **options})
+
+
+SAYS = """
+from benchmark.console import make_console
+from benchmark.entry import start
+def says():
+    print("Δm ↑")
+    make_console().print("✗ Δm ↑ ±")
+    raise SystemExit(3)
+start(says)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_an_output_cannot_show_is_replaced(encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = child(SAYS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding=encoding, env=environment)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines()[0] == "?m ?"
+
+
+def test_a_script_of_ones_own_prints_on_any_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(held, encoding="ascii"))
+    make_console().print("Δm ↑")
+    sys.stdout.flush()
+    assert held.getvalue() == b"?m ?\n"
+
+
+def test_an_output_that_is_full_or_closed_is_no_traceback() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = child(SAYS, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == EXIT_OUTPUT
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+    line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(SAYS)} >&-"
+    closed = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (closed.returncode, closed.stderr) == (3, "")
+
+
+def test_a_run_without_any_record_ends_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where every worker was killed: nothing to print is no mistake of the user."""
+    monkeypatch.setattr("benchmark.executors.LocalExecutor.run", lambda *_: iter(()))
+    words = ["quick", "--methods", "hard_sharing", "--seeds", "0", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(run_app, words)
+    assert result.exit_code == 1, result.output
+    assert "No cell left a record" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["datasets", "methods"])
+def test_a_project_with_a_package_of_our_name_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    """`python -m` looks in the working directory first."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "benchmark.run", "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2
+    (message,) = done.stderr.splitlines()
+    assert f"'{name}' at {tmp_path / name} hides ShareBench's" in message
+    assert "sharebench run" in message
+    line[1:] = ["-c", "import benchmark"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert f"ImportError: the package '{name}'" in done.stderr
