@@ -1,7 +1,7 @@
 """Operations: the modules that nodes of a task graph run, with what is needed to compare them and to build them again.
 
-Two operations are equal when kind, configuration and weights are the same: parameterless ones by value, others by the
-identity of their tensors. A kind is a registered factory from a JSON configuration to a fresh module, so that a graph
+Two operations are equal when kind, configuration and tensors are the same: parameters and buffers by identity, because
+what is equal today may be trained or pruned apart; statistics of norms are left out. A kind is a registered factory from a JSON configuration to a fresh module, so that a graph
 can come back from its JSON form and a safetensors file.
 """
 
@@ -56,14 +56,30 @@ class Operation:
     origin: Origin
 
     def identity(self) -> tuple[object, ...]:
-        """Equal for operations that compute the same function with the same weights.
+        """Equal for operations that compute the same function with the same weights under the same masks.
 
-        Buffers that are no statistics (index tables, masks) follow from kind and configuration and are not compared.
+        It holds parameters and buffers but no norm statistics, which belong to nodes.
         """
-        weights = tuple(
-            (name, id(parameter)) for name, parameter in self.module.named_parameters(remove_duplicate=False)
+        statistics = statistics_names(self.module)
+        tensors = (
+            *self.module.named_parameters(remove_duplicate=False),
+            *self.module.named_buffers(remove_duplicate=False),
         )
-        return (self.kind, canonical_config(self.config), weights)
+        held = tuple((name, _Held(tensor)) for name, tensor in tensors if name not in statistics)
+        return (self.kind, canonical_config(self.config), held)
+
+
+class _Held:
+    """A tensor compared by identity. It is kept alive: the id of a freed one may become that of another."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and other.tensor is self.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
 
 
 def canonical_config(config: Config) -> str:
@@ -75,7 +91,7 @@ def statistics_names(module: nn.Module) -> set[str]:
     """Names of the buffers that are statistics of what a norm has seen: they belong to nodes, not to operations."""
     return {
         f"{prefix}.{name}" if prefix else name
-        for prefix, part in module.named_modules()
+        for prefix, part in module.named_modules(remove_duplicate=False)
         if isinstance(part, _NormBase)
         for name, _ in part.named_buffers(recurse=False)
     }
