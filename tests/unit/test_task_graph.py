@@ -12,6 +12,7 @@ from torch import nn
 
 from datasets.contracts import Batch
 from datasets.errors import UsageError
+from methods.cost import size
 from methods.operations import Operation, parameterless, register_operation
 from methods.task_graph import TaskGraph, Value, estimate_statistics, merged
 from tests.unit.graphs import Program, build, naive, operation, operations, programs
@@ -234,7 +235,18 @@ class Masked(nn.Module):
 
 
 def masked(conv: nn.Conv2d, mask: torch.Tensor) -> Operation:
-    return Operation("test.masked", {}, Masked(conv, mask), "backbone")
+    return Operation("test.masked", {}, Masked(conv, mask), "backbone", masks={"conv.weight": "mask"})
+
+
+def test_masks_of_what_the_module_does_not_hold_are_refused() -> None:
+    module = Masked(nn.Conv2d(3, 3, 1, bias=False), torch.ones(3))
+    for masks, message in (
+        ({"weight": "mask"}, "'weight'.*'conv.weight'"),
+        ({"conv.weight": "maks"}, "'maks'.*'mask'"),
+        ({"conv.weight": "mask"}, r"'mask' .* has shape \(3,\); 'conv.weight' has \(3, 3, 1, 1\)"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Operation("test.masked", {}, module, "backbone", masks=masks)
 
 
 def half(first: bool) -> torch.Tensor:
@@ -247,7 +259,8 @@ def test_masks_over_the_same_weights_stay_apart_and_each_task_runs_under_its_own
     for task, first in (("left", True), ("right", False)):
         graph.output(task, graph.add(masked(conv, half(first)), graph.input("image")))
     assert len(graph.nodes) == 2
-    loaded = TaskGraph.from_json(graph.to_json(), graph.tensors())
+    loaded = TaskGraph.from_json(json.loads(json.dumps(graph.to_json())), graph.tensors())
+    assert size(loaded, 9) == size(graph, 9)
     for whole in (graph, loaded, merged([graph.subgraph("left"), graph.subgraph("right")])):
         got = whole.module().eval()({"image": IMAGE})
         for task, first in (("left", True), ("right", False)):
