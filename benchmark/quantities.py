@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 from benchmark.delta import Delta, Variant, delta_m
-from benchmark.record import Fact, Record, value_at
+from benchmark.record import LARGEST, Fact, Record, value_at
 
 if TYPE_CHECKING:
     from benchmark.speed_files import NetworkSpeed
@@ -134,13 +134,15 @@ def measure(
         values.update(
             zip(SPEED_COLUMNS, (speed.entry.images_per_s.median, speed.entry.r, speed.entry.r_stl), strict=True)
         )
-    return Measured(seed_of_record(record), values, relative.reason)
+    held = {column: None if value is None or abs(value) > LARGEST else value for column, value in values.items()}
+    return Measured(seed_of_record(record), held, relative.reason)
 
 
 def number_at(value: object, *path: str) -> float | None:
-    """The number at a key path of nested JSON objects; None where there is none."""
+    """The number at a key path of nested JSON objects; None where there is none, or one beyond `LARGEST`."""
     found = value_at(value, *path)
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return float(cast(float, found)) if is_number and abs(cast(float, found)) <= LARGEST else None
 
 
 def _share(part: float | None, whole: float | None) -> float | None:

@@ -6,13 +6,17 @@ Nothing here opens a file (`benchmark.store` does) or imports torch: reports mus
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from pydantic import ConfigDict, PlainValidator, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict  # pydantic reads no other TypedDict before Python 3.12
 
 from datasets.errors import UsageError
 
@@ -25,6 +29,9 @@ INVALID = "invalid"  # what reading makes of a file that is not a record; never 
 KEY_DIGITS = 32
 TABLE_DIGITS = 12
 EQUAL_BALANCING: Mapping[str, object] = {"name": "equal", "params": {}}  # the sum of the weighted losses
+MAX_DEPTH = 50  # of nested values
+LARGEST = 1e100  # a number beyond it is no measurement; sums of squares of smaller ones are finite
+_MAX_DIGITS = 300  # an integer of so many is finite as a float
 _ZEROS = "0" * 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -33,10 +40,19 @@ class CanonicalError(UsageError):
     """A value that canonical JSON cannot hold; the message names its key path."""
 
 
+def _metric_value(value: object) -> object:
+    if value is None or (isinstance(value, float) and abs(value) <= LARGEST):
+        return value
+    raise ValueError(f"expected null or a float within {LARGEST:g}")  # not an int: 1 and 1.0 must not both occur
+
+
+_some = with_config(ConfigDict(extra="allow"))  # what more there is, tables do not read, or as text only
+
+
 class MetricEntry(TypedDict):
     """One measured value as stored; value is None where no unit was valid or a prediction was not finite."""
 
-    value: float | None
+    value: Annotated[float | None, PlainValidator(_metric_value)]
     unit: str
     higher_is_better: bool
     n_units: int
@@ -67,6 +83,98 @@ class ArtifactEntry(TypedDict):
     kind: str
     file: str
     sha256: str
+
+
+@_some
+class _Named(TypedDict):
+    name: str
+
+
+@_some
+class _Balancing(_Named):
+    params: NotRequired[dict[str, object]]
+
+
+@_some
+class _Method(_Named):
+    params: dict[str, object]
+
+
+@_some
+class _Data(TypedDict):
+    dataset: str
+    protocol: str
+    tasks: list[str]
+
+
+@_some
+class _Backbone(_Named):
+    weights: str
+
+
+@_some
+class _Recipe(_Named):
+    balancing: NotRequired[_Balancing]
+
+
+@_some
+class _Selection(TypedDict):
+    rule: str
+
+
+@_some
+class _Budget(TypedDict):
+    steps: int
+
+
+@_some
+class _Cell(TypedDict):
+    method: _Method
+    data: _Data
+    backbone: _Backbone
+    recipe: _Recipe
+    selection: _Selection
+    budget: _Budget
+    seed: int
+
+
+@_some
+class _Audit(TypedDict, total=False):
+    reference: str | None
+    non_default_params: dict[str, object]
+    facts: dict[str, Fact]
+    flags: list[str]
+    chosen: list[str]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Document(TypedDict):
+    """The fields of `Record` with the types that whoever reads a record relies on."""
+
+    schema: int
+    cell: _Cell
+    status: str
+    error: ErrorEntry | None
+    attempts: int
+    started: str
+    finished: str
+    versions: dict[str, object]
+    environment: dict[str, object]
+    roles: dict[str, object]
+    n_evaluated: dict[str, object]
+    selected: dict[str, object]
+    metrics: dict[str, dict[str, MetricEntry]]
+    size: dict[str, object]
+    compute: dict[str, object]
+    cost: dict[str, object]
+    audit: _Audit
+    reused_from: list[str]
+    graph: dict[str, object]
+    curves: dict[str, list[float | None]]
+    artifacts: dict[str, ArtifactEntry]
+    samples: dict[str, object]
+    result_hash: str
+    record_hash: str
 
 
 def canonical_json(value: object) -> bytes:
@@ -185,8 +293,8 @@ def metrics_json(metrics: Metrics) -> dict[str, dict[str, MetricEntry]]:
 
 
 def curve_json(values: Iterable[float]) -> list[float | None]:
-    """A curve as a record stores it: floats, null in place of NaN and infinity."""
-    return [float(value) if math.isfinite(value) else None for value in values]
+    """A curve as a record stores it: floats, null in place of NaN, infinity and what is larger than `LARGEST`."""
+    return [float(value) if abs(value) <= LARGEST else None for value in values]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,13 +365,11 @@ def record_bytes(record: Record) -> bytes:
 
 def parse_record(data: bytes) -> Record:
     """The record in a file's bytes. Raises UsageError with the reason for bytes that are not an unaltered record."""
-    try:
-        document = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise UsageError(f"not JSON ({str(error).splitlines()[0]})") from error
-    problem = _problem(document)
+    parsed = parse_json(data)
+    problem = _problem(parsed)
     if problem is not None:
         raise UsageError(problem)
+    document = cast("dict[str, Any]", parsed)
     stated = document["record_hash"]
     if not _DIGEST.fullmatch(stated):
         raise UsageError("its record_hash is not a sha256")
@@ -274,40 +380,41 @@ def parse_record(data: bytes) -> Record:
     return Record(**document)
 
 
+def parse_json(data: bytes) -> object:
+    """The value in a JSON file of ours. Raises UsageError, with the reason, for what is not JSON, for numbers that are
+    not finite as floats, and for values nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        document = json.loads(
+            data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_float, parse_int=_integer
+        )
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise UsageError(f"not JSON ({str(error).splitlines()[0]})") from error
+    if _is_deep(document, MAX_DEPTH):
+        raise UsageError(f"nested deeper than {MAX_DEPTH}")
+    return document
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **{field.name: dict for field in dataclasses.fields(Record)},
-    **dict.fromkeys(("status", "started", "finished", "result_hash", "record_hash"), str),
-    **dict.fromkeys(("schema", "attempts"), int),
-    "error": (dict, type(None)),
-    "reused_from": list,
-}
-_CELL_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    "method": {"name": str, "params": dict},
-    "data": {"dataset": str, "protocol": str, "tasks": list},
-    "backbone": {"name": str, "weights": str},
-    "recipe": {"name": str},
-    "selection": {"rule": str},
-    "budget": {"steps": int},
-}
-_METRIC_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "value": (float, type(None)),  # not int: 1 and 1.0 must not both occur
-    "unit": str,
-    "higher_is_better": bool,
-    "n_units": int,
-    "n_nonfinite": int,
-    "detail": dict,
-}
-_ERROR_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "kind": str,
-    "message": str,
-    "stage": (str, type(None)),
-    "step": (int, type(None)),
-    "task": (str, type(None)),
-}
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is too large")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits is too large")
+    return int(text)
+
+
+def _is_deep(value: object, left: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left == 0 or any(_is_deep(item, left - 1) for item in inner if isinstance(item, (dict, list)))
 
 
 def _problem(document: object) -> str | None:
@@ -316,27 +423,19 @@ def _problem(document: object) -> str | None:
         return f"a record is a JSON object, not {type(document).__name__}"
     if document.get("schema") != SCHEMA:
         return f"schema {document.get('schema')!r}; this version reads schema {SCHEMA}"
-    if unexpected := sorted(document.keys() - _TYPES.keys()):
-        return f"unknown field {unexpected[0]!r}"
-    checks = [_mismatch("", document, _TYPES)]
-    if checks == [None]:
-        cell, error = document["cell"], document["error"]
-        checks += [_mismatch("cell.", cell, dict.fromkeys(_CELL_TYPES, dict) | {"seed": int})]
-        checks += [_mismatch(f"cell.{name}.", cell.get(name), types) for name, types in _CELL_TYPES.items()]
-        checks += [_mismatch("error.", error, _ERROR_TYPES)] if error is not None else []
-        checks += [_status_problem(document["status"], error)]
-        checks += list(_entry_problems(document["metrics"], document["artifacts"]))
-    return next((check for check in checks if check is not None), None)
+    try:
+        _checker().validate_python(document, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        words = {"missing": f"{place} is missing", "extra_forbidden": f"unknown field {place!r}"}
+        return words.get(fault["type"], f"{place} has the wrong type or value: {fault['msg']}")
+    return _status_problem(document["status"], document["error"])
 
 
-def _mismatch(prefix: str, value: object, types: Mapping[str, type | tuple[type, ...]]) -> str | None:
-    if not isinstance(value, dict):
-        return f"{prefix.rstrip('.')} is not an object"
-    for name, expected in types.items():
-        wrong_bool = isinstance(value.get(name), bool) and expected is not bool  # bool is an int to isinstance
-        if name not in value or wrong_bool or not isinstance(value[name], expected):
-            return f"{prefix}{name} is missing or has the wrong type"
-    return None
+@functools.lru_cache(maxsize=1)
+def _checker() -> TypeAdapter[Any]:
+    return TypeAdapter(_Document)
 
 
 def _status_problem(status: str, error: object) -> str | None:
@@ -345,17 +444,6 @@ def _status_problem(status: str, error: object) -> str | None:
     if (status == "done") != (error is None):
         return f"status {status!r} {'with' if error is not None else 'without'} an error"
     return None
-
-
-def _entry_problems(metrics: Mapping[str, object], artifacts: Mapping[str, object]) -> Iterator[str | None]:
-    for task, scores in metrics.items():
-        if not isinstance(scores, dict):
-            yield f"metrics.{task} is not an object"
-            continue
-        for name, entry in scores.items():
-            yield _mismatch(f"metrics.{task}.{name}.", entry, _METRIC_TYPES)
-    for name, entry in artifacts.items():
-        yield _mismatch(f"artifacts.{name}.", entry, {"kind": str, "file": str, "sha256": str})
 
 
 def value_at(value: object, *path: str) -> object:

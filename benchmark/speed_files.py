@@ -7,14 +7,13 @@ reports start fast. Spec: measurement 3 and 9.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from benchmark.record import canonical_json
+from benchmark.record import canonical_json, parse_json
 from benchmark.speed_measure import Form, Spread, StepTimes
 from benchmark.store import safe_name, write_atomic
 from datasets.errors import UsageError, unknown
@@ -173,9 +172,9 @@ class SpeedResults:
 def read_measurement(path: Path) -> MeasurementFile:
     """The measurement in a file. Raises UsageError with the reason where it is none."""
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot be read as JSON ({str(error).splitlines()[0]})") from error
+        document = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot be read ({error.strerror or error})") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise UsageError(f"schema {schema!r}; this version reads schema {SCHEMA}")

@@ -415,12 +415,16 @@ def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> li
 
 
 def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """Unstructured zeros are no saving of time, and the table must say so (measurement 2)."""
+    """Unstructured zeros are no saving of time, and what masks prune is not counted: the table must say so
+    (measurement 2).
+    """
     notes = []
     for label, group in zip(labels, groups, strict=True):
         sizes = [(number_at(record.size, "nonzero"), number_at(record.size, "dense")) for record in group]
         shares = [nonzero / dense for nonzero, dense in sizes if nonzero is not None and dense]
         if shares and min(shares) < SPARSE_BELOW:
             kept = 100 * math.fsum(shares) / len(shares)
-            notes.append(f"{label}: {kept:.1f} % of its parameters are not zero; unstructured zeros save no time")
+            text = f"{label}: {kept:.1f} % of its parameters are not zero; unstructured zeros save no time"
+            pruned = any(number_at(record.size, "total") != number_at(record.size, "dense") for record in group)
+            notes.append(f"{text}, and counts leave out what its masks prune" if pruned else text)
     return notes

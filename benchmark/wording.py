@@ -31,7 +31,8 @@ _LEGENDS = {
     "accuracy": "n >= 3: mean ± s.d. over seeds (divisor n - 1)",
     "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; macs: "
     "multiply-accumulates for one image, joint: all tasks at once, sum: task after task; "
-    "weight sharing: 1 - total / sum of what each task reads; activation sharing: 1 - joint / sum",
+    "weight sharing: 1 - total / sum of what each task reads; activation sharing: 1 - joint / sum; parameters that "
+    "declared masks prune are not counted",
     "speed": "throughput of all tasks together, light measurement (python -m benchmark.throughput does the full one); "
     "r: relative to the plain backbone without heads, r_stl: to the single-task row, in the same run",
     "cost": "search cost: everything before the final training; final cost: the final training; "

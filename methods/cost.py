@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from datasets.errors import UsageError
-from methods.operations import canonical_config
+from methods.operations import Origin, canonical_config
 from methods.task_graph import Node, TaskGraph
 
 # Contractions without a formula here or in PyTorch. Meeting one is an error: it would be counted as free.
@@ -169,12 +169,13 @@ def count(module: nn.Module, shapes: Sequence[Shape]) -> NodeCost:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Parameters, each stored tensor once (tied tensors once).
+    """Parameters, each stored tensor once (tied tensors once). Where an operation declares masks, a weight counts for
+    the tasks whose masks keep it, and not at all where none does.
 
     by origin: backbone + added + heads = total; by use: shared (read by >= 2 tasks) + task_specific + dead = total.
     active: {task or "all": parameters read when only that task is asked for}. x_backbone: (backbone + added) / P_ref.
-    dense: elements; nonzero: elements that are not 0 (unstructured zeros save no time). buffers: elements of buffers.
-    weight_sharing: 1 - total / sum of active[t].
+    dense: elements that are stored, whatever the masks; nonzero: elements that count and are not 0 (unstructured zeros
+    save no time). trainable: of dense. buffers: elements of buffers. weight_sharing: 1 - total / sum of active[t].
     """
 
     total: int
@@ -193,41 +194,84 @@ class Size:
     weight_sharing: float
 
 
+@dataclasses.dataclass
+class _Use:
+    """A stored parameter, and what of it is read: by node, the mask (None: all of it) and the tasks."""
+
+    parameter: nn.Parameter
+    origin: Origin
+    reads: list[tuple[Tensor | None, tuple[str, ...]]] = dataclasses.field(default_factory=list)
+
+    def kept(self) -> Tensor:
+        """bool, of the parameter's shape: what any node reads. One bool for all elements where nothing is masked."""
+        return _any([mask for mask, _ in self.reads])
+
+    def read_by(self, task: str) -> Tensor:
+        """As `kept`, by the nodes that the task needs."""
+        return _any([mask for mask, tasks in self.reads if task in tasks])
+
+    def count(self, which: Tensor) -> int:
+        """Elements of the parameter where `which` is true."""
+        return int(torch.count_nonzero(which)) * (self.parameter.numel() // max(1, which.numel()))
+
+
+def _any(masks: Sequence[Tensor | None]) -> Tensor:
+    if any(mask is None for mask in masks):
+        return torch.ones(1, dtype=torch.bool)
+    kept = [mask != 0 for mask in masks if mask is not None]
+    return torch.stack([one.cpu() for one in kept]).any(0) if kept else torch.zeros(1, dtype=torch.bool)
+
+
+def _uses(graph: TaskGraph) -> list[_Use]:
+    """Every parameter once, with the nodes that read it."""
+    found: dict[int, _Use] = {}
+    users = graph.users()
+    for node in graph.nodes.values():
+        masks = node.operation.kept(node.module)
+        for parameter in node.module.parameters():
+            use = found.setdefault(id(parameter), _Use(parameter, node.operation.origin))
+            use.reads.append((masks.get(id(parameter)), users[node.name]))
+    return list(found.values())
+
+
+@torch.no_grad()
 def size(graph: TaskGraph, reference_parameters: int) -> Size:
     """Parameter counts of a graph as it is. reference_parameters: P_ref = stem + blocks + tail of the plain
     backbone.
     """
-    elements: dict[int, nn.Parameter] = {}
-    origin: dict[int, str] = {}
-    readers: dict[int, set[str]] = {}
-    buffers: dict[int, int] = {}
-    users = graph.users()
-    for node in graph.nodes.values():
-        for parameter in node.module.parameters():
-            elements[id(parameter)] = parameter
-            origin.setdefault(id(parameter), node.operation.origin)
-            readers.setdefault(id(parameter), set()).update(users[node.name])
-        buffers.update({id(buffer): buffer.numel() for buffer in node.module.buffers()})
-    counts = {key: parameter.numel() for key, parameter in elements.items()}
     by_origin = dict.fromkeys(("backbone", "added", "heads"), 0)
-    for key, n in counts.items():
-        by_origin[origin[key]] += n
-    active = {task: sum(n for key, n in counts.items() if task in readers[key]) for task in graph.tasks}
-    total = sum(counts.values())
+    active = dict.fromkeys(graph.tasks, 0)
+    shared = task_specific = dead = trainable = dense = nonzero = 0
+    for use in _uses(graph):
+        kept = use.kept()
+        readers = torch.zeros(1, dtype=torch.int64)
+        for task in graph.tasks:
+            read = use.read_by(task)
+            active[task] += use.count(read)
+            readers = readers + read
+        by_origin[use.origin] += use.count(kept)
+        shared += use.count(readers >= 2)
+        task_specific += use.count(readers == 1)
+        dead += use.count(kept & (readers == 0))
+        dense += use.parameter.numel()
+        trainable += use.parameter.numel() if use.parameter.requires_grad else 0
+        nonzero += int(torch.count_nonzero((use.parameter != 0).cpu() & kept))
+    total = sum(by_origin.values())
+    buffers = {id(buffer): buffer.numel() for node in graph.nodes.values() for buffer in node.module.buffers()}
     return Size(
         total=total,
         backbone=by_origin["backbone"],
         added=by_origin["added"],
         heads=by_origin["heads"],
-        shared=sum(n for key, n in counts.items() if len(readers[key]) >= 2),
-        task_specific=sum(n for key, n in counts.items() if len(readers[key]) == 1),
-        dead=sum(n for key, n in counts.items() if not readers[key]),
+        shared=shared,
+        task_specific=task_specific,
+        dead=dead,
         active={**active, "all": total},
         x_backbone=(by_origin["backbone"] + by_origin["added"]) / reference_parameters,
-        trainable=sum(n for key, n in counts.items() if elements[key].requires_grad),
+        trainable=trainable,
         buffers=sum(buffers.values()),
-        dense=total,
-        nonzero=sum(int(torch.count_nonzero(parameter)) for parameter in elements.values()),
+        dense=dense,
+        nonzero=nonzero,
         weight_sharing=1 - total / sum(active.values()) if total else 0.0,
     )
 

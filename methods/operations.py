@@ -1,8 +1,8 @@
 """Operations: the modules that nodes of a task graph run, with what is needed to compare them and to build them again.
 
-Two operations are equal when kind, configuration and weights are the same: parameterless ones by value, others by the
-identity of their tensors. A kind is a registered factory from a JSON configuration to a fresh module, so that a graph
-can come back from its JSON form and a safetensors file.
+Two operations are equal when kind, configuration and tensors are the same: parameters and buffers by identity, because
+what is equal today may be trained or pruned apart; statistics of norms are left out. A kind is a registered factory
+from a JSON configuration to a fresh module, so that a graph can come back from its JSON form and a safetensors file.
 """
 
 from __future__ import annotations
@@ -48,22 +48,65 @@ def build_module(kind: str, config: Config) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operation:
-    """A module with its kind, its JSON configuration and the origin of its parameters (measurement 2)."""
+    """A module with its kind, its JSON configuration and the origin of its parameters (measurement 2).
+
+    masks: {parameter: tensor of its shape, not zero where a weight is kept}, both by their names in the module: a
+    buffer, or the parameter itself where pruned weights are stored as zeros. Weights that are not kept are not counted.
+    Raises UsageError for masks of what the module does not hold.
+    """
 
     kind: str
     config: Config
     module: nn.Module
     origin: Origin
+    masks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kept(self.module)
+
+    def kept(self, module: nn.Module) -> dict[int, Tensor]:
+        """{id of a parameter: mask} of the masked parameters of `module`: the operation's own or a view of it."""
+        if not self.masks:
+            return {}
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        held = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
+        found = {}
+        for name, mask in self.masks.items():
+            if name not in parameters:
+                raise unknown(f"masked parameter of operation {self.kind!r}:", name, parameters)
+            if mask not in held:
+                raise unknown(f"mask of operation {self.kind!r}:", mask, held)
+            if held[mask].shape != parameters[name].shape:
+                shapes = f"{tuple(held[mask].shape)}; {name!r} has {tuple(parameters[name].shape)}"
+                raise UsageError(f"Mask {mask!r} of operation {self.kind!r} has shape {shapes}.")
+            found[id(parameters[name])] = held[mask]
+        return found
 
     def identity(self) -> tuple[object, ...]:
-        """Equal for operations that compute the same function with the same weights.
+        """Equal for operations that compute the same function with the same weights under the same masks.
 
-        Buffers that are no statistics (index tables, masks) follow from kind and configuration and are not compared.
+        It holds parameters and buffers but no norm statistics, which belong to nodes.
         """
-        weights = tuple(
-            (name, id(parameter)) for name, parameter in self.module.named_parameters(remove_duplicate=False)
+        statistics = statistics_names(self.module)
+        tensors = (
+            *self.module.named_parameters(remove_duplicate=False),
+            *self.module.named_buffers(remove_duplicate=False),
         )
-        return (self.kind, canonical_config(self.config), weights)
+        held = tuple((name, _Held(tensor)) for name, tensor in tensors if name not in statistics)
+        return (self.kind, canonical_config(self.config), held)
+
+
+class _Held:
+    """A tensor compared by identity. It is kept alive: the id of a freed one may become that of another."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and other.tensor is self.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
 
 
 def canonical_config(config: Config) -> str:
@@ -75,7 +118,7 @@ def statistics_names(module: nn.Module) -> set[str]:
     """Names of the buffers that are statistics of what a norm has seen: they belong to nodes, not to operations."""
     return {
         f"{prefix}.{name}" if prefix else name
-        for prefix, part in module.named_modules()
+        for prefix, part in module.named_modules(remove_duplicate=False)
         if isinstance(part, _NormBase)
         for name, _ in part.named_buffers(recurse=False)
     }

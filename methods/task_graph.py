@@ -1,8 +1,9 @@
 """Task graphs: what every method ends in, and the only thing that is measured.
 
 A graph is built from operations. Equal operations on equal inputs become one node, so computation that tasks share is
-done once and sharing can be read off the graph. *Weights belong to operations, norm statistics belong to nodes*: an
-operation fed with two inputs keeps one set of weights and two sets of statistics, so it is right for each of them.
+done once and sharing can be read off the graph; operations whose masks are different tensors are not equal. *Weights
+belong to operations, norm statistics belong to nodes*: an operation fed with two inputs keeps one set of weights and
+two sets of statistics, so it is right for each of them.
 """
 
 from __future__ import annotations
@@ -283,6 +284,7 @@ class TaskGraph:
                 "origin": node.operation.origin,
                 "inputs": [value.name for value in node.inputs],
                 "tensors": table[node.name],
+                **({"masks": dict(node.operation.masks)} if node.operation.masks else {}),
             }
             for node in self.nodes.values()
         ]
@@ -310,7 +312,7 @@ class TaskGraph:
         for entry in document["nodes"]:
             module = build_module(entry["kind"], cast(Config, entry["config"]))
             _fill(module, entry, tensors, parameters)
-            operation = Operation(entry["kind"], entry["config"], module, entry["origin"])
+            operation = Operation(entry["kind"], entry["config"], module, entry["origin"], entry.get("masks", {}))
             inputs = tuple(Value(name) for name in entry["inputs"])
             graph._insert(Node(entry["name"], operation, inputs, module))
         graph.outputs = {task: Value(name) for task, name in document["outputs"].items()}

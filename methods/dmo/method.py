@@ -39,6 +39,7 @@ from methods.dmo.pruning import (
     merged_weights,
     prunable,
     survivors,
+    with_masks,
 )
 from methods.dmo.similarity import combined, loss_similarity, resolved_threshold, weight_similarity
 from methods.dmo.telling import tell_cliques, tell_groups, tell_kept, tell_similarity
@@ -82,7 +83,8 @@ class Dmo(Method[DmoParams]):
             f"Difficulty is the fraction of a task's samples above the mean loss of all tasks; at tau 1, {kept}; a "
             "smaller tau keeps more, and nothing keeps less than keep_floor.",
             "Masks are unstructured: dense counts are what is stored and what runs without sparse kernels; counts that "
-            "are not zero leave out what is pruned, and the bits of the masks come on top of them.",
+            "are not zero leave out what is pruned, as do total parameters, x_backbone and weight sharing; the bits of "
+            "the masks come on top of them.",
         ]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
@@ -299,7 +301,7 @@ class Dmo(Method[DmoParams]):
             for weight, value in zip(weights, values, strict=True):
                 weight.copy_(value)
         tasks = [data.task_names[t] for t in members]
-        graph = group_graph(data, tasks, body, trainer.head, p.batch_norm)
+        graph = group_graph(data, tasks, [with_masks(operation) for operation in body], trainer.head, p.batch_norm)
         return graph, list(zip(weights, union, strict=True))
 
     # Step 9

@@ -35,6 +35,13 @@ def prunable(operations: Iterable[Operation]) -> dict[str, nn.Parameter]:
     return found
 
 
+def with_masks(operation: Operation) -> Operation:
+    """The operation, telling that zeros of its prunable weights are pruned (measurement 2)."""
+    layers = operation.module.named_modules()
+    names = [f"{name}.weight".lstrip(".") for name, module in layers if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return dataclasses.replace(operation, masks={name: name for name in names})
+
+
 def kept_fraction(d: float, tau: float) -> float:
     """q = 1 - exp(-d / tau): exp(-d / tau) is what is pruned, so harder tasks keep more, and smaller tau keeps more."""
     return -math.expm1(-d / tau)

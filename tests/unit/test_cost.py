@@ -4,6 +4,8 @@ specification.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from datasets.errors import UsageError
-from methods.cost import CostTable, MacCounter, compute, count, size
+from methods.cost import CostTable, MacCounter, Size, compute, count, size
 from methods.operations import Operation, register_operation
 from methods.task_graph import TaskGraph
 from tests.unit.graphs import Program, build, operation, operations, programs
@@ -175,3 +177,40 @@ def test_dot_and_matrix_vector_products_are_counted() -> None:
         torch.mv(torch.ones(3, 5), torch.ones(5))
         torch.addmv(torch.ones(3), torch.ones(3, 5), torch.ones(5))
     assert counter.macs == 7 + 15 + 15
+
+
+class _MaskedTen(_Ten):
+    """Ten parameters under a mask of a task."""
+
+    def __init__(self, conv: nn.Conv2d, kept: slice) -> None:
+        super().__init__()
+        self.conv = conv
+        self.register_buffer("mask", torch.zeros(1, 10, 1, 1, dtype=torch.bool))
+        self.mask[:, kept] = True
+
+
+def test_masked_weights_count_for_the_tasks_whose_masks_keep_them() -> None:
+    conv = nn.Conv2d(10, 1, 1, bias=False)
+
+    def under(kept: slice, masks: dict[str, str]) -> Operation:
+        return Operation("test.ten", {}, _MaskedTen(conv, kept), "backbone", masks)
+
+    def measured(masks: dict[str, str]) -> Size:
+        # the tasks keep 0 to 5 and 3 to 7, the second one also through a node that the first one does not need
+        return size(_paths([under(slice(0, 6), masks)], [under(slice(3, 7), masks), under(slice(7, 8), masks)]), 10)
+
+    found = measured({"conv.weight": "mask"})
+    assert found.active == {"task0": 6, "task1": 5, "all": 8}
+    assert (found.total, found.backbone, found.shared, found.task_specific, found.dead) == (8, 8, 3, 5, 0)
+    assert (found.dense, found.trainable, found.nonzero, found.x_backbone) == (10, 10, 8, 0.8)
+    assert found.weight_sharing == pytest.approx(1 - 8 / 11)
+    blind = measured({})  # without the declaration a tensor that two tasks read is shared as a whole
+    assert (blind.total, blind.shared, blind.weight_sharing) == (10, 10, 0.5)
+
+
+def test_a_parameter_may_be_its_own_mask() -> None:
+    operation = _ten_operation()
+    with torch.no_grad():
+        operation.module.conv.weight[:, :4] = 0
+    found = size(_paths([dataclasses.replace(operation, masks={"conv.weight": "conv.weight"})]), 10)
+    assert (found.total, found.dense, found.nonzero) == (6, 10, 6)

@@ -776,3 +776,11 @@ def shapes(graph: TaskGraph) -> list[list[tuple[int, ...]]]:
         found.append([known[value.name] for value in node.inputs])
         known[node.name] = count(node.module, found[-1]).output
     return found
+
+
+def test_counts_of_the_graph_are_those_of_what_is_not_pruned(tmp_path: Path) -> None:
+    trainer, graph = run(tmp_path, TOGETHER)
+    found = size(graph, trainer.backbone().n_parameters())
+    assert found.total == trainer.facts["parameters, not zero"]["value"]
+    assert found.dense == trainer.facts["parameters, dense"]["value"]
+    assert found.x_backbone < 1.0

@@ -169,3 +169,70 @@ def test_a_file_of_another_kind_is_no_plugin(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match=r"expected the suffix \.py"):
         load_plugins([str(tmp_path / name)])
+
+
+SPARSE_SHARING = '''
+"""Sparse sharing: one backbone, and in its first layer a mask of each task's own."""
+
+import torch
+from torch import nn
+
+from methods.contracts import Fidelity, Method, MethodParams, Statement
+from methods.operations import Operation, register_operation
+from methods.plain import fit_graph
+from methods.registry import register_method
+from methods.task_graph import TaskGraph
+
+
+class MaskedConv(nn.Module):
+    def __init__(self, conv, kept):
+        super().__init__()
+        self.conv = conv
+        mask = torch.zeros_like(conv.weight, dtype=torch.bool)
+        mask[kept] = True
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.conv.weight * self.mask)
+
+
+@register_operation("sparse_sharing.conv")
+def masked(config):
+    return MaskedConv(nn.Conv2d(3, 3, 1, bias=False), slice(0, 3))
+
+
+@register_method("sparse_sharing")
+class SparseSharing(Method):
+    """Masks over one backbone."""
+
+    Params = MethodParams
+    fidelity = Fidelity("a test", "https://github.com/", (Statement("default", "Ours."),))
+
+    def run(self, trainer):
+        graph, trunk, conv = TaskGraph(trainer.data.inputs), trainer.backbone(), nn.Conv2d(3, 3, 1, bias=False)
+        for task, kept in zip(trainer.data.task_names, (slice(0, 2), slice(1, 3))):
+            module, masks = MaskedConv(conv, kept), {"conv.weight": "mask"}
+            value = graph.input(trainer.data.input_of(task))
+            value = graph.add(Operation("sparse_sharing.conv", {}, module, "added", masks), value)
+            value = graph.add(trunk.stem_operation(), value)
+            for index in range(len(trunk.blocks)):
+                value = graph.add(trunk.block_operation(index), value)
+            value = graph.add(trunk.tail_operation(), value)
+            graph.output(task, graph.add(trainer.head(task), value))
+        fit_graph(trainer, "joint", graph, trainer.budget.steps)
+        return graph
+'''
+
+
+def test_masks_of_a_plug_in_keep_tasks_apart_and_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(SPARSE_SHARING, encoding="utf-8")
+    suite = read_suite(suite_with(tmp_path, "sparse_sharing"))
+    load_plugins(suite.plugins)
+    record = run_cell(plan(suite)[0], RunSettings(tmp_path / "out", plugins=suite.plugins))
+    assert record.status == "done", record.error
+    heads, plain = record.size["heads"], record.size["backbone"]
+    assert record.compute["activation_sharing"] == 0.0  # the first layers differ, so nothing is computed once
+    assert record.size["added"] == 9
+    one = plain + 6 + heads / 2
+    assert record.size["active"] == {"left": one, "right": one, "all": plain + 9 + heads}
+    assert record.size["shared"] == plain + 3  # the output channel that both masks keep

@@ -559,6 +559,9 @@ def test_heads_name_the_quantity():
 def test_zeros_that_save_no_time_are_said():
     table = only([make_record(size={"total": 100, "dense": 100, "nonzero": 30})])
     assert "30.0 % of its parameters are not zero" in " ".join(table.notes)
+    assert "masks" not in " ".join(table.notes)
+    table = only([make_record(size={"total": 30, "dense": 100, "nonzero": 30})])
+    assert "counts leave out what its masks prune" in " ".join(table.notes)
 
 
 # rows, columns, tables

@@ -12,7 +12,8 @@ from torch import nn
 
 from datasets.contracts import Batch
 from datasets.errors import UsageError
-from methods.operations import Operation, parameterless
+from methods.cost import size
+from methods.operations import Operation, parameterless, register_operation
 from methods.task_graph import TaskGraph, Value, estimate_statistics, merged
 from tests.unit.graphs import Program, build, naive, operation, operations, programs
 
@@ -214,3 +215,71 @@ def test_operations_in_a_deep_chain_need_no_recursion() -> None:
         value = graph.add(parameterless("weighted_sum", weights=[float(index)]), value)
     graph.output("t", value)
     assert len(graph.structure()["nodes"]) == 3000
+
+
+@register_operation("test.masked")
+def _masked(config: dict) -> nn.Module:
+    return Masked(nn.Conv2d(3, 3, 1, bias=False), torch.ones(3, 3, 1, 1, dtype=torch.bool))
+
+
+class Masked(nn.Module):
+    """A convolution under a mask, which is a buffer."""
+
+    def __init__(self, conv: nn.Conv2d, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.conv = conv
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.conv.weight * self.mask)
+
+
+def masked(conv: nn.Conv2d, mask: torch.Tensor) -> Operation:
+    return Operation("test.masked", {}, Masked(conv, mask), "backbone", masks={"conv.weight": "mask"})
+
+
+def test_masks_of_what_the_module_does_not_hold_are_refused() -> None:
+    module = Masked(nn.Conv2d(3, 3, 1, bias=False), torch.ones(3))
+    for masks, message in (
+        ({"weight": "mask"}, "'weight'.*'conv.weight'"),
+        ({"conv.weight": "maks"}, "'maks'.*'mask'"),
+        ({"conv.weight": "mask"}, r"'mask' .* has shape \(3,\); 'conv.weight' has \(3, 3, 1, 1\)"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Operation("test.masked", {}, module, "backbone", masks=masks)
+
+
+def half(first: bool) -> torch.Tensor:
+    return (torch.arange(9).reshape(3, 3, 1, 1) < 5) == first
+
+
+def test_masks_over_the_same_weights_stay_apart_and_each_task_runs_under_its_own() -> None:
+    conv = nn.Conv2d(3, 3, 1, bias=False)
+    graph = TaskGraph(["image"])
+    for task, first in (("left", True), ("right", False)):
+        graph.output(task, graph.add(masked(conv, half(first)), graph.input("image")))
+    assert len(graph.nodes) == 2
+    loaded = TaskGraph.from_json(json.loads(json.dumps(graph.to_json())), graph.tensors())
+    assert size(loaded, 9) == size(graph, 9)
+    for whole in (graph, loaded, merged([graph.subgraph("left"), graph.subgraph("right")])):
+        got = whole.module().eval()({"image": IMAGE})
+        for task, first in (("left", True), ("right", False)):
+            assert torch.equal(got[task], nn.functional.conv2d(IMAGE, conv.weight * half(first))), task
+
+
+def test_masks_that_are_equal_today_may_differ_after_training_and_stay_apart() -> None:
+    conv, ones = nn.Conv2d(3, 3, 1, bias=False), torch.ones(3, 3, 1, 1, dtype=torch.bool)
+    graph = TaskGraph(["image"])
+    left, right = (graph.add(masked(conv, ones.clone()), graph.input("image")) for _ in range(2))
+    assert left != right
+    assert graph.add(masked(conv, graph.nodes[left.name].module.mask), graph.input("image")) == left
+
+
+def test_a_freed_mask_is_not_taken_for_a_new_one() -> None:
+    """Moving a module to another device replaces its buffers; the id of the old one may then be another's."""
+    graph, conv = TaskGraph(["image"]), nn.Conv2d(3, 3, 1, bias=False)
+    for number in range(20):
+        operation = masked(conv, torch.full((3, 3, 1, 1), number % 2 == 0))
+        graph.add(operation, graph.input("image"))
+        operation.module.mask = operation.module.mask.clone()
+    assert len(graph.nodes) == 20
