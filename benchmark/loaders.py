@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
 
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec, IndexArray, InputData, Sample
 from datasets.errors import UsageError
@@ -66,15 +68,17 @@ class SampleOrder:
             self._epochs[number] = torch.randperm(self.n_samples, generator=random)
         return self._epochs[number]
 
-    def batch(self, step: int) -> tuple[Tensor, int]:
-        """(positions of a step, int64 [batch_size]; epoch of its first sample). A batch may reach into the
-        next epoch.
-        """
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """(positions of a step, the epoch of each), both int64 [batch_size]. A batch may reach into the next epoch."""
         start = step * self.batch_size
         epoch, offset = divmod(start, self.n_samples)
-        parts = [self.epoch(epoch)[offset : offset + self.batch_size]]
-        missing = self.batch_size - len(parts[0])
-        return (parts[0] if not missing else torch.cat([*parts, self.epoch(epoch + 1)[:missing]])), epoch
+        positions = self.epoch(epoch)[offset : offset + self.batch_size]
+        epochs = torch.full((self.batch_size,), epoch)
+        missing = self.batch_size - len(positions)
+        if missing:
+            epochs[-missing:] += 1
+            positions = torch.cat([positions, self.epoch(epoch + 1)[:missing]])
+        return positions, epochs
 
 
 class InputLoader:
@@ -111,7 +115,8 @@ class InputLoader:
             def part(values: Tensor) -> Tensor:
                 return (values if whole else values.index_select(0, positions)).to(self.form.device)
 
-            self._tensors = part(cached.images), {task: part(cached.targets[task]) for task in self.tasks}
+            images = one_channel(cached.images) if self.form.in_chans == 1 else cached.images
+            self._tensors = part(images), {task: part(cached.targets[task]) for task in self.tasks}
         return self._tensors
 
     def training(
@@ -127,8 +132,8 @@ class InputLoader:
             return
         keys = []
         for step in range(first_step, steps):
-            positions, epoch = order.batch(step)
-            keys.append([(int(position), epoch) for position in positions])
+            positions, epochs = order.batch(step)
+            keys.append(list(zip(positions.tolist(), epochs.tolist(), strict=True)))
         yield from self._load(keys, self.augment)
 
     def ordered(
@@ -159,7 +164,7 @@ class InputLoader:
         self, keys: Sequence[Sequence[tuple[int, int]]], augment: Transform | None
     ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
         loader = DataLoader(
-            _Items(self.samples, self.tasks, augment, self.seed),
+            _Items(self.samples, self.tasks, augment, self.seed, gray=self.form.in_chans == 1),
             batch_sampler=keys,  # type: ignore[arg-type]  # keys are (position, epoch), which DataLoader passes through
             num_workers=self.workers,
             collate_fn=_collate,
@@ -172,26 +177,37 @@ class InputLoader:
             yield self._normalise(images.to(device, non_blocking=True)), moved, positions
 
     def _normalise(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W] in [0, 1] -> normalised [B, in_chans, H, W]; gray images fill all channels."""
-        if images.shape[1] == 3 and self.form.in_chans == 1:
-            raise UsageError("Colour images cannot enter a backbone with in_chans = 1; set in_chans: 3.")
+        """float [B, C, H, W] in [0, 1] -> normalised [B, in_chans, H, W]; a gray channel fills all of them."""
         if self.form.normalise.bgr:
             images = images.flip(1)
         images = images.sub(self._mean).div_(self._std)
         return images.contiguous(memory_format=torch.channels_last) if self.form.channels_last else images
 
 
+def one_channel(images: Tensor) -> Tensor:
+    """Gray images [..., C, H, W] as [..., 1, H, W], of the same type. Raises UsageError where they have colours."""
+    plain = images.as_subclass(Tensor)
+    first = plain[..., :1, :, :]
+    if not torch.equal(first.expand_as(plain), plain):
+        raise UsageError("Colour images cannot enter a backbone with in_chans = 1; set in_chans: 3.")
+    return cast(Tensor, tv_tensors.wrap(first, like=images))
+
+
 class _Items(Dataset[tuple[Sample, int]]):
     """Samples by (position, epoch), augmented with a seed of their own, whatever the number of workers."""
 
-    def __init__(self, samples: RoleSamples, tasks: tuple[str, ...], augment: Transform | None, seed: int) -> None:
-        self.samples, self.tasks, self.augment, self.seed = samples, tasks, augment, seed
+    def __init__(
+        self, samples: RoleSamples, tasks: tuple[str, ...], augment: Transform | None, seed: int, *, gray: bool
+    ) -> None:
+        self.samples, self.tasks, self.augment, self.seed, self.gray = samples, tasks, augment, seed, gray
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         position, epoch = key
         index = int(self.samples.indices[position])
         sample = self.samples.data[index]
         sample["targets"] = {task: sample["targets"][task] for task in self.tasks}
+        if self.gray:
+            sample["image"] = one_channel(sample["image"])
         if self.augment is not None:
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed also prepares every kind of device, which takes longer than the augmentation.

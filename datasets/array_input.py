@@ -14,7 +14,7 @@ from datasets.contracts import CachedSamples, DatasetSpec, IndexArray, InputData
 
 class ArrayInput(InputData):
     """images: uint8 [N, C, H, W], C of 1 (gray, repeated for samples) or 3; targets: {task: [N, ...]} as their kinds
-    define them.
+    define them, of which samples hold those of the spec's tasks.
 
     The other arguments are the attributes of `InputData`; units None takes the ids.
     """
@@ -36,9 +36,8 @@ class ArrayInput(InputData):
         self.ids, self.units, self.strata = ids, ids if units is None else units, strata
         self.parts, self.sources = parts, sources
 
-    def __getitem__(self, index: int) -> Sample:
+    def sample(self, row: int) -> Sample:
         """Image float32 [3, H, W] and the targets."""
-        row = range(len(self))[index]  # negative positions and IndexError as in a list
         image = self.images[row].to(torch.float32).div(255)
         meta: dict[str, object] = {
             "id": self.ids[row],
@@ -50,7 +49,7 @@ class ArrayInput(InputData):
         }
         return {
             "image": tv_tensors.Image(image.repeat(3 // len(image), 1, 1)),
-            "targets": {task: labels[row].clone() for task, labels in self.targets.items()},
+            "targets": {task: self.targets[task][row].clone() for task in self.spec.task_names if task in self.targets},
             "meta": meta,
         }
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datasets.errors import unknown
+from datasets.errors import UnknownNameError, unknown
 
-Tier = Literal["verified on genuine files", "verified on twins", "report only"]
+# How sure we are of a reader; what does not ship with this package is by its author, whatever its spec says.
+Tier = Literal["verified on genuine files", "verified on twins", "report only", "by its author"]
 Split = Literal["train", "val", "test"]
 # Axes of normals. verified: x right, y up, z towards the camera, checked against depth; declared: the same on the word
 # of whoever made the files; unknown: unit vectors in the files' own axes, channel 0 taken as x; encoded: colours 0 to
@@ -37,6 +38,9 @@ class TaskSpec:
     positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. loss_divisor: of the L1 loss of
     a regression, in the label's unit, so that it is of the order of other losses; metrics are not divided. frame: what
     the channels of a `normals` label mean, see `NormalsFrame`.
+
+    Raises UnknownNameError for a kind or metric that there is not, with the nearest names, and UsageError for a task
+    that its kind cannot judge.
     """
 
     name: str
@@ -50,6 +54,14 @@ class TaskSpec:
     loss_divisor: float = 1.0
     frame: NormalsFrame = "verified"
 
+    def __post_init__(self) -> None:
+        from datasets.kinds import get_kind  # kinds are written in terms of this module
+
+        try:
+            get_kind(self.kind).check_task(self)
+        except UnknownNameError as error:
+            raise UnknownNameError(f"Task {self.name!r}: {error}") from None
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
@@ -58,7 +70,8 @@ class DatasetSpec:
     splits: expected number of samples per split, of each input; where inputs differ, of all of them together, and
     `counts` says {split: {input: samples}}. mean, std: per RGB channel, of images in [0, 1]. caveats: what whoever
     reads a result must know of the data; printed when a run is planned and beneath every table. not_mirrored: inputs
-    whose images mean nothing in a mirror (digits), which every flip leaves alone.
+    whose images mean nothing in a mirror (digits), which every flip leaves alone. tier: of the reader; the suite sets
+    it for whatever does not ship with it.
     """
 
     name: str
@@ -73,7 +86,7 @@ class DatasetSpec:
     std: tuple[float, float, float]
     licence: str
     home: str
-    tier: Tier
+    tier: Tier = "by its author"
     counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
     not_mirrored: tuple[str, ...] = ()
@@ -134,14 +147,15 @@ class CachedSamples:
 
 
 class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
-    """The samples of one input of one split.
+    """The samples of one input of one split. Subclasses say what a sample holds; its labels are typed here.
 
-    ids: stable, unique strings. units: what a hold-out keeps together (a scene, a city, the sample itself).
+    spec: of the data set, with the tasks of these labels among its own. ids: stable, unique strings. units: what a hold-out keeps together (a scene, a city, the sample itself).
     strata: the group of each sample (its class), where a hold-out takes its share of each group; else None.
     parts: for composed data, the `fit` and `arch` parts of train as index arrays, cut by source image; else None.
     sources: int64 [N, k], the source images that went into each sample of composed data; else None.
     """
 
+    spec: DatasetSpec
     ids: Sequence[str]
     units: Sequence[str]
     strata: Sequence[str] | None = None
@@ -152,9 +166,31 @@ class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
         """Number of samples."""
         return len(self.ids)
 
-    @abc.abstractmethod
+    @final
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`, decoded, neither normalised nor resized."""
+        """The sample at `index`, counted from the end where it is negative. Raises IndexError as a list does.
+
+        By its type a label is moved with its image. So labels get the types of their kinds here, where every source
+        passes, and no source can forget it.
+        """
+        from datasets.kinds import get_kind  # kinds are written in terms of this module
+
+        sample = self.sample(range(len(self))[index])
+        tasks = [self.spec.task(name) for name in sample["targets"]]
+        sample["targets"] = {task.name: get_kind(task.kind).wrap(sample["targets"][task.name], task) for task in tasks}
+        return sample
+
+    @abc.abstractmethod
+    def sample(self, row: int) -> Sample:
+        """The sample at a row, 0 to len - 1: decoded, neither normalised nor resized, labels as plain tensors."""
+
+    def labels(self, row: int) -> Mapping[str, Tensor]:
+        """The labels of a sample alone, as plain tensors; sources that store them apart need not read the image."""
+        return self.sample(row)["targets"]
+
+    def place(self, field: str, row: int) -> str:
+        """Where a field of a sample lies, for messages: the path of its file. field: `image` or a task."""
+        return field
 
     def cached(self) -> CachedSamples | None:
         """All samples as tensors where the set fits in memory, else None."""

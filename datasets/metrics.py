@@ -106,6 +106,14 @@ def computed_metrics(kind: str) -> list[str]:
     ]
 
 
+def check_metrics(task: TaskSpec) -> None:
+    """Raise UnknownNameError for a metric that the task's kind has not, with the nearest names."""
+    known = computed_metrics(task.kind)
+    for name in task.metrics:
+        if name not in known:
+            raise unknown(f"metric of kind {task.kind!r}", name, known)
+
+
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
     """One value. value: None where no unit was valid, where the metric is undefined, or where a prediction at a valid
@@ -128,10 +136,7 @@ class Evaluator(abc.ABC):
 
     def __init__(self, task: TaskSpec, counts: Mapping[str, int], sums: Mapping[str, int]) -> None:
         """counts, sums: names of int64 and float64 state vectors with their lengths."""
-        known = computed_metrics(task.kind)
-        for name in task.metrics:
-            if name not in known:
-                raise unknown(f"metric of kind {task.kind!r}", name, known)
+        check_metrics(task)
         self.task = task
         self._state = {name: torch.zeros(size, dtype=torch.int64) for name, size in counts.items()}
         self._state |= {name: torch.zeros(size, dtype=torch.float64) for name, size in sums.items()}

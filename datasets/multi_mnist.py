@@ -35,7 +35,6 @@ from datasets.contracts import (
     TaskSpec,
 )
 from datasets.errors import ProtocolError, UsageError
-from datasets.kinds import get_kind
 from datasets.mnist_digits import DIGIT_SIZE, HOME, LICENCE, PARTS, PARTS_OF_SPLIT, UInt8Array, load_digits, paste
 from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
 
@@ -219,14 +218,10 @@ class MultiMnistInput(InputData):
                 for part, first, last in zip(parts, borders[:-1], borders[1:], strict=True)
             }
 
-    def __getitem__(self, index: int) -> Sample:
-        """Image float32 [3, 36, 36], the gray canvas in all channels; dense targets typed for transforms."""
-        row = range(len(self))[index]  # negative positions and IndexError as in a list
+    def sample(self, row: int) -> Sample:
+        """Image float32 [3, 36, 36], the gray canvas in all channels."""
         gray = torch.from_numpy(self.canvases.images[row]).to(torch.float32).div(255)
-        targets = {}
-        for task in self.spec.tasks:
-            target = _TARGETS[task.name](self.canvases, slice(row, row + 1))[0]
-            targets[task.name] = get_kind(task.kind).wrap(target, task)
+        targets = {task: _TARGETS[task](self.canvases, slice(row, row + 1))[0] for task in self.spec.task_names}
         meta: dict[str, object] = {
             "id": self.ids[row],
             "dataset": self.spec.name,

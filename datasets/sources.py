@@ -125,15 +125,10 @@ class FileInput(InputData):
         """Tasks of the spec that this input serves."""
         return tuple(task for task in self.spec.task_names if self.spec.input_of(task) == self.name)
 
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`. Raises FileError with the path of a file that does not hold what it should."""
-        row = range(len(self))[index]  # negative positions and IndexError as in a list
+    def sample(self, row: int) -> Sample:
+        """The sample at a row. Raises FileError with the path of a file that does not hold what it should."""
         stored = self._images[row] if self.source.in_memory else self.source.image.read(row)
         image = self._decoded(IMAGE, stored, row)
-        targets = {}
-        for task in self.tasks:
-            spec = self.spec.task(task)
-            targets[task] = get_kind(spec.kind).wrap(self.field(task, row), spec)
         meta: dict[str, object] = {
             "id": self.ids[row],
             "dataset": self.spec.name,
@@ -142,7 +137,15 @@ class FileInput(InputData):
             "size": tuple(image.shape[-2:]),
             **self.source.meta,
         }
-        return {"image": tv_tensors.Image(image), "targets": targets, "meta": meta}
+        return {"image": tv_tensors.Image(image), "targets": self.labels(row), "meta": meta}
+
+    def labels(self, row: int) -> dict[str, Tensor]:
+        """The labels of a sample alone. Raises FileError."""
+        return {task: self.field(task, row) for task in self.tasks}
+
+    def place(self, field: str, row: int) -> str:
+        """Path below the data set's folder where the file is in it."""
+        return self._below(self.source.fields[field].where(row))
 
     def field(self, name: str, index: int) -> Tensor:
         """One decoded field of one sample. Raises FileError."""
@@ -241,4 +244,4 @@ class FileInput(InputData):
                 )
 
     def _below(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
-from datasets.metrics import Evaluator, LabelError
+from datasets.metrics import Evaluator, LabelError, check_metrics
 from datasets.protocols import STANDARD, ProtocolFlags
 
 
@@ -54,7 +54,8 @@ class Kind(abc.ABC):
         """A fresh evaluator of the metrics that the task lists. Raises UnknownNameError for one of another kind."""
 
     def check_task(self, task: TaskSpec) -> None:
-        """Raise UsageError for a task that this kind cannot judge, before any file is opened."""
+        """Raise UsageError for a task that this kind cannot judge: every `TaskSpec` asks when it is made."""
+        check_metrics(task)
         if task.channels < self.fewest_channels:
             raise UsageError(
                 f"Task {task.name!r} of kind {self.name!r} has channels = {task.channels}; "

@@ -34,6 +34,12 @@ class ClassKind(Kind):
         """-1 .. C - 1."""
         return (target >= IGNORE) & (target < task.channels)
 
+    def check_task(self, task: TaskSpec) -> None:
+        """Raise UsageError as the base, and where `auroc` is asked of a task that has not two classes."""
+        super().check_task(task)
+        if "auroc" in task.metrics and task.channels != 2:
+            raise UsageError(f"Task {task.name!r} has {task.channels} classes; auroc is defined for 2.")
+
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Cross-entropy, mean over labelled samples."""
         _check_shapes(prediction, target, task)
@@ -48,15 +54,10 @@ class ClassKind(Kind):
 
 
 class ClassEvaluator(Evaluator):
-    """Argmax, ties to the lowest index. `auroc` keeps one score per sample: logit 1 minus logit 0.
-
-    Raises UsageError where `auroc` is asked of a task that has not two classes.
-    """
+    """Argmax, ties to the lowest index. `auroc` keeps one score per sample: logit 1 minus logit 0."""
 
     def __init__(self, task: TaskSpec, n_classes: int) -> None:
         super().__init__(task, counts={"right": n_classes, "total": n_classes}, sums={})
-        if self._wants("auroc") and n_classes != 2:
-            raise UsageError(f"Task {task.name!r} has {n_classes} classes; auroc is defined for 2.")
         self.n_classes = n_classes
         self._scores: list[tuple[Tensor, Tensor]] = []  # (scores float64 [B], labels [B]) on the predictions' device
 

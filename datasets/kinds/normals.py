@@ -55,6 +55,7 @@ class NormalsKind(Kind):
 
     def check_task(self, task: TaskSpec) -> None:
         """Raise UsageError for a task that has not three channels."""
+        super().check_task(task)
         if task.channels != 3:
             raise UsageError(f"Task {task.name!r} of kind 'normals' has channels = {task.channels}; expected 3.")
 

@@ -36,13 +36,14 @@ class ToyInput(InputData):
         self.ids = [f"{seed}-{index}" for index in range(n_samples)]
         self.units = self.ids
         self._cached = cached
+        self.spec = toy_spec(size=size)
 
-    def __getitem__(self, index: int) -> Sample:
+    def sample(self, row: int) -> Sample:
         from torchvision import tv_tensors
 
-        image = tv_tensors.Image(self.images[index].float().div(255).expand(3, -1, -1))
-        targets = {task: values[index] for task, values in self.targets.items()}
-        return {"image": image, "targets": targets, "meta": {"id": self.ids[index]}}
+        image = tv_tensors.Image(self.images[row].float().div(255).expand(3, -1, -1))
+        targets = {task: values[row] for task, values in self.targets.items()}
+        return {"image": image, "targets": targets, "meta": {"id": self.ids[row]}}
 
     def cached(self) -> CachedSamples | None:
         return CachedSamples(self.images, self.targets) if self._cached else None

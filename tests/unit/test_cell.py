@@ -234,15 +234,6 @@ def test_weights_that_do_not_fit_are_found_before_the_first_step(tmp_path: Path)
         cells(backbones=[{"name": "test_resnet", "weights": str(tmp_path / "weights.pt")}])
 
 
-def test_a_task_with_one_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import multi_mnist
-
-    single = tuple(dataclasses.replace(task, channels=1) for task in multi_mnist._TASKS)
-    monkeypatch.setattr(multi_mnist, "_TASKS", single)
-    with pytest.raises(UsageError, match="'left' of kind 'class' has channels = 1; expected at least 2"):
-        cells()
-
-
 def test_keys_do_not_depend_on_what_changes_no_result() -> None:
     plain = cells()[1]
     spelled = cells(recipe={"batch_size": 16, "workers": 2, "clip_norm": 5.0})[1]

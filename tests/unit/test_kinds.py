@@ -296,3 +296,18 @@ def test_the_table_of_protocols() -> None:
     assert not get_protocol("adashare", "nyuv2").flip_negates_normal_x
     with pytest.raises(UnknownNameError, match="Nearest: 'adashare'"):
         get_protocol("adashar")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "klass"}, r"Task 'digit': Unknown kind 'klass'. Nearest: 'class'"),
+        ({"metrics": ("acc",)}, r"Task 'digit': Unknown metric of kind 'class' 'acc'. Nearest: 'auroc', 'accuracy'"),
+        ({"metrics": ("miou",)}, r"Task 'digit': Unknown metric of kind 'class' 'miou'"),
+        ({"metrics": ("auroc",)}, r"Task 'digit' has 3 classes; auroc is defined for 2"),
+        ({"channels": 1}, r"Task 'digit' of kind 'class' has channels = 1; expected at least 2"),
+    ],
+)
+def test_a_task_that_cannot_be_judged_is_refused_when_it_is_made(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(DIGIT, **change)

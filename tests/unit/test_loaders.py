@@ -13,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.evaluate import CoverageError, check_coverage, evaluate
-from benchmark.loaders import SampleOrder
+from benchmark.loaders import InputFormat, InputLoader, RoleSamples, SampleOrder
 from benchmark.suite import RecipeSettings
+from datasets.augmentation import augmentation
+from datasets.contracts import InputData
 from datasets.errors import UsageError
+from datasets.protocols import STANDARD
+from datasets.transforms import Normalise
 from methods.contracts import Role
 from tests.unit.harness import ToyInput, toy_loaders, toy_spec
 
@@ -152,3 +156,46 @@ def test_a_dropped_batch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "ordered", lambda *a, **k: list(ordered(*a, **k))[:-1])
     with pytest.raises(CoverageError, match=r"report of toy.*missing \[16, 17, 18, 19\]"):
         evaluate(Fixed(), loader, ["b"], batch_size=8)
+
+
+def input_loader(data: InputData, in_chans: int = 3, augment: tuple[str, ...] = (), seed: int = 0) -> InputLoader:
+    form = InputFormat(in_chans, Normalise((0.4,) * 3, (0.3,) * 3), torch.device("cpu"))
+    samples = RoleSamples(data, np.arange(len(data)))
+    transform = augmentation(augment, (8, 8), STANDARD) if augment else None
+    return InputLoader(samples, ["a"], form, augment=transform, seed=seed, workers=0)
+
+
+def test_an_epoch_is_that_of_the_sample_not_of_its_batch() -> None:
+    """A batch that reaches into the next epoch draws anew for what it has of it."""
+
+    def drawn(batch_size: int) -> torch.Tensor:
+        order = SampleOrder(10, batch_size, seed=0, stream="s")
+        loader = input_loader(ToyInput(10, seed=0), augment=("shift",))
+        return torch.cat([images for images, _, _ in loader.training(order, 0, 20 // batch_size)])
+
+    assert torch.equal(drawn(4), drawn(1))
+    assert SampleOrder(10, 4, seed=0, stream="s").batch(2)[1].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("augment", [(), ("shift", "horizontal_flip", "colour")])
+def test_gray_images_stay_gray_where_the_backbone_takes_one_channel(augment: tuple[str, ...], cached: bool) -> None:
+    data = ToyInput(10, seed=0, cached=cached)
+    order = SampleOrder(10, 4, seed=0, stream="s")
+    (images, _, _), *_ = input_loader(data, in_chans=1, augment=augment).training(order, 0, 1)
+    assert images.shape == (4, 1, 8, 8)
+    if not augment:
+        expected = (data.images[order.batch(0)[0]].float() / 255 - 0.4) / 0.3
+        assert torch.allclose(images, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_colour_images_do_not_enter_one_channel(cached: bool) -> None:
+    data = ToyInput(10, seed=0, cached=cached)
+    data.images = data.images.repeat(1, 3, 1, 1)
+    order = SampleOrder(10, 4, seed=0, stream="s")
+    (images, _, _), *_ = input_loader(data, in_chans=1).training(order, 0, 1)  # three equal channels are gray
+    assert images.shape == (4, 1, 8, 8)
+    data.images[:, 2] += 1
+    with pytest.raises(UsageError, match="in_chans = 1"):
+        next(iter(input_loader(data, in_chans=1).training(order, 0, 1)))

@@ -41,7 +41,7 @@ class Listed(InputData):
         self.units = list(units)
         self.parts = parts
 
-    def __getitem__(self, index: int) -> Sample:
+    def sample(self, row: int) -> Sample:
         raise NotImplementedError
 
     def content_hash(self) -> str:
