@@ -17,6 +17,7 @@ from datasets.errors import UsageError
 from methods.contracts import ParameterGroup
 from methods.plain import fit_plain
 from methods.task_graph import TaskGraph
+from tests.numbers import assert_same
 from tests.unit.harness import toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
@@ -124,6 +125,7 @@ class Network(nn.Module):
         return features, [(head(features).squeeze(1) - label).square().mean() * 10 for head, label in pairs]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", [entry.name for entry in BALANCERS.values() if entry.kind == "aggregator"])
 def test_gradients_are_those_of_torchjd_s_multi_task_backward(name: str) -> None:
     """Which is told what is shared; we find it in the graph."""
@@ -145,7 +147,7 @@ def test_gradients_are_those_of_torchjd_s_multi_task_backward(name: str) -> None
     )
     jac_to_grad(shared, library)
     for (label, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(own.grad, other.grad, rtol=1e-4, atol=1e-6), label
+        assert_same(own.grad, other.grad, label)
 
 
 def fitted(name: str, folder: Path, **options: object) -> tuple[CellTrainer, TaskGraph]:

@@ -31,6 +31,7 @@ from methods.hard_sharing import HardSharing, HardSharingParams
 from methods.plain import plain_graph, task_losses
 from methods.registry import get_method
 from methods.task_graph import TaskGraph
+from tests.numbers import assert_same
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
@@ -123,6 +124,7 @@ def _state(index: int, module: nn.Module) -> dict[tuple[int, str], torch.Tensor]
     return {(index, name): value for name, value in module.state_dict().items()}
 
 
+@pytest.mark.usefixtures("float64")
 def test_shared_parts_get_the_sum_of_weighted_gradients(tmp_path: Path) -> None:
     """T24: of the step that the final training makes. lambda is 1 for a and 1/2 for b."""
     rate = 0.1
@@ -143,7 +145,7 @@ def test_shared_parts_get_the_sum_of_weighted_gradients(tmp_path: Path) -> None:
     for p, after, a, b in zip(before, graph.parameters(), gradients["a"], gradients["b"], strict=True):
         n_shared += a is not None and b is not None
         total = (0 if a is None else a) + 0.5 * (0 if b is None else b)
-        torch.testing.assert_close(p.detach() - after.detach(), rate * total, rtol=1e-4, atol=1e-6)
+        assert_same(p.detach() - after.detach(), rate * total)
     assert 0 < n_shared < len(before)
 
 

@@ -42,6 +42,7 @@ from methods.dmo.similarity import combined, loss_similarity, resolved_threshold
 from methods.dmo.telling import n_nonzero
 from methods.operations import Operation
 from methods.task_graph import TaskGraph
+from tests.numbers import assert_same
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
@@ -264,6 +265,7 @@ def test_p5_units_are_looked_at_when_nothing_is_said(tmp_path: Path) -> None:
         assert Dmo(DmoParams(**params))._scale(data, single) == expected
 
 
+@pytest.mark.usefixtures("float64")
 def test_losses_of_samples_are_those_of_each_alone(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=4)
     graph = trainer.single_task("a").graph
@@ -275,7 +277,7 @@ def test_losses_of_samples_are_those_of_each_alone(tmp_path: Path) -> None:
         [F.cross_entropy(network(b.images, ("a",))["a"], b.targets["a"].long(), reduction="none") for b in batches]
     )
     assert len(found) == 48
-    assert torch.allclose(found, expected.detach().double(), atol=1e-6)
+    assert_same(found, expected.detach())
     # A sample without a label has no loss; it must not count as an easy one.
     batches[0].targets["a"][:5] = IGNORE
     assert len(sample_losses(trainer.data, graph, "a", batches)[0]) == 43
