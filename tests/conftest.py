@@ -13,6 +13,14 @@ import torch
 THREADS = torch.get_num_threads()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compares in float64 depends on kernels: it is part of `tests/any_machine.sh`."""
+    for item in items:
+        if "float64" in getattr(item, "fixturenames", ()):
+            item.add_marker("numerical")
+
+
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     """As many as OMP_NUM_THREADS says, whatever a cell of the test before has set: bits depend on their number."""

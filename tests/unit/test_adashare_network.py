@@ -85,6 +85,7 @@ class Part(nn.Module):
         return torch.full_like(x, self.value)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("f", "expected"), [(-5.0, 1.5), (1.0, 2.25)])
 def test_a_mixed_unit_by_hand(f: float, expected: float, tmp_path: Path) -> None:
     """T5: S = 2, p = .25; the activation stands inside the mix and not on the shortcut."""
@@ -279,6 +280,7 @@ def test_locked_units_ignore_their_logits(tmp_path: Path) -> None:
     assert float(grad[:, 7].abs().min()) > 0
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("train", [True, False])
 def test_multi_domain_tasks_see_their_own_images_only(train: bool, tmp_path: Path) -> None:
     """T28."""
@@ -344,6 +346,7 @@ def test_weights_are_shared_and_norms_belong_to_the_rule() -> None:
         assert len(downsamples) == 1, "projection convolutions stay shared"
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("pollute", [True, False])
 def test_statistics_of_a_unit_that_one_task_skips(pollute: bool, tmp_path: Path) -> None:
     """T20: task a executes unit 6, task b skips it, official retraining with one set of statistics."""

@@ -51,6 +51,7 @@ def graph_of(trainer: object, rows: tuple) -> object:
     return tree_graph(trainer, tree, *initial_copies(trainer, segments, tree))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("method", "params"), METHODS, ids=lambda value: value.__name__)
 def test_an_all_shared_tree_is_hard_sharing_bit_for_bit(method: type[Method], params: type, tmp_path: Path) -> None:
     trainer, other = toy_trainer(tmp_path / "tree", steps=4), toy_trainer(tmp_path / "plain", steps=4)

@@ -98,6 +98,7 @@ def test_pooled_features_would_be_one_number_an_image() -> None:
     assert of(maps.flatten(1), B) == pytest.approx(EXPECTED, abs=1e-12)
 
 
+@pytest.mark.numerical
 def test_products_over_chunks_and_in_float32_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.randn(6, 101, generator=torch.Generator().manual_seed(0)) + 100  # a large common mean
     whole = pairwise_dissimilarity(features, "A", "x")
@@ -160,6 +161,7 @@ def backbone_state(graph: object) -> list[torch.Tensor]:
     return [value for node in nodes for value in node.module.state_dict().values()]
 
 
+@pytest.mark.numerical
 def test_more_features_than_memory_are_read_in_several_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, segments, graph = networks(tmp_path)
     batches = probe_batches(trainer, 20, Role.FIT, 0)

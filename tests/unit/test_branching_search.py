@@ -61,6 +61,7 @@ def test_rows_are_tasks_and_columns_are_copies() -> None:
     assert argmax_groupings(np.zeros((2, 4, 4), dtype=np.float32)) == [partition("0123")] * 2
 
 
+@pytest.mark.numerical
 def test_gumbel_limits() -> None:
     noise = torch.tensor([0, math.log(2), math.log(4)], dtype=torch.float64)
     for tau, expected in (
@@ -373,6 +374,7 @@ def test_held_statistics_stay_as_they_are(tmp_path: Path) -> None:
     assert int(norm.num_batches_tracked) == 1
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(
     ("multiplicity", "labelled", "times"), [("per_task", 3, 3), ("per_task", 2, 2), ("once", 3, 1)]
 )
@@ -408,6 +410,7 @@ def test_a_task_without_a_label_is_left_out(tmp_path: Path) -> None:
     assert losses(ignored, ("a",)) == {}
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("unused", "moves"), [("none", False), ("zero", True)])
 def test_what_a_step_does_not_use_is_stepped_only_where_asked(unused: str, moves: bool, tmp_path: Path) -> None:
     trainer, network = supernet(tmp_path, unused_grad=unused)

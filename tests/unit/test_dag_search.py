@@ -155,6 +155,7 @@ def test_the_open_chain_is_the_plain_backbone(name: str, aggregate: str) -> None
     assert torch.equal(graph.module().eval()(images)["t0"], heads["t0"](expected))
 
 
+@pytest.mark.numerical
 @torch.no_grad()
 def test_with_one_way_the_weighted_mean_does_not_care_how_open_the_edges_are() -> None:
     spec = spec_of(1)
@@ -317,7 +318,7 @@ def test_the_deployed_network_is_the_masked_supernet(name: str, aggregate: str) 
         for task, row in zip(spec.task_names, kept, strict=True):
             expected = heads[task].module(naive(space, images["image"], row))
             assert_same(predictions[task], expected)
-        if small:
+        if small and seed == 0:
             again = TaskGraph.from_json(graph.to_json(), graph.tensors())
             assert torch.equal(again.module().eval()(images)["t0"], predictions["t0"])
 
@@ -365,6 +366,7 @@ def test_tasks_share_the_computation_of_equal_prefixes() -> None:
     assert counted.dead == 0
 
 
+@pytest.mark.numerical
 def test_each_task_has_the_statistics_of_what_it_alone_fed_in() -> None:
     spec = spec_of(2)
     both = supernet_of(backbone_of(), spec)
@@ -428,6 +430,7 @@ def test_a_search_that_did_nothing_says_so(tmp_path: Path) -> None:
     assert "the squeeze loss was never active" in trainer.flags
 
 
+@pytest.mark.numerical
 def test_squeeze_loss_and_its_gradient_by_hand() -> None:
     graph = space_of(backbone_of()).graph
     gates = Gates(graph, 2, 1, "zero")
@@ -529,6 +532,7 @@ def test_tasks_side_by_side_are_the_tasks_one_by_one() -> None:
     assert not supernet_of(backbone_of(), spec_of(2))._separable
 
 
+@pytest.mark.numerical
 def test_recomputed_activations_change_neither_gradients_nor_statistics() -> None:
     for rule in ("per_task_stats", "per_task", "shared"):
         spec, found = spec_of(2), []

@@ -83,6 +83,7 @@ def test_masks_start_at_the_bias_that_is_set(tmp_path: Path) -> None:
     assert all(torch.equal(head.norm_h.bias, torch.full_like(head.norm_h.bias, 3.0)) for head in heads)
 
 
+@pytest.mark.numerical
 def test_m2_a_task_changes_only_its_own_outputs(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, size=16)
     graph, attentions = network(trainer)
@@ -188,6 +189,7 @@ def test_m4_a_mismatch_raises() -> None:
         one(torch.ones(1, 3, 4, 4), torch.ones(1, 3, 4, 4), torch.ones(1, 3, 3, 3))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", ["test_resnet", "resnet10t"])
 def test_m4_a_stage_of_one_block_has_two_features_of_its_output_shape(name: str) -> None:
     backbone = backbone_of(name)

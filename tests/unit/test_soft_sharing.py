@@ -129,6 +129,7 @@ def test_x1_orientation_of_a_unit() -> None:
     assert [float(value.unique()) for value in transposed] == [1.0, 2.5]
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
 def test_units_mix_channels_whatever_the_layout(layout: str) -> None:
     """A number a channel: channel c of x_2 is taken c times. A wrong axis mixes places."""
@@ -139,6 +140,7 @@ def test_units_mix_channels_whatever_the_layout(layout: str) -> None:
         assert torch.equal(y.select(channel_axis(layout), c).unique(), torch.tensor([float(c)]))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_x2_c1_c6_identity_units_are_single_networks_bit_for_bit(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, name, LAYOUTS[name])
@@ -386,6 +388,7 @@ def test_a_single_task_start_goes_on_and_is_charged(tmp_path: Path) -> None:
     assert (twin.weight_steps(graph), twin.ledger.search.optimizer_steps) == (6, 0)
 
 
+@pytest.mark.numerical
 def test_towers_hold_what_single_task_training_left(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=3)
     expected = merged([trainer.single_task(task).graph for task in ("a", "b")])
@@ -485,6 +488,7 @@ def test_s2_every_family_has_a_layer_that_carries_the_penalty() -> None:
     assert last_convolution(create_backbone(BackboneConfig("seresnet18"), seed=0), 7) == "conv2"  # not the gate's
 
 
+@pytest.mark.numerical
 def test_s3_one_subspace_and_the_last_layer_is_layer_wise_cross_stitch(tmp_path: Path) -> None:
     found = {}
     for name, method in {
@@ -574,6 +578,7 @@ def test_n4_twenty_tasks_are_refused_before_memory_runs_out(resnet18: Backbone) 
         method._units(resnet18, 20)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_n5_c1_own_blocks_without_norms_are_single_networks_bit_for_bit(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, name, LAYOUTS[name])

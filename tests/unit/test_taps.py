@@ -46,6 +46,7 @@ def move_deltas(made: TaskWeights, by: float = 0.05) -> None:
             delta.copy_(by * torch.randn(delta.shape, generator=random))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
 def test_t1_without_delta_or_without_score_it_is_the_base(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, name, size=32)
@@ -181,6 +182,7 @@ def test_counts_on_resnet18(resnet18: Backbone, tmp_path: Path) -> None:
     assert round(size(made.deployed(), P).x_backbone, 6) == 3.0
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(
     ("name", "domains"), [("test_resnet", "single"), ("test_resnet", "multi"), ("test_vit", "single")]
 )

@@ -21,6 +21,7 @@ IMAGE = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 QUICK = settings(max_examples=40, deadline=None)
 
 
+@pytest.mark.numerical
 @QUICK
 @given(program=programs(), training=st.booleans())
 def test_merged_graph_computes_what_each_task_computes_alone(program: Program, training: bool) -> None:
@@ -42,6 +43,7 @@ def test_no_two_nodes_are_equal_and_none_is_evaluated_for_nobody(program: Progra
     assert all(graph.users().values())
 
 
+@pytest.mark.numerical
 @QUICK
 @given(program=programs())
 def test_subgraph_of_a_task_gives_the_same_bits(program: Program) -> None:
