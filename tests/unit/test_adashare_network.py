@@ -25,6 +25,7 @@ from methods.adashare.schedule import Schedule, schedule
 from methods.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Role
 from methods.plain import task_losses
+from tests.numbers import assert_same
 from tests.unit.harness import toy_spec, toy_trainer
 
 SIZE = 16
@@ -84,6 +85,7 @@ class Part(nn.Module):
         return torch.full_like(x, self.value)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("f", "expected"), [(-5.0, 1.5), (1.0, 2.25)])
 def test_a_mixed_unit_by_hand(f: float, expected: float, tmp_path: Path) -> None:
     """T5: S = 2, p = .25; the activation stands inside the mix and not on the shortcut."""
@@ -97,6 +99,7 @@ def test_a_mixed_unit_by_hand(f: float, expected: float, tmp_path: Path) -> None
     assert mixed.unique().tolist() == [expected]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "test_resnet"])
 def test_executed_and_skipped_units_block_by_block(name: str, tmp_path: Path) -> None:
     """The official unit, from the block's own layers: relu(S + F) executed, S skipped, S always run; basic blocks and
@@ -114,15 +117,16 @@ def test_executed_and_skipped_units_block_by_block(name: str, tmp_path: Path) ->
             f = inner.bn3(inner.conv3(torch.relu(f)))
         s = x if inner.downsample is None else inner.downsample(x)
         first_of_stage += inner.downsample is not None
-        assert torch.allclose(network.unit(block, x, True), torch.relu(s + f), atol=1e-5)
+        assert_same(network.unit(block, x, True), torch.relu(s + f))
         assert torch.equal(network.unit(block, x, False), s)
         p = torch.tensor(0.3)
-        assert torch.allclose(network.unit(block, x, p), 0.3 * torch.relu(s + f) + 0.7 * s, atol=1e-5)
+        assert_same(network.unit(block, x, p), 0.3 * torch.relu(s + f) + 0.7 * s)
         x = torch.relu(s + f)
     assert first_of_stage >= 3
     assert len(network.backbones[0].blocks) == {"resnet18": 8, "resnet50": 16, "test_resnet": 4}[name]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "name", ["resnet18", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"]
 )
@@ -144,14 +148,14 @@ def test_columns_execute_and_skip(name: str, tmp_path: Path) -> None:
         found = features_of(network, images)
         expected = plain.forward_features(images["image"])
         for value in found.values():
-            assert float((value - expected).abs().max()) <= 1e-5
+            assert_same(value, expected)
         set_logits(network, -20, 20)
         x = plain.stem(images["image"])
         for block in plain.blocks:
             x = block(x) if block.skip is None else block.skip(x)
         skipped = plain.tail(x)
         for value in features_of(network, images).values():
-            assert float((value - skipped).abs().max()) <= 1e-5
+            assert_same(value, skipped)
         network.eval()  # hard draws: bit for bit
         for value in features_of(network, images).values():
             assert torch.equal(value, skipped)
@@ -207,6 +211,7 @@ def naive(network: SearchNetwork, images: dict[str, Tensor], decisions: Any) -> 
     return found
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("rule", ["shared", "per_task_stats", "per_task"])
 @pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("domains", ["single", "multi"])
@@ -221,7 +226,7 @@ def test_common_blocks_once_equal_a_pass_for_each_task(rule: str, n: int, domain
     network.decide = lambda: network.policies.sample(torch.Generator().manual_seed(5))
     ours, theirs = network(images, network.tasks), naive(twin, images, decisions)
     for task in ours:
-        assert torch.allclose(ours[task], theirs[task], atol=1e-5)
+        assert_same(ours[task], theirs[task])
     for predictions in (ours, theirs):
         sum((value**2).sum() for value in predictions.values()).backward()
     pairs = list(zip(network.named_parameters(), twin.named_parameters(), strict=True))
@@ -229,9 +234,12 @@ def test_common_blocks_once_equal_a_pass_for_each_task(rule: str, n: int, domain
     for (name, mine), (_, yours) in pairs:
         assert (mine.grad is None) == (yours.grad is None), name
         if mine.grad is not None:
-            assert torch.allclose(mine.grad, yours.grad, atol=1e-4 * float(yours.grad.abs().max() + 1)), name
+            assert_same(mine.grad, yours.grad, name)
     for (name, mine), (_, yours) in zip(network.named_buffers(), twin.named_buffers(), strict=True):
-        assert torch.allclose(mine, yours, atol=1e-5, equal_nan=True), name
+        if mine.is_floating_point():
+            assert_same(mine, yours, name)
+        else:
+            assert torch.equal(mine, yours), name
 
 
 def test_common_blocks_run_once_and_shortcuts_once_per_pass(tmp_path: Path) -> None:
@@ -272,6 +280,7 @@ def test_locked_units_ignore_their_logits(tmp_path: Path) -> None:
     assert float(grad[:, 7].abs().min()) > 0
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("train", [True, False])
 def test_multi_domain_tasks_see_their_own_images_only(train: bool, tmp_path: Path) -> None:
     """T28."""
@@ -337,6 +346,7 @@ def test_weights_are_shared_and_norms_belong_to_the_rule() -> None:
         assert len(downsamples) == 1, "projection convolutions stay shared"
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("pollute", [True, False])
 def test_statistics_of_a_unit_that_one_task_skips(pollute: bool, tmp_path: Path) -> None:
     """T20: task a executes unit 6, task b skips it, official retraining with one set of statistics."""

@@ -182,6 +182,7 @@ def test_one_call_of_the_generator_per_task_whatever_is_unlocked(monkeypatch: py
     assert torch.equal(*states)
 
 
+@pytest.mark.numerical
 def test_hard_samples_are_hard_forward_and_soft_backward() -> None:
     soft, hard = policies(), policies(hard_samples=True)
     for made in (soft, hard):
@@ -208,6 +209,7 @@ def test_draws_are_bernoulli_and_repeat_with_the_seed() -> None:
     assert set(draw_policy(sure, generator(0, "x"), "bernoulli", first_free=1)) == {(True, True)}
 
 
+@pytest.mark.numerical
 def test_starts_of_the_logits() -> None:
     assert torch.equal(policies().logits.detach(), torch.full((2, 8, 2), 0.5))
     assert torch.equal(policies().alpha(), torch.full((2, 8), 0.5))
@@ -257,6 +259,7 @@ def test_gradients_of_the_sparsity_forms(values: list[float], n: int) -> None:
     assert b.grad[0, :, 1].numpy() == pytest.approx((alpha[0] - 1).numpy())
 
 
+@pytest.mark.numerical
 def test_sharing_forms_by_hand() -> None:
     """T13."""
     a = logits([[1, 2], [0, 0]])
@@ -285,6 +288,7 @@ def test_sharing_forms_equal_their_double_sums(n_tasks: int, n_units: int, seed:
     assert float(paper_sharing(a)) == pytest.approx(paper, abs=1e-12)
 
 
+@pytest.mark.numerical
 def test_the_penalty_is_the_weighted_sum_of_the_variant() -> None:
     start = torch.randn(3, 8, 2, generator=generator(0, "x"))
     for variant, sparsity, sharing in (
@@ -309,6 +313,7 @@ def test_the_variant_names_both_forms_and_single_keys_override_it() -> None:
 # Logits under their optimizer: Adam with weight decay inside the gradient
 
 
+@pytest.mark.numerical
 def test_where_sparsity_and_coupled_weight_decay_come_to_rest() -> None:
     """T12: A -> (-a, a) with (w/n) sigmoid(-2a) = 5e-4 a; decoupled or absent decay ends elsewhere."""
     cases = [(0.05, 8, 0.9083), (0.05, 1, 0.9804), (0.01, 16, 0.6865), (0.001, 16, 0.5294)]
@@ -326,6 +331,7 @@ def test_where_sparsity_and_coupled_weight_decay_come_to_rest() -> None:
         assert 1 / (1 + math.exp(-2 * a)) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.numerical
 def test_locked_logits_only_feel_weight_decay() -> None:
     """T17: both columns shrink together, so alpha stays exactly 1/2, also under the sharing loss."""
     made = policies(2, 8, sharing_weight=1.0)

@@ -50,6 +50,7 @@ def test_norms_are_of_the_backbones_own_kind() -> None:
         norm_config(create_backbone(BackboneConfig("test_efficientnet_evos"), seed=0))
 
 
+@pytest.mark.numerical
 @torch.no_grad()
 def test_prefix_tokens_pass_the_pooling_unchanged() -> None:
     align = Align("tokens", 2, {(4, 6): (2, 3)}, nn.Identity(), nn.Identity())
@@ -62,6 +63,7 @@ def test_prefix_tokens_pass_the_pooling_unchanged() -> None:
     torch.testing.assert_close(out[:, 7], grid[:, 2:, 4:].mean((1, 2)))
 
 
+@pytest.mark.numerical
 @torch.no_grad()
 def test_channels_last_features_are_pooled_over_space() -> None:
     """Axis 1 is height there."""

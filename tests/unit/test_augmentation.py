@@ -65,6 +65,7 @@ def test_nearest_of_torchvision_would_be_a_pixel_off() -> None:
     assert (nearest - bilinear).abs().max() > 0.9
 
 
+@pytest.mark.numerical
 def test_a_zoom_scales_distances() -> None:
     wall = {
         "image": tv_tensors.Image(torch.rand(3, 40, 60)),
@@ -162,6 +163,7 @@ def test_a_small_sample_is_padded_about_its_centre() -> None:
     assert (int(columns[0]), int(columns[-1])) == (2, 2 + WIDTH - 1)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("s", [0.5, 1.0, 1.5])
 def test_a_scaled_wall_is_as_much_nearer(s: float) -> None:
     """Depth / s and disparity * s; nothing of it under the protocol that leaves them."""

@@ -17,6 +17,7 @@ from datasets.errors import UsageError
 from methods.contracts import ParameterGroup
 from methods.plain import fit_plain
 from methods.task_graph import TaskGraph
+from tests.numbers import assert_same
 from tests.unit.harness import toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
@@ -56,11 +57,13 @@ def test_equal_is_the_sum() -> None:
     assert Pair().gradients(balancer("equal")) == [[0.0, 1.0], [3.0], [5.0], None]
 
 
+@pytest.mark.numerical
 def test_conflicting_gradients_are_projected_and_heads_keep_their_own() -> None:
     """PCGrad, algorithm 1: g1 - (g1 g2 / g2 g2) g2 = (.5, .5) and g2 - (g1 g2 / g1 g1) g1 = (0, 1)."""
     assert Pair().gradients(balancer("pcgrad")) == [[0.5, 1.5], [3.0], [5.0], None]
 
 
+@pytest.mark.numerical
 def test_the_shortest_convex_combination_of_two_gradients() -> None:
     """MGDA of two: w = ((g2 - g1) g2) / |g1 - g2|^2 = 3 / 5 for g1, so (.6 - .4, .4); heads have no part in it."""
     theta, *heads, spare = Pair().gradients(balancer("mgda", epsilon=1e-7, max_iters=10_000))
@@ -77,6 +80,7 @@ def test_a_penalty_joins_unbalanced(name: str) -> None:
     assert rest == [*plain[1:3], [7.0]]
 
 
+@pytest.mark.numerical
 def test_uncertainty_by_hand() -> None:
     """Sum of exp(-s) L / 2 + s / 2: at s = 0 half of each gradient, and (1 - L) / 2 for s, which decay leaves alone."""
     pair, how = Pair(), balancer("uncertainty")
@@ -92,6 +96,7 @@ def test_uncertainty_by_hand() -> None:
     assert weights.tolist() == pytest.approx([2 * 0.2 * 1.5, 2 * 0.2 * 2.5])
 
 
+@pytest.mark.numerical
 def test_dynamic_weight_average_by_hand() -> None:
     """After two cycles 2 softmax(L(t - 1) / L(t - 2) / T): the task that falls slower weighs more."""
     how, weights = balancer("dwa"), nn.Parameter(torch.tensor([2.0, 2.0]))
@@ -124,6 +129,7 @@ class Network(nn.Module):
         return features, [(head(features).squeeze(1) - label).square().mean() * 10 for head, label in pairs]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", [entry.name for entry in BALANCERS.values() if entry.kind == "aggregator"])
 def test_gradients_are_those_of_torchjd_s_multi_task_backward(name: str) -> None:
     """Which is told what is shared; we find it in the graph."""
@@ -145,7 +151,7 @@ def test_gradients_are_those_of_torchjd_s_multi_task_backward(name: str) -> None
     )
     jac_to_grad(shared, library)
     for (label, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(own.grad, other.grad, rtol=1e-4, atol=1e-6), label
+        assert_same(own.grad, other.grad, label)
 
 
 def fitted(name: str, folder: Path, **options: object) -> tuple[CellTrainer, TaskGraph]:

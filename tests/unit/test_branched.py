@@ -31,6 +31,7 @@ from methods.hard_sharing import HardSharing, HardSharingParams
 from methods.plain import plain_graph, task_losses
 from methods.registry import get_method
 from methods.task_graph import TaskGraph
+from tests.numbers import assert_same
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
@@ -50,6 +51,7 @@ def graph_of(trainer: object, rows: tuple) -> object:
     return tree_graph(trainer, tree, *initial_copies(trainer, segments, tree))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("method", "params"), METHODS, ids=lambda value: value.__name__)
 def test_an_all_shared_tree_is_hard_sharing_bit_for_bit(method: type[Method], params: type, tmp_path: Path) -> None:
     trainer, other = toy_trainer(tmp_path / "tree", steps=4), toy_trainer(tmp_path / "plain", steps=4)
@@ -123,6 +125,7 @@ def _state(index: int, module: nn.Module) -> dict[tuple[int, str], torch.Tensor]
     return {(index, name): value for name, value in module.state_dict().items()}
 
 
+@pytest.mark.usefixtures("float64")
 def test_shared_parts_get_the_sum_of_weighted_gradients(tmp_path: Path) -> None:
     """T24: of the step that the final training makes. lambda is 1 for a and 1/2 for b."""
     rate = 0.1
@@ -143,7 +146,7 @@ def test_shared_parts_get_the_sum_of_weighted_gradients(tmp_path: Path) -> None:
     for p, after, a, b in zip(before, graph.parameters(), gradients["a"], gradients["b"], strict=True):
         n_shared += a is not None and b is not None
         total = (0 if a is None else a) + 0.5 * (0 if b is None else b)
-        torch.testing.assert_close(p.detach() - after.detach(), rate * total, rtol=1e-4, atol=1e-6)
+        assert_same(p.detach() - after.detach(), rate * total)
     assert 0 < n_shared < len(before)
 
 

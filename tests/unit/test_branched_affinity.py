@@ -17,6 +17,7 @@ from methods.branched.affinity import affinity, features_of, pairwise_dissimilar
 from methods.branched.branched import probe_batches
 from methods.branched.segments import segments_of
 from methods.contracts import Role
+from tests.numbers import assert_same
 from tests.unit.harness import toy_trainer
 
 A = torch.tensor([[1.0, 2, 3, 4], [2, 1, 4, 3], [4, 3, 2, 1], [1, 3, 2, 4]])
@@ -97,6 +98,7 @@ def test_pooled_features_would_be_one_number_an_image() -> None:
     assert of(maps.flatten(1), B) == pytest.approx(EXPECTED, abs=1e-12)
 
 
+@pytest.mark.numerical
 def test_products_over_chunks_and_in_float32_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.randn(6, 101, generator=torch.Generator().manual_seed(0)) + 100  # a large common mean
     whole = pairwise_dissimilarity(features, "A", "x")
@@ -131,6 +133,7 @@ def networks(folder: Path, domains: str = "single") -> tuple[object, object, obj
     return trainer, segments, trainer.single_task("a").graph
 
 
+@pytest.mark.usefixtures("float64")
 def test_features_are_read_in_eval_mode_and_whole(tmp_path: Path) -> None:
     trainer, segments, graph = networks(tmp_path)
     before = {name: value.clone() for name, value in graph.network().state_dict().items()}
@@ -142,7 +145,7 @@ def test_features_are_read_in_eval_mode_and_whole(tmp_path: Path) -> None:
     assert [once[d].shape[1] for d in range(4)] == [channels[0] * 64, channels[1] * 16, channels[2] * 4, channels[3]]
     single = [type(batch)({"image": batch.images["image"][k : k + 1]}, {}, {}) for batch in batches for k in range(20)]
     for d, values in features_of(graph, "a", segments.blocks, single):
-        torch.testing.assert_close(values, once[d], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(values, once[d])  # computed in float64, kept in float32
     images = batches[0].images["image"]
     backbone = trainer.backbone()
     backbone.module().load_state_dict(dict(zip(backbone.module().state_dict(), backbone_state(graph), strict=True)))
@@ -150,7 +153,7 @@ def test_features_are_read_in_eval_mode_and_whole(tmp_path: Path) -> None:
         x = backbone.module().eval().stem(images)
         for number, block in enumerate(backbone.blocks):
             x = block(x)
-            torch.testing.assert_close(once[number], x.flatten(1))
+            torch.testing.assert_close(once[number], x.flatten(1).float())
 
 
 def backbone_state(graph: object) -> list[torch.Tensor]:
@@ -158,6 +161,7 @@ def backbone_state(graph: object) -> list[torch.Tensor]:
     return [value for node in nodes for value in node.module.state_dict().values()]
 
 
+@pytest.mark.numerical
 def test_more_features_than_memory_are_read_in_several_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, segments, graph = networks(tmp_path)
     batches = probe_batches(trainer, 20, Role.FIT, 0)
@@ -168,6 +172,7 @@ def test_more_features_than_memory_are_read_in_several_passes(tmp_path: Path, mo
     assert all(torch.equal(parts[d], whole[d]) for d in whole)
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_last_location_follows_the_tail(tmp_path: Path) -> None:
     from methods.backbone import BackboneConfig, create_backbone
     from methods.plain import plain_graph
@@ -182,7 +187,7 @@ def test_the_last_location_follows_the_tail(tmp_path: Path) -> None:
     with torch.inference_mode():
         values = located.module(*names).eval()(images)
         expected = backbone.module().eval()(images["image"])
-    torch.testing.assert_close(values[names[-1]], expected)
+    assert_same(values[names[-1]], expected)
 
 
 def test_probes_are_a_random_part_of_fit_and_equal_parts_of_all_domains(tmp_path: Path) -> None:

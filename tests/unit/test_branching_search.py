@@ -42,6 +42,7 @@ from methods.branched.supernet import Labelled, Search, gumbel, mixture, norms_o
 from methods.branched.trees import all_trees, canonical, nested, of_labels
 from methods.contracts import Budget, Role
 from methods.cost import count
+from tests.numbers import ROUNDING, assert_same
 from tests.unit.harness import toy_spec, toy_trainer
 
 
@@ -60,6 +61,7 @@ def test_rows_are_tasks_and_columns_are_copies() -> None:
     assert argmax_groupings(np.zeros((2, 4, 4), dtype=np.float32)) == [partition("0123")] * 2
 
 
+@pytest.mark.numerical
 def test_gumbel_limits() -> None:
     noise = torch.tensor([0, math.log(2), math.log(4)], dtype=torch.float64)
     for tau, expected in (
@@ -312,7 +314,9 @@ class Watch:
             before = [p.detach().clone() for p in network.choices()]
             made = step(run, batch)
             if run.stage.name == "architecture" and first:
-                self.first.append((before, [p.detach().clone() for p in network.choices()], run))
+                after = [p.detach().clone() for p in network.choices()]
+                states = [run.optimizers._optimizers[0].state[p] for p in network.choices()]
+                self.first.append((before, after, [(int(s["step"]), s["exp_avg"].clone()) for s in states]))
             return made
 
         self.first: list[tuple] = []
@@ -322,6 +326,7 @@ class Watch:
         search.run(trainer)
 
 
+@pytest.mark.usefixtures("float64")
 def test_statistics_optimizers_and_alpha_through_the_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = toy_trainer(tmp_path, steps=20)
     network = BmtasSupernet(trainer, BmtasParams(n_cycles=6))
@@ -344,13 +349,13 @@ def test_statistics_optimizers_and_alpha_through_the_phases(tmp_path: Path, monk
         elif not warm:
             assert [float(v.abs().sum()) for v in state] == [0, len(state[1]), 0]
             assert int(after[2]) > 0
-    for before, after, run in watch.first:
-        optimizer = run.optimizers._optimizers[0]
-        (alpha,) = before
-        change = (after[0] - alpha).abs()
-        assert change[change > 1e-4].tolist() == pytest.approx([1e-2] * int((change > 1e-4).sum()), rel=0.01)
-        assert float(change.max()) == pytest.approx(1e-2, rel=0.01)
-        assert int(next(iter(optimizer.state.values()))["step"]) == 1
+    assert len(watch.first) == plan.arch_steps  # every phase starts Adam anew
+    for (before,), (after,), ((step, momentum),) in watch.first:
+        assert step == 1
+        gradient = momentum / (1 - 0.9)
+        # Adam's first step is lr g / (|g| + eps): lr itself only where eps = 1e-8 is small against the gradient.
+        assert_same(after - before, -1e-2 * gradient / (gradient.abs() + 1e-8))
+        assert float((after - before).abs().max()) == pytest.approx(1e-2, rel=0.01)
     assert trainer.ledger.search.optimizer_steps == 2 * plan.weight_steps + plan.arch_steps
 
 
@@ -369,6 +374,7 @@ def test_held_statistics_stay_as_they_are(tmp_path: Path) -> None:
     assert int(norm.num_batches_tracked) == 1
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(
     ("multiplicity", "labelled", "times"), [("per_task", 3, 3), ("per_task", 2, 2), ("once", 3, 1)]
 )
@@ -386,7 +392,7 @@ def test_the_resource_counts_once_per_task_backward(
     with torch.no_grad():
         network.alpha.add_(torch.randn(network.alpha.shape, generator=torch.Generator().manual_seed(0)))
     search.losses.n_labelled = labelled
-    (found,) = torch.autograd.grad(search.penalty(), network.alpha)
+    (found,) = torch.autograd.grad(search.penalty(), network.alpha)  # float64 inside, rounded to float32 at its ends
     cost = layer_costs(trainer.backbone(), trainer.data, method.params, segments)
     (once,) = torch.autograd.grad(expected_resource(network.alpha, cost, "bmtas"), network.alpha)
     torch.testing.assert_close(found, times * 0.05 * once, rtol=1e-5, atol=1e-8)
@@ -404,6 +410,7 @@ def test_a_task_without_a_label_is_left_out(tmp_path: Path) -> None:
     assert losses(ignored, ("a",)) == {}
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("unused", "moves"), [("none", False), ("zero", True)])
 def test_what_a_step_does_not_use_is_stepped_only_where_asked(unused: str, moves: bool, tmp_path: Path) -> None:
     trainer, network = supernet(tmp_path, unused_grad=unused)
@@ -430,6 +437,7 @@ def test_what_a_step_does_not_use_is_stepped_only_where_asked(unused: str, moves
         torch.testing.assert_close(head.detach(), before * (1 - 0.1 * 0.1))
 
 
+@pytest.mark.usefixtures("float64")
 def test_a_nested_supernet_is_the_tree_that_is_built(tmp_path: Path) -> None:
     trainer, network = supernet(tmp_path, batch_norm="shared", n=3)
     with torch.no_grad():
@@ -460,7 +468,7 @@ def test_a_nested_supernet_is_the_tree_that_is_built(tmp_path: Path) -> None:
         expected = network.eval()(batch.images, network.tasks)
         found = graph.network().eval()(batch.images, network.tasks)
     for task in network.tasks:
-        torch.testing.assert_close(found[task], expected[task], rtol=1e-5, atol=1e-5)
+        assert_same(found[task], expected[task])
 
 
 def test_a_budget_gives_the_most_probable_nested_tree(tmp_path: Path) -> None:
@@ -541,6 +549,7 @@ def test_parents_within_a_budget_are_the_most_probable_ones(tmp_path: Path) -> N
         assert segments.size(tree_of(found)) <= total
 
 
+@pytest.mark.usefixtures("float64")
 def test_equal_nodes_part_in_the_warm_up_and_theta_learns(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=6, data=tasks(3))
 
@@ -573,7 +582,7 @@ def test_equal_nodes_part_in_the_warm_up_and_theta_learns(tmp_path: Path) -> Non
     assert gradient > 1e-6
     assert not equal
     gradient, equal = theta_gradient(mean=True)
-    assert gradient <= 1e-7
+    assert gradient <= ROUNDING
     assert equal
 
 
@@ -626,6 +635,7 @@ def test_libmtl_sums_its_parents_keeps_all_copies_and_draws_in_evaluation(tmp_pa
         assert torch.equal(module(batch.images, ("a",))["a"], module(batch.images, ("a",))["a"])
 
 
+@pytest.mark.usefixtures("float64")
 def test_libmtl_deploys_the_trained_encoders_on_both_layouts(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, domains="multi", steps=3)
     network = libmtl.LibmtlNetwork(trainer)
@@ -639,4 +649,4 @@ def test_libmtl_deploys_the_trained_encoders_on_both_layouts(tmp_path: Path) -> 
         expected = network.eval()(batch.images, ("a", "b"))
         found = graph.network().eval()(batch.images, ("a", "b"))
     for task in ("a", "b"):
-        torch.testing.assert_close(found[task], expected[task])
+        assert_same(found[task], expected[task])

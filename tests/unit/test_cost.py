@@ -38,6 +38,7 @@ def test_p3_attention_is_counted_on_meta_and_in_training_on_cpu() -> None:
     assert counter.macs == 1_253_683_200
 
 
+@pytest.mark.numerical
 def test_counting_changes_no_bits() -> None:
     model = timm.create_model("test_vit", num_classes=3).train()
     image = torch.randn(2, 3, 160, 160)

@@ -23,6 +23,7 @@ from methods.heads import create_head
 from methods.operations import build_module
 from methods.plain import plain_graph
 from methods.task_graph import TaskGraph
+from tests.numbers import assert_same
 from tests.unit.harness import toy_spec
 
 NAMES = ("conv1x1", "fcn", "aspp", "upernet", "adashare_aspp")
@@ -60,6 +61,7 @@ def test_every_decoder_reads_every_family_and_comes_back_from_json(name: str, de
             assert torch.equal(value, twin[key])
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("decoder", NAMES)
 def test_a_network_with_any_decoder_survives_a_file(decoder: str, tmp_path: Path) -> None:
     """Norms inside a head keep statistics: they belong to nodes and are stored with them."""
@@ -90,13 +92,14 @@ def test_adashare_s_head_has_the_official_size(channels: int, expected: int) -> 
     assert rates == [(rate, rate) for rate in ADASHARE_RATES]
 
 
+@pytest.mark.usefixtures("float64")
 def test_adashare_s_head_sums_its_branches() -> None:
     head = create_decoder(DenseForm.of("adashare_aspp", 4), 3, 2, 0.0).eval()
     x = torch.randn(1, 3, 9, 9)
     total = torch.zeros(1, 2, 9, 9)
     for branch in head.branches:  # type: ignore[union-attr]
         total = total + branch(x)  # type: ignore[operator]
-    torch.testing.assert_close(head(x), total)
+    assert_same(head(x), total)
 
 
 def test_the_recipe_s_dropout_reaches_the_decoder() -> None:

@@ -15,6 +15,7 @@ from methods.backbone import Backbone, BackboneConfig, create_backbone
 from methods.heads import create_head
 from methods.operations import Operation, build_module
 from methods.streams import seeded
+from tests.numbers import assert_same
 
 DIGIT = TaskSpec("digit", "class", 10, ("accuracy",))
 SEMSEG = TaskSpec("semseg", "semantic", 7, ("miou",))
@@ -42,6 +43,7 @@ def images(batch: int = 2, height: int = 32, width: int = 48) -> Tensor:
     "name",
     ["test_resnet", "test_efficientnet", "test_vit", "test_vit2", "deit_tiny_distilled_patch16_224", "test_convnext"],
 )
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_a_pooled_head_reads_what_timm_s_classifier_reads(name: str) -> None:
     """Class token, mean without prefix, mean of both tokens, mean of a map, and the norm that follows pooling."""
@@ -57,7 +59,7 @@ def test_a_pooled_head_reads_what_timm_s_classifier_reads(name: str) -> None:
         norm = model.head.norm if hasattr(model.head, "norm") else model.fc_norm
         norm.load_state_dict(backbone.pool_norm.state_dict())
     features = backbone.forward_features(images())
-    torch.testing.assert_close(head(features), model.forward_head(features, pre_logits=True), rtol=0, atol=1e-6)
+    assert_same(head(features), model.forward_head(features, pre_logits=True))
 
 
 def test_pooling_of_nhwc_maps_is_over_height_and_width() -> None:

@@ -72,12 +72,14 @@ def test_a_name_taken_by_another_class_is_refused() -> None:
 # Losses by hand
 
 
+@pytest.mark.numerical
 def test_class_loss_is_the_mean_over_labelled_samples() -> None:
     logits = torch.tensor([[0.0, 0.0, math.log(2)], [5.0, 1.0, 1.0]])
     loss = get_kind("class").loss(logits, torch.tensor([2, -1]), DIGIT)
     assert loss.item() == pytest.approx(math.log(2))  # softmax 1/4, 1/4, 1/2
 
 
+@pytest.mark.usefixtures("float64")
 def test_semantic_loss_is_the_mean_over_labelled_pixels() -> None:
     prediction, label = batch(SEMSEG)
     label[:, :3] = 255
@@ -90,6 +92,7 @@ def test_depth_loss_is_the_mean_absolute_difference() -> None:
     assert get_kind("depth").loss(prediction, label, DEPTH).item() == pytest.approx(1.5)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("weight", "expected"), [(0.9, 0.5 * math.log(2)), (None, math.log(2))])
 def test_binary_loss_weighs_positives_and_negatives(weight: float | None, expected: float) -> None:
     # One positive, one negative, logit 0: log 2 each, weights 0.9 and 0.1; the ignored pixel counts in neither.
@@ -100,6 +103,7 @@ def test_binary_loss_weighs_positives_and_negatives(weight: float | None, expect
     assert lopsided.item() == pytest.approx(0.9 * math.log(2))
 
 
+@pytest.mark.numerical
 def test_normals_loss_is_one_minus_the_cosine() -> None:
     # 60 degrees, and an unknown label; the length of a prediction does not matter.
     prediction = torch.tensor([[7.0, 0.0, 0.0], [1.0, 1.0, 1.0]]).T.view(1, 3, 1, 2)
@@ -115,6 +119,7 @@ def test_dense_loss_is_the_mean_over_labelled_numbers() -> None:
     assert get_kind("dense").loss(prediction, label, KEYPOINT).item() == pytest.approx(1.0)
 
 
+@pytest.mark.numerical
 def test_attribute_and_scalar_losses() -> None:
     logits, label = torch.tensor([[math.log(3)], [0.0], [9.0]]), torch.tensor([1.0, 0.0, math.nan])
     expected = (-math.log(3 / 4) - math.log(1 / 2)) / 2
@@ -134,6 +139,7 @@ def test_nothing_labelled_gives_zero_loss_and_zero_gradient(task: TaskSpec) -> N
     assert torch.equal(prediction.grad, torch.zeros_like(prediction))
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_ignored_labels_leave_loss_and_gradient_finite_and_get_none(task: TaskSpec) -> None:
     prediction, label = batch(task)
@@ -147,6 +153,7 @@ def test_ignored_labels_leave_loss_and_gradient_finite_and_get_none(task: TaskSp
     assert torch.equal(prediction.grad[0], torch.zeros_like(prediction[0]))
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("task", DENSE_TASKS, ids=lambda task: task.name)
 def test_padding_does_not_change_the_loss(task: TaskSpec) -> None:
     prediction, label = batch(task)
@@ -165,6 +172,7 @@ def test_half_precision_predictions_give_a_float32_loss(task: TaskSpec) -> None:
     assert half.item() == pytest.approx(kind.loss(prediction, label, task).item(), rel=5e-3)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("task", DENSE_TASKS, ids=lambda task: task.name)
 def test_losses_compare_at_the_resolution_of_the_label(task: TaskSpec) -> None:
     prediction, label = batch(task)
@@ -177,6 +185,7 @@ def test_losses_compare_at_the_resolution_of_the_label(task: TaskSpec) -> None:
     assert kind.loss(small, label, task, flags).item() == pytest.approx(kind.loss(nearest, label, task).item())
 
 
+@pytest.mark.numerical
 def test_bilinear_resizing_does_not_align_corners() -> None:
     ramp = torch.tensor([[[[0.0, 1.0]]]])
     assert resize_prediction(ramp, (1, 4), STANDARD).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]

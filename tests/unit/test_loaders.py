@@ -55,6 +55,7 @@ def test_seeds_and_streams_give_other_orders() -> None:
     assert len(orders) == 4
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("domains", ["single", "multi"])
 def test_cached_and_uncached_sets_give_the_same_batches(domains: str) -> None:
     spec = toy_spec(domains)
@@ -70,6 +71,7 @@ def test_cached_and_uncached_sets_give_the_same_batches(domains: str) -> None:
             assert torch.equal(target, two.targets[task])
 
 
+@pytest.mark.numerical
 def test_images_are_normalised_once() -> None:
     spec = toy_spec()
     loader = toy_loaders(spec, RECIPE)[Role.FIT]

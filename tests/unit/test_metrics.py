@@ -337,6 +337,7 @@ def test_auroc_of_more_than_two_classes_is_refused_when_planning() -> None:
         evaluate(dataclasses.replace(DIGIT, metrics=("auroc",)))
 
 
+@pytest.mark.numerical
 def test_semantic_metrics_equal_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(2)
     label = torch.randint(0, 5, (3, 20, 20), generator=generator)
@@ -358,6 +359,7 @@ def colours(vectors: Tensor) -> Tensor:
     return (vectors + 1) * 127.5
 
 
+@pytest.mark.numerical
 def test_n1_n2_angles_and_what_undecoded_colours_make_of_them() -> None:
     left = (-1.0, 0.0, 0.0)
     for prediction, angle, compatible in (((0.0, 0.0, -1.0), 90.0, 60.0), ((1.0, 0.0, 0.0), 180.0, 54.73561)):
@@ -367,6 +369,7 @@ def test_n1_n2_angles_and_what_undecoded_colours_make_of_them() -> None:
         assert values(ENCODED, encoded, flags=RAW)["mean_angle"] == pytest.approx(compatible, abs=1e-5)
 
 
+@pytest.mark.usefixtures("float64")
 def test_n3_a_zero_prediction_and_the_length_of_one() -> None:
     batch = n1((0.0, 0.0, 0.0), (0.0, 0.6, 0.8))
     assert values(NORMALS, batch)["mean_angle"] == pytest.approx(90.0)
@@ -388,6 +391,7 @@ def test_bounds_are_strict_but_for_their_flag(
     assert values(NORMALS, batch, flags=ProtocolFlags(angle_bound="<="))["within_11_25"] == inclusive
 
 
+@pytest.mark.usefixtures("float64")
 def test_normals_equal_numpy_and_the_median_is_within_half_a_bin() -> None:
     prediction, label = random_batch(NORMALS, 6, seed=12)
     task = dataclasses.replace(NORMALS, metrics=(*NORMALS.metrics, "cosine_similarity"))
@@ -414,6 +418,7 @@ def test_undecoded_labels_are_refused() -> None:
 # Regressions and attributes
 
 
+@pytest.mark.usefixtures("float64")
 def test_regressions_equal_scikit_learn() -> None:
     prediction, label = random_batch(KEYPOINT, 3, seed=14)
     found = values(KEYPOINT, (prediction, label))
@@ -441,6 +446,7 @@ def test_an_attribute_is_predicted_where_its_logit_is_positive() -> None:
 # Independent implementations: torchmetrics and mmsegmentation
 
 
+@pytest.mark.numerical
 def test_metrics_equal_torchmetrics() -> None:
     prediction, label = random_batch(SEMSEG, 4, seed=15)
     logits = torch.nn.functional.interpolate(prediction, size=(8, 10), mode="bilinear", align_corners=False)
@@ -535,6 +541,7 @@ CASES.append((ENCODED, "adashare"))
 IDS = [f"{task.name}-{tag}" for task, tag in CASES]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("task", "tag"), CASES, ids=IDS)
 def test_batches_order_and_processes_do_not_matter(task: TaskSpec, tag: str) -> None:
     prediction, label = random_batch(task, 7, seed=3)

@@ -71,6 +71,7 @@ def test_an_own_rate_may_fall_as_a_polynomial_of_parts_of_the_stage() -> None:
             OptimizerSpec("sgd", 0.1, **wrong)
 
 
+@pytest.mark.numerical
 def test_a_group_can_have_a_weight_decay_of_its_own() -> None:
     parameters = [nn.Parameter(torch.ones(1)) for _ in range(3)]
     groups = [
@@ -90,6 +91,7 @@ def test_a_group_can_have_a_weight_decay_of_its_own() -> None:
     assert [float(p.detach()) for p in parameters] == pytest.approx([0.99, 1.0, 0.95])
 
 
+@pytest.mark.numerical
 def test_tied_parameters_are_stepped_once() -> None:
     tied = nn.Parameter(torch.ones(1))
     recipe = RecipeSettings(clip_norm=None, optimizer=OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.0))
@@ -99,6 +101,7 @@ def test_tied_parameters_are_stepped_once() -> None:
     assert float(tied.detach()) == pytest.approx(0.9)
 
 
+@pytest.mark.numerical
 def test_clipping_bounds_the_norm_of_all_weights_together() -> None:
     parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
     recipe = RecipeSettings(clip_norm=1.0, optimizer=OptimizerSettings(lr=1.0, momentum=0.0, weight_decay=0.0))

@@ -39,6 +39,7 @@ from methods.soft_sharing.towers import Tower, Units, place_channels, place_name
 from methods.soft_sharing.training import joint_stage, parameter_groups
 from methods.soft_sharing.units import Nddr, channel_axis, nddr, stitch, subspace_stitch
 from methods.task_graph import TaskGraph, merged
+from tests.numbers import assert_same
 from tests.unit.harness import toy_spec, toy_trainer
 
 LAYOUTS = {"test_resnet": 32, "test_vit": 32, "test_convnext": 32, "swin_tiny_patch4_window7_224": 32}
@@ -59,9 +60,13 @@ def small_swin(size: int) -> Backbone:
     return backbone
 
 
-@functools.cache
 def backbone_of(name: str, size: int = 32) -> Backbone:
     """Built once: tests clone what they change."""
+    return _backbone_of(name, size, torch.get_default_dtype())
+
+
+@functools.cache
+def _backbone_of(name: str, size: int, dtype: torch.dtype) -> Backbone:
     if name.startswith("swin"):
         return small_swin(size)
     return create_backbone(BackboneConfig(name, image_size=(size, size)), seed=0)
@@ -124,6 +129,7 @@ def test_x1_orientation_of_a_unit() -> None:
     assert [float(value.unique()) for value in transposed] == [1.0, 2.5]
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
 def test_units_mix_channels_whatever_the_layout(layout: str) -> None:
     """A number a channel: channel c of x_2 is taken c times. A wrong axis mixes places."""
@@ -134,6 +140,7 @@ def test_units_mix_channels_whatever_the_layout(layout: str) -> None:
         assert torch.equal(y.select(channel_axis(layout), c).unique(), torch.tensor([float(c)]))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_x2_c1_c6_identity_units_are_single_networks_bit_for_bit(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, name, LAYOUTS[name])
@@ -146,6 +153,7 @@ def test_x2_c1_c6_identity_units_are_single_networks_bit_for_bit(name: str, tmp_
             assert torch.equal(stitched.network().train(training)(images, plain.tasks)[task], value)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("n_tasks", [2, 3])
 def test_x2_convex_rows_leave_identical_networks_as_they_are(n_tasks: int, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, n_tasks)
@@ -155,7 +163,7 @@ def test_x2_convex_rows_leave_identical_networks_as_they_are(n_tasks: int, tmp_p
     stitched = tower_graph(trainer.data, made, stitches(trainer.backbone(), alpha, "channel"))
     images = images_of(trainer)
     for task, value in plain.network().eval()(images, plain.tasks).items():
-        assert (stitched.network().eval()(images, plain.tasks)[task] - value).abs().max() < 1e-6
+        assert_same(stitched.network().eval()(images, plain.tasks)[task], value)
 
 
 @pytest.mark.parametrize("n_tasks", [2, 3, 5, 20])
@@ -268,6 +276,7 @@ def outputs_of(name: str, trainer: CellTrainer) -> dict[str, Tensor]:
     return graph.network().eval()(images_of(trainer), graph.tasks)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", METHODS)
 def test_c2_n2_outputs_do_not_depend_on_the_order_of_tasks(name: str, tmp_path: Path) -> None:
     """Heads and rows carry the task's name or place: the same network comes out for both orders, up to the order in
@@ -278,10 +287,11 @@ def test_c2_n2_outputs_do_not_depend_on_the_order_of_tasks(name: str, tmp_path: 
         trainer = toy_trainer(tmp_path / order[0], steps=3, data=toy_spec().with_tasks(order))
         found[order] = outputs_of(name, trainer)
     for task in ("a", "b"):
-        assert torch.allclose(found["a", "b"][task], found["b", "a"][task], atol=1e-4)
+        assert_same(found["a", "b"][task], found["b", "a"][task])
     assert not torch.allclose(found["a", "b"]["a"][:, :2], found["a", "b"]["b"], atol=1e-2)
 
 
+@pytest.mark.usefixtures("float64")
 def test_n2_blocks_follow_the_order_of_towers(tmp_path: Path) -> None:
     """Swapping two tasks swaps outputs, when their blocks are swapped with them."""
     trainer = trainer_of(tmp_path, 2)
@@ -297,7 +307,7 @@ def test_n2_blocks_follow_the_order_of_towers(tmp_path: Path) -> None:
 
     straight, swapped = outputs([0, 1]), outputs([1, 0])
     for one, other in zip(straight, reversed(swapped), strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -378,6 +388,7 @@ def test_a_single_task_start_goes_on_and_is_charged(tmp_path: Path) -> None:
     assert (twin.weight_steps(graph), twin.ledger.search.optimizer_steps) == (6, 0)
 
 
+@pytest.mark.numerical
 def test_towers_hold_what_single_task_training_left(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=3)
     expected = merged([trainer.single_task(task).graph for task in ("a", "b")])
@@ -477,6 +488,7 @@ def test_s2_every_family_has_a_layer_that_carries_the_penalty() -> None:
     assert last_convolution(create_backbone(BackboneConfig("seresnet18"), seed=0), 7) == "conv2"  # not the gate's
 
 
+@pytest.mark.numerical
 def test_s3_one_subspace_and_the_last_layer_is_layer_wise_cross_stitch(tmp_path: Path) -> None:
     found = {}
     for name, method in {
@@ -527,6 +539,7 @@ def test_initial_layer_mixes() -> None:
 # NDDR-CNN
 
 
+@pytest.mark.usefixtures("float64")
 def test_n1_initial_mapping() -> None:
     x = [torch.ones(1, 3, 2, 2), torch.full((1, 3, 2, 2), 2.0)]
     z = torch.cat(x, 1)
@@ -535,7 +548,7 @@ def test_n1_initial_mapping() -> None:
     assert values == pytest.approx([1.0999945, 1.8999905], abs=1e-7)
     noisy = z + torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).abs()
     own = nddr("nchw", torch.tensor([1.0, 0.0]), 3, 0.05, True).module
-    assert torch.allclose(own.eval()(noisy), noisy[:, :3], rtol=1e-4)
+    torch.testing.assert_close(own.eval()(noisy), noisy[:, :3], rtol=1e-5, atol=0)  # the norm's 1 / sqrt(1 + 1e-5)
     assert not torch.allclose(own.train()(noisy), noisy[:, :3], rtol=0.1)  # the norm rescales at once
 
 
@@ -565,6 +578,7 @@ def test_n4_twenty_tasks_are_refused_before_memory_runs_out(resnet18: Backbone) 
         method._units(resnet18, 20)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_n5_c1_own_blocks_without_norms_are_single_networks_bit_for_bit(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, name, LAYOUTS[name])

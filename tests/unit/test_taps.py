@@ -21,6 +21,7 @@ from methods.plain import plain_graph, task_losses
 from methods.soft_sharing.taps import Taps, TapsParams, _copies, _joint_base
 from methods.soft_sharing.task_weights import TaskWeights, layer_names
 from methods.task_graph import TaskGraph
+from tests.numbers import assert_same
 from tests.unit.harness import toy_backbone, toy_trainer
 from tests.unit.test_soft_sharing import backbone_of, batch_of, images_of, tasks_of, trainer_of
 
@@ -45,6 +46,7 @@ def move_deltas(made: TaskWeights, by: float = 0.05) -> None:
             delta.copy_(by * torch.randn(delta.shape, generator=random))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
 def test_t1_without_delta_or_without_score_it_is_the_base(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, name, size=32)
@@ -88,6 +90,7 @@ def test_the_penalty_waits(tmp_path: Path) -> None:
     assert int(made.state_dict()["steps"]) == 4  # a resumed training goes on with it
 
 
+@pytest.mark.usefixtures("float64")
 def test_t3_gradients_below_and_above_the_threshold(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, size=16)
     made = network(trainer)
@@ -102,7 +105,7 @@ def test_t3_gradients_below_and_above_the_threshold(tmp_path: Path) -> None:
     assert all(bool(gradient.any()) for gradient in gradients)
     assert all(not bool(delta.grad.any()) for delta in made.deltas[0])
     expected = torch.stack([(g * d).sum() for g, d in zip(gradients, made.deltas[0], strict=True)])
-    assert torch.allclose(made.scores.grad[0], expected, rtol=1e-4, atol=1e-6)
+    assert_same(made.scores.grad[0], expected)
     assert bool(made.scores.grad[0].all())
 
     made.zero_grad()
@@ -179,6 +182,7 @@ def test_counts_on_resnet18(resnet18: Backbone, tmp_path: Path) -> None:
     assert round(size(made.deployed(), P).x_backbone, 6) == 3.0
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(
     ("name", "domains"), [("test_resnet", "single"), ("test_resnet", "multi"), ("test_vit", "single")]
 )

@@ -15,12 +15,14 @@ from datasets.errors import UsageError
 from methods.cost import size
 from methods.operations import Operation, parameterless, register_operation
 from methods.task_graph import TaskGraph, Value, estimate_statistics, merged
+from tests.numbers import assert_same
 from tests.unit.graphs import Program, build, naive, operation, operations, programs
 
 IMAGE = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 QUICK = settings(max_examples=40, deadline=None)
 
 
+@pytest.mark.numerical
 @QUICK
 @given(program=programs(), training=st.booleans())
 def test_merged_graph_computes_what_each_task_computes_alone(program: Program, training: bool) -> None:
@@ -42,6 +44,7 @@ def test_no_two_nodes_are_equal_and_none_is_evaluated_for_nobody(program: Progra
     assert all(graph.users().values())
 
 
+@pytest.mark.numerical
 @QUICK
 @given(program=programs())
 def test_subgraph_of_a_task_gives_the_same_bits(program: Program) -> None:
@@ -192,6 +195,7 @@ def test_merged_graphs_keep_their_statistics() -> None:
     assert torch.equal(whole.module().eval()({"image": IMAGE})["deep"], expected)
 
 
+@pytest.mark.usefixtures("float64")
 def test_estimated_statistics_are_plain_means_over_batches() -> None:
     shared = operation("test.conv_norm", 0)
     graph = TaskGraph(["image"])
@@ -203,7 +207,7 @@ def test_estimated_statistics_are_plain_means_over_batches() -> None:
     norm.running_mean.fill_(100.0)
     network = graph.network().eval()
     estimate_statistics(network, [Batch({"image": images}, {"t": torch.zeros(8)}, {}) for images in batches])
-    assert torch.allclose(norm.running_mean, torch.stack(means).mean(0), atol=1e-6)
+    assert_same(norm.running_mean, torch.stack(means).mean(0))
     assert norm.momentum == 0.1
     assert not network.training
 

@@ -71,6 +71,7 @@ def test_the_mapping_is_a_pixel_norm_and_eight_layers() -> None:
     assert 0.3 < styles.square().mean().item() < 3  # eight layers neither shrink nor blow up what passes
 
 
+@pytest.mark.numerical
 def test_adain_by_hand() -> None:
     norm = AdaIN(1, 1)
     assert norm.affine.bias.tolist() == [1.0, 0.0]  # gamma, beta
@@ -117,6 +118,7 @@ def test_counts_of_the_published_decoder_on_resnet18(tmp_path: Path) -> None:
     assert sum(p.numel() for p in graph.parameters("backbone")) == 11_176_512
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("form", ["pooled", "dense"])
 def test_w2_equal_codes_give_equal_features_and_others_do_not(form: str, tmp_path: Path) -> None:
     trainer = dense_trainer(tmp_path, 3) if form == "dense" else trainer_of(tmp_path, 3, size=32)
@@ -165,6 +167,7 @@ def test_w3_maps_of_one_pixel() -> None:
         method.check(dense_tasks(2, 32), backbone_of("test_resnet", 32), Budget(1))
 
 
+@pytest.mark.numerical
 def test_the_mean_of_an_instance_normed_map_says_nothing_of_the_image() -> None:
     norm, style = AdaIN(2, 3), torch.ones(1, 2)
     pooled = norm(style, torch.randn(5, 3, 4, 4)).mean((2, 3))

@@ -80,6 +80,7 @@ def test_killed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, t
         assert outcome(trainer, graph) == expected, case
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", METHODS)
 def test_a_kill_between_the_last_step_and_the_end_of_a_stage_loses_nothing(name: str, tmp_path: Path) -> None:
     straight = toy_trainer(tmp_path / "straight")
@@ -104,6 +105,7 @@ def test_a_kill_between_the_last_step_and_the_end_of_a_stage_loses_nothing(name:
     assert outcome(trainer, graph) == expected
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("balancing", ["uncertainty", "dwa", "famo", "gradvac", "pcgrad", "random"])
 def test_balancers_resume_with_what_they_remember(balancing: str, tmp_path: Path) -> None:
     recipe = {"balancing": {"name": balancing, "params": {}}}
@@ -157,6 +159,7 @@ def test_torn_checkpoints_are_not_used(tmp_path: Path) -> None:
     assert fit_plain(again, "joint", 12)[0].weights_hash() == expected
 
 
+@pytest.mark.numerical
 def test_training_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, recipe={"clip_norm": 1.0})
     graph, result = fit_plain(trainer, "joint", 12)
@@ -436,6 +439,7 @@ def test_per_task_steps_refuse_loss_balancing(tmp_path: Path) -> None:
         trainer.fit(Stage("s", network, 2, Role.FIT, network.weights(), losses, "search", "per_task"))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("recipe", [{"precision": "amp-bf16"}, {"channels_last": True}, {"workers": 1}])
 def test_precision_memory_format_and_workers_run(tmp_path: Path, recipe: dict[str, object]) -> None:
     # 32 pixels: on 1x1 feature maps the CPU's bfloat16 convolutions give gradients that are now and then infinite.

@@ -84,6 +84,7 @@ MOVES: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("move", MOVES, ids=["horizontal", "vertical", "90", "-90", "180"])
 def test_moved_normals_are_the_normals_of_the_moved_depth(move: Callable[[Tensor], Tensor]) -> None:
     depth = hill()
@@ -177,6 +178,7 @@ def test_padded_masks_are_background_only_under_its_flag() -> None:
 # Normalisation and collation
 
 
+@pytest.mark.numerical
 def test_normalisation_by_protocol() -> None:
     image = torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1).expand(3, 2, 2)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)
