@@ -221,9 +221,7 @@ class MultiMnistInput(InputData):
     def sample(self, row: int) -> Sample:
         """Image float32 [3, 36, 36], the gray canvas in all channels."""
         gray = torch.from_numpy(self.canvases.images[row]).to(torch.float32).div(255)
-        targets = {
-            task: _TARGETS[task](self.canvases, slice(row, row + 1))[0] for task in self.spec.task_names
-        }
+        targets = {task: _TARGETS[task](self.canvases, slice(row, row + 1))[0] for task in self.spec.task_names}
         meta: dict[str, object] = {
             "id": self.ids[row],
             "dataset": self.spec.name,
