@@ -39,7 +39,9 @@ from datasets.augmentation import augmentation_of
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
 from datasets.protocols import get_protocol
+from datasets.registry import get_dataset, is_core
 from datasets.roles import role_hash, role_indices
+from datasets.sample_checks import label_faults, require
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, create_backbone
 from methods.backbone_weights import pretrained_tag
@@ -171,13 +173,32 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> Loa
             samples[role][name] = RoleSamples(splits[part.split].inputs[name], part.indices)
         both = np.union1d(parts["fit"].indices, parts["arch"].indices)
         samples[Role.FIT_ARCH][name] = RoleSamples(splits["train"].inputs[name], both)
+    content = content_hash(splits)
+    _check_labels(spec, splits, content)
     roles = {
         role.value: role_hash(
             [f"{name}/{identifier}" for name, part in samples[role].items() for identifier in part.ids]
         )
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
     }
-    return LoadedData(splits, samples, content_hash(splits), roles)
+    return LoadedData(splits, samples, content, roles)
+
+
+_CHECKED: set[tuple[str, str]] = set()  # (content, spec) of the data whose labels this process has read
+
+
+def _check_labels(spec: DatasetSpec, splits: Mapping[str, MultiTaskDataset], content: str) -> None:
+    """Read every label of all splits, once a process. Raises UsageError in one line where some are illegal.
+
+    Cells of the same data share it. It costs less than the first epoch, and the evaluation of test would find an
+    illegal label only when all training is done.
+    """
+    known = (content, repr(spec))
+    if known in _CHECKED or is_core(get_dataset(spec.name)):
+        return
+    for data in splits.values():
+        require(data, label_faults)
+    _CHECKED.add(known)
 
 
 class _CellRun:

@@ -243,11 +243,10 @@ def _listed(tasks: str | None) -> list[str] | None:
 
 def _spec(name: str, protocol: str, options: dict[str, object], layout: str | None, tasks: list[str] | None) -> Any:
     """The spec with the tasks that are asked for."""
-    from datasets.registry import chosen_tasks, get_dataset, read_options
+    from datasets.registry import chosen_tasks, get_dataset, read_options, spec_of
 
-    loader, chosen = get_dataset(name), read_options(name, options)
-    spec = loader.spec(protocol, chosen, layout) if loader.layouts else loader.spec(protocol, chosen)
-    return chosen_tasks(name, spec, chosen, tasks)
+    chosen = read_options(name, options)
+    return chosen_tasks(name, spec_of(get_dataset(name), protocol, chosen, layout), chosen, tasks)
 
 
 if __name__ == "__main__":

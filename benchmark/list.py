@@ -162,13 +162,13 @@ def _dataset(name: str) -> Iterator[str]:
 def _layout(name: str, layout: str) -> Iterator[str]:
     """One layout of a data set, by the first protocol that it has labels for."""
     from datasets.errors import ProtocolError
-    from datasets.registry import get_dataset
+    from datasets.registry import get_dataset, spec_of
 
     loader = get_dataset(name)
     options, chosen = loader.Options(), layout if loader.layouts else None
     for protocol in loader.protocols:
         try:
-            spec = loader.spec(protocol, options, chosen) if loader.layouts else loader.spec(protocol, options)
+            spec = spec_of(loader, protocol, options, chosen)
         except ProtocolError:
             continue
         break

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from benchmark.balancing import EQUAL, entry_of, resolved
+from benchmark.loaders import one_channel
 from benchmark.program import Program, program_of
 from benchmark.record import canonical_json, cell_key, flat_params, table_key
 from benchmark.suite import BalancingSettings, Cell, HeadSettings, Settings, Suite
@@ -18,7 +19,8 @@ from datasets.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
-from datasets.registry import dataset_spec, find_layout, get_dataset, load, read_options
+from datasets.registry import dataset_spec, find_layout, get_dataset, is_core, load, read_options
+from datasets.sample_checks import faults, require
 from methods.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
 from methods.contracts import Budget
 from methods.decoders import DenseForm
@@ -106,7 +108,8 @@ def dense_form(document: Mapping[str, Any]) -> DenseForm:
 def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[PlannedCell]:
     """The cells with the notes of their methods and data.
 
-    Each distinct data set is listed once, so that missing files are found before the first step. Each distinct backbone
+    Each distinct data set is listed and looked at once, so that what is missing or wrong is found before the first
+    step. Each distinct backbone
     is built once and shown to each distinct method: sizes, options and weight files that do not fit, and methods that
     cannot run on it, are found here. Raises UsageError.
     """
@@ -116,10 +119,10 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
     checked = []
     for cell in cells:
         spec = cell_spec(cell.settings)
-        data = canonical_json(cell.document["data"])
+        data = canonical_json([cell.document["data"], cell.settings.backbone.in_chans])
         if data not in listed:
             listed.add(data)
-            _list_files(cell.settings, spec, data_root)
+            _check_data(cell.settings, spec, data_root)
         key = canonical_json([cell.document["backbone"], cell.document["data"]])
         if key not in backbones:
             # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
@@ -137,13 +140,14 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
     return checked
 
 
-def _list_files(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
-    """List every split of a data set that is not part of the core, and check its files as far as seconds can tell.
+def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
+    """Load every split of a data set that is not part of the core, and look at it as far as seconds can tell.
 
-    Raises UsageError for what is absent, miscounted, truncated or of another size.
+    Raises UsageError for what is absent, miscounted, truncated, of another size or illegal, and for colour images where
+    the backbone takes one channel.
     """
-    loader = get_dataset(spec.name)
-    if not (loader.layouts or loader.package):
+    one = cell.backbone.in_chans == 1
+    if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
         return
     for split in spec.splits:
         listed = load(
@@ -155,8 +159,10 @@ def _list_files(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
             tasks=spec.task_names,
             options=cell.data.options,
         )
+        require(listed, faults)
         for part in listed.inputs.values():
-            part.check()
+            if one:
+                one_channel(part[0]["image"])
 
 
 def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:

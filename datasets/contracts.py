@@ -149,7 +149,8 @@ class CachedSamples:
 class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
     """The samples of one input of one split. Subclasses say what a sample holds; its labels are typed here.
 
-    spec: of the data set, with the tasks of these labels among its own. ids: stable, unique strings. units: what a hold-out keeps together (a scene, a city, the sample itself).
+    spec: of the data set, with the tasks of these labels among its own. ids: stable, unique strings. units: what a
+    hold-out keeps together (a scene, a city, the sample itself).
     strata: the group of each sample (its class), where a hold-out takes its share of each group; else None.
     parts: for composed data, the `fit` and `arch` parts of train as index arrays, cut by source image; else None.
     sources: int64 [N, k], the source images that went into each sample of composed data; else None.

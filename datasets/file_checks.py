@@ -6,6 +6,7 @@ come before every run; `verify --full` decodes.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import struct
@@ -23,12 +24,28 @@ _N_BLOCKS = 16
 WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
 
 
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of itself. shape: (height, width) of a .png, that of an .npy; stored: how its values are, as
+    bits and colours of a .png, type of an .npy.
+    """
+
+    shape: tuple[int, ...]
+    stored: str
+
+
 def picture_shape(path: Path) -> tuple[int, ...] | None:
-    """(height, width) of a .png, the shape of an .npy, None for other files.
+    """The shape in the header of a file, None where its kind is not known. Raises FileError as `header_of`."""
+    header = header_of(path)
+    return header and header.shape
+
+
+def header_of(path: Path) -> Header | None:
+    """The header of a .png or .npy, None for other files.
 
     Raises FileError where the file cannot be read, is none of its kind, or ends before its content does.
     """
-    readers = {".png": _png_shape, ".npy": _npy_shape}
+    readers = {".png": _png_header, ".npy": _npy_header}
     if path.suffix not in readers:
         return None
     try:
@@ -39,18 +56,18 @@ def picture_shape(path: Path) -> tuple[int, ...] | None:
         raise FileError(f"{path}: {reason}.") from error
 
 
-def _png_shape(file: BinaryIO, size: int) -> tuple[int, ...]:
-    head = file.read(24)
+def _png_header(file: BinaryIO, size: int) -> Header:
+    head = file.read(26)
     if head[:8] != _PNG or head[12:16] != b"IHDR":
         raise ValueError("is no PNG image")
     file.seek(max(0, size - _BLOCK))
     if _PNG_END not in file.read():
         raise ValueError("is truncated: the end mark of the PNG image is missing")
     width, height = struct.unpack(">II", head[16:24])
-    return height, width
+    return Header((height, width), f"{head[24]} bits, colour type {head[25]}")
 
 
-def _npy_shape(file: BinaryIO, size: int) -> tuple[int, ...]:
+def _npy_header(file: BinaryIO, size: int) -> Header:
     version = np.lib.format.read_magic(file)
     read_header: Any = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -62,7 +79,7 @@ def _npy_shape(file: BinaryIO, size: int) -> tuple[int, ...]:
     expected = file.tell() + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     if not dtype.hasobject and size != expected:
         raise ValueError(f"is {'truncated' if size < expected else 'too long'}: {size} bytes, expected {expected}")
-    return tuple(shape)
+    return Header(tuple(shape), str(dtype))
 
 
 def fingerprint(path: Path) -> bytes:

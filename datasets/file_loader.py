@@ -63,11 +63,16 @@ def first_fault(source: Source, spec: DatasetSpec, split: str, name: str, option
 
 def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions) -> list[Fault]:
     """A fault where a split is empty, or has not the published number of samples (profile `real`)."""
+    if source.ids and options.profile != "real":
+        return []
+    hint = "; the option profile: twin takes a part of the data, under a key of its own" if source.ids else ""
+    return count_fault(len(source.ids), spec, split, name, hint)
+
+
+def count_fault(n: int, spec: DatasetSpec, split: str, name: str, hint: str = "") -> list[Fault]:
+    """A fault where an input of a split has not the number of samples that the spec declares. hint: what to do."""
     expected = spec.count(split, name)
+    if n == expected and n:
+        return []
     what = f"split {split!r}" + ("" if name == IMAGE else f" of {name!r}")
-    if not source.ids:
-        return [Fault(what, "", "number of samples", str(expected), "none")]
-    if options.profile == "real" and len(source.ids) != expected:
-        found = f"{len(source.ids)}; the option profile: twin takes a part of the data, under a key of its own"
-        return [Fault(what, "", "number of samples", str(expected), found)]
-    return []
+    return [Fault(what, "", "number of samples", str(expected), f"{n or 'none'}{hint}")]

@@ -131,6 +131,25 @@ def load_datasets() -> None:
         point.load()
 
 
+def ships(loader: DatasetLoader) -> bool:
+    """Whether the data set's code is in this package, not a plug-in's or a third party's."""
+    return type(loader).__module__.startswith(f"{datasets.__name__}.")
+
+
+def is_core(loader: DatasetLoader) -> bool:
+    """Whether the data set ships with its samples: neither files nor an optional package are needed."""
+    return ships(loader) and not (loader.layouts or loader.package)
+
+
+def spec_of(loader: DatasetLoader, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
+    """What a loader says of itself with all tasks; the tier of one that does not ship is not its own to give.
+
+    Raises ProtocolError for a protocol it has no labels for.
+    """
+    spec = loader.spec(protocol, options, layout) if loader.layouts else loader.spec(protocol, options)
+    return spec if ships(loader) else dataclasses.replace(spec, tier="by its author")
+
+
 def dataset_names() -> list[str]:
     """Registered names in alphabetical order."""
     load_datasets()
@@ -159,14 +178,11 @@ def dataset_spec(
     unknown data set, layout, task or option, or an unsupported protocol.
     """
     loader, chosen_options = get_dataset(name), read_options(name, options)
-    if loader.layouts:
-        if layout is not None and layout not in loader.layouts:
-            raise unknown(f"layout of {name}", layout, loader.layouts)
-        spec = loader.spec(protocol, chosen_options, layout)
-    else:
-        spec = loader.spec(protocol, chosen_options)
-        if layout is not None and layout != spec.layout:
-            raise unknown(f"layout of {name}", layout, [spec.layout])
+    if layout is not None and loader.layouts and layout not in loader.layouts:
+        raise unknown(f"layout of {name}", layout, loader.layouts)
+    spec = spec_of(loader, protocol, chosen_options, layout)
+    if layout is not None and layout != spec.layout:
+        raise unknown(f"layout of {name}", layout, [spec.layout])
     chosen = loader.default_tasks(spec) if tasks is None else tuple(tasks)
     if not chosen or len(set(chosen)) != len(chosen):
         raise UsageError(f"tasks of {name} must be a non-empty list of different names, got {list(chosen)}.")

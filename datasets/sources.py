@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 
 from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, Split, TaskSpec
 from datasets.errors import UsageError
-from datasets.file_checks import files_hash, picture_shape
+from datasets.file_checks import files_hash, header_of
 from datasets.files import Array, FileError
 from datasets.kinds import get_kind
 
@@ -220,28 +220,44 @@ class FileInput(InputData):
             raise FileError(f"{where(indices[0])}: no label of {task.name!r} is known, nor in the last sample.")
 
     def _torn_or_odd(self, name: str, seen: set[Path]) -> Iterator[Fault]:
-        """Files of a field that end too early, and those whose size is not that of the first one.
+        """Files of a field that end too early, have another size than the first one, or store their values in another
+        form and cannot be decoded: of each form one is.
 
         seen: files that have been looked at, since fields can share one; grows.
         """
         field = self.source.fields[name]
         first: tuple[int, ...] | None = None
+        forms: dict[str, str] = {}  # what is wrong with files of a form, nothing where they can be decoded
         for index in range(len(self)):
             path = field.where(index)
             if path in seen:
                 continue
             seen.add(path)
             try:
-                shape = picture_shape(path)
+                header = header_of(path)
             except FileError as error:
                 reason = str(error).removeprefix(f"{path}: ").rstrip(".")
                 yield Fault(self._below(path), self.ids[index], f"{name} file", "a whole one", f"one that {reason}")
                 continue
-            first = first or shape
-            if shape != first:
-                yield Fault(
-                    self._below(path), self.ids[index], f"size of {name}", f"{first} as in the first", str(shape)
-                )
+            if header is None:
+                continue
+            first = first or header.shape
+            if header.shape != first:
+                found = str(header.shape)
+                yield Fault(self._below(path), self.ids[index], f"size of {name}", f"{first} as in the first", found)
+                continue
+            if header.stored not in forms:
+                forms[header.stored] = self._undecodable(name, index)
+            if forms[header.stored]:
+                found = f"{header.stored}: {forms[header.stored]}"
+                yield Fault(self._below(path), self.ids[index], f"{name} file", "one that can be decoded", found)
+
+    def _undecodable(self, name: str, index: int) -> str:
+        try:
+            self.field(name, index)
+        except FileError as error:
+            return str(error).removeprefix(f"{self.source.fields[name].where(index)}: ").rstrip(".")
+        return ""
 
     def _below(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)

@@ -23,7 +23,8 @@ from datasets.errors import UsageError
 from datasets.file_loader import FileLoader, FileOptions, count_faults
 from datasets.files import FileError, read_bytes
 from datasets.kinds import get_kind
-from datasets.registry import chosen_tasks, dataset_spec, find_layout, get_dataset, load, read_options
+from datasets.registry import chosen_tasks, dataset_spec, find_layout, get_dataset, load, read_options, spec_of
+from datasets.sample_checks import faults as sample_faults
 from datasets.sources import IMAGE, Fault, FileInput
 
 Level = Literal["quick", "full"]
@@ -146,16 +147,17 @@ def _listed(
     loader = get_dataset(name)
     if not isinstance(loader, FileLoader) or not loader.layouts:  # embedded, or brought by a package
         spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks)
-        parts = [
-            _Part(spec, split, part, data)  # type: ignore[arg-type]
-            for split in spec.splits
-            for part, data in load(name, root, split, protocol=protocol, tasks=tasks).inputs.items()
-        ]
+        parts = []
+        for split in spec.splits:
+            loaded = load(name, root, split, protocol=protocol, layout=layout, tasks=tasks)
+            if not isinstance(loader, FileLoader):  # which counts, and whose files are looked at one by one
+                faults += sample_faults(loaded)
+            parts += [_Part(spec, loaded.split, part, data) for part, data in loaded.inputs.items()]
         return spec, parts
     folder, found = find_layout(name, root, layout)
     options = read_options(name, {"profile": profile})
     assert isinstance(options, FileOptions)
-    spec = chosen_tasks(name, loader.spec(protocol, options, found), options, tasks)
+    spec = chosen_tasks(name, spec_of(loader, protocol, options, found), options, tasks)
     if profile == "real":
         faults += _checksum_faults(folder, loader.layouts[found].checksums)
     parts = []

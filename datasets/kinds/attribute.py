@@ -26,6 +26,10 @@ class AttributeKind(FloatingKind):
         """0, 1 and NaN."""
         return (target == 0) | (target == 1) | target.isnan()
 
+    def legal_values(self, task: TaskSpec) -> str:
+        """0, 1 and what is ignored."""
+        return f"0 or 1, or {self.ignore}"
+
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Binary cross-entropy, mean over labelled samples."""
         check_floating(target)

@@ -25,7 +25,7 @@ class Kind(abc.ABC):
 
     name: as in `TaskSpec.kind`. dense: one label per pixel. ignore: which labels are ignored, in words.
     fill: the ignore value itself, which padding puts into labels; None for labels without pixels.
-    fewest_channels: with one class there is nothing to tell apart.
+    fewest_channels: with one class there is nothing to tell apart. floating: labels are floating point, else integers.
     """
 
     name: ClassVar[str]
@@ -33,6 +33,7 @@ class Kind(abc.ABC):
     ignore: ClassVar[str]
     fill: ClassVar[float | int | None]
     fewest_channels: ClassVar[int] = 1
+    floating: ClassVar[bool] = False
 
     @abc.abstractmethod
     def valid(self, target: Tensor) -> Tensor:
@@ -44,6 +45,10 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def legal(self, target: Tensor, task: TaskSpec) -> Tensor:
         """bool, one per label as `valid`: which labels are ignored or inside the range of the task."""
+
+    @abc.abstractmethod
+    def legal_values(self, task: TaskSpec) -> str:
+        """What is legal and what is ignored, in words: `0 to 10, or 255`."""
 
     @abc.abstractmethod
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
@@ -98,6 +103,7 @@ class FloatingKind(Kind):
     """A kind whose labels are floating point; NaN is ignored."""
 
     ignore = "NaN"
+    floating = True
 
     def valid(self, target: Tensor) -> Tensor:
         """Labels that are not NaN."""

@@ -41,6 +41,10 @@ class BinaryMapKind(Kind):
         """0, 1 and 255."""
         return (target == 0) | (target == 1) | (target == IGNORE)
 
+    def legal_values(self, task: TaskSpec) -> str:
+        """0, 1 and what is ignored."""
+        return f"0 or 1, or {self.ignore}"
+
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Weighted binary cross-entropy, mean over labelled pixels (the weights do not enter the divisor)."""
         check_integer(target)

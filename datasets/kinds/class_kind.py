@@ -34,6 +34,10 @@ class ClassKind(Kind):
         """-1 .. C - 1."""
         return (target >= IGNORE) & (target < task.channels)
 
+    def legal_values(self, task: TaskSpec) -> str:
+        """The classes and what is ignored."""
+        return f"0 to {task.channels - 1}, or {self.ignore}"
+
     def check_task(self, task: TaskSpec) -> None:
         """Raise UsageError as the base, and where `auroc` is asked of a task that has not two classes."""
         super().check_task(task)

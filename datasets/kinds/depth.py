@@ -41,6 +41,10 @@ class DepthKind(RegressionKind):
         in_range = target >= 0 if task.unit in INVERSE_UNITS else target > 0
         return target.isnan() | (in_range & target.isfinite())
 
+    def legal_values(self, task: TaskSpec) -> str:
+        """By unit, and what is ignored."""
+        return f"finite numbers {'>=' if task.unit in INVERSE_UNITS else '>'} 0, or {self.ignore}"
+
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """abs_err, rel_err, rmse, delta_1_25, delta_1_25_2, delta_1_25_3."""
         return DepthEvaluator(self, task, flags)

@@ -35,6 +35,7 @@ class NormalsKind(Kind):
     name = "normals"
     dense = True
     ignore = "the zero vector"
+    floating = True
     fill = 0.0
 
     def valid(self, target: Tensor) -> Tensor:
@@ -58,6 +59,10 @@ class NormalsKind(Kind):
         super().check_task(task)
         if task.channels != 3:
             raise UsageError(f"Task {task.name!r} of kind 'normals' has channels = {task.channels}; expected 3.")
+
+    def legal_values(self, task: TaskSpec) -> str:
+        """Lengths or colours by frame, and what is ignored."""
+        return f"{'colours' if task.frame == 'encoded' else 'unit vectors'}, or {self.ignore}"
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """1 - cosine, mean over labelled pixels. Raises ProtocolError where labels and protocol differ in encoding."""

@@ -27,6 +27,10 @@ class RegressionKind(FloatingKind):
         """NaN and finite numbers."""
         return ~target.isinf()
 
+    def legal_values(self, task: TaskSpec) -> str:
+        """Finite numbers and what is ignored."""
+        return f"finite numbers, or {self.ignore}"
+
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Mean absolute difference over labelled numbers, divided by the task's `loss_divisor`."""
         check_floating(target)

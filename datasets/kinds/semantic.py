@@ -34,6 +34,10 @@ class SemanticKind(Kind):
         """0 .. C - 1, and 255."""
         return ((target >= 0) & (target < task.channels)) | (target == IGNORE)
 
+    def legal_values(self, task: TaskSpec) -> str:
+        """The classes and what is ignored."""
+        return f"0 to {task.channels - 1}, or {self.ignore}"
+
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Cross-entropy, mean over labelled pixels."""
         check_integer(target)
