@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -255,6 +256,11 @@ class CellTrainer:
             if final:
                 trained = [parameter for group in stage.train for parameter in group.parameters]
                 self._finals.append(_Final(trained, result.loss, dict(self.selected)))
+        unlabelled = [run.never_labelled() for run in runs if run.stage.purpose == "final"]
+        for task in itertools.chain(*unlabelled):
+            self.flag(
+                f"Task {task!r} had no valid label in any batch of its training: what only it reads is as initialised."
+            )
         return results
 
     def _run_cycles(
@@ -313,11 +319,13 @@ class CellTrainer:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            counter = MacCounter() if not run.macs_per_step else contextlib.nullcontext()
+            # A step is as large as the largest so far: where a task has no label, nothing is traced back for it.
+            n_labelled = len(run.tasks) if run.tasks_counted == len(run.tasks) else len(run.labelled(batch, run.tasks))
+            counter = MacCounter() if n_labelled > run.tasks_counted else contextlib.nullcontext()
             with counter:
                 account.optimizer_steps += run.step(batch)
             if isinstance(counter, MacCounter):
-                run.macs_per_step = counter.macs
+                run.macs_per_step, run.tasks_counted = max(run.macs_per_step, counter.macs), n_labelled
             account.train_macs += run.macs_per_step
             account.images += sum(len(index) for index in batch.index.values())
             passes = run.stage.passes if run.stage.passes is not None else len(batch.index)
