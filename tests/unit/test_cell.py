@@ -48,6 +48,7 @@ def test_a_cell_ends_in_a_record_that_says_everything(tmp_path: Path) -> None:
     assert first.cost["final"]["optimizer_steps"] == 6  # two networks with the whole budget each
     assert (record.cost["weight_steps"], first.cost["weight_steps"]) == (3, 3)
     assert len(first.reused_from) == 2
+    assert record.cost["peak_bytes"] >= record.cost["evaluation_peak_bytes"] > 0
     assert record.size["x_backbone"] == 1.0
     assert first.size["x_backbone"] == 2.0
     assert first.compute["activation_sharing"] == 0
