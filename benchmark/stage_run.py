@@ -148,7 +148,7 @@ class StageRun:
         return [task for task in tasks if bool(self.kinds[task].valid(batch.targets[task]).any())]
 
     def _update(self, batch: Batch, tasks: Sequence[str]) -> int:
-        """An update of the tasks that have a valid label in the batch; the others, heads included, take no part in it."""
+        """An update of the tasks that have a valid label in the batch; the others, heads included, stay as they are."""
         present = self.labelled(batch, tasks)
         if not present:
             return 0

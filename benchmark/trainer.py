@@ -163,7 +163,7 @@ class CellTrainer:
         """Store an array with the record; a later one of that name replaces it."""
         self.artifacts[name] = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
 
-    # What follows comes from code between stages, which a resumed run repeats: checkpoints need not hold it.
+    # What follows comes from code between stages, which a resumed run repeats; of it checkpoints hold only flags.
 
     def figure(self, name: str, figure: Figure) -> None:
         """Store a picture, as data."""
@@ -297,8 +297,10 @@ class CellTrainer:
             _repeat_cycle_starts(runs, cycles, cycles - 1, None)
             self._restore(runs, resumed, best, finished=False)
         if best is not None:
-            self.selected = {"step": best.step}
             best.restore()
+            self.selected = {"step": best.step}
+            if best.note():
+                self.flag(best.note())
         self._save(number, runs, signature, best, finished=True)
 
     def _run_phase(
@@ -398,6 +400,7 @@ class CellTrainer:
             "artifacts": {name: torch.from_numpy(np.array(array)) for name, array in self.artifacts.items()},
             "ledger": self.ledger.to_json(),
             "selected": dict(self.selected),
+            "flags": list(self.flags),
             "mid_phase": mid_phase,
             "best": best.state_dict() if best is not None and not finished else None,
         }
@@ -421,6 +424,8 @@ class CellTrainer:
         self.artifacts = {name: array.numpy() for name, array in payload["artifacts"].items()}
         self.ledger = Ledger.from_json(payload["ledger"])
         self.selected = dict(payload["selected"])
+        for text in payload["flags"]:
+            self.flag(text)
         if best is not None and payload["best"] is not None:
             best.load_state_dict(payload["best"])
 
