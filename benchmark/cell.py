@@ -329,6 +329,7 @@ class _CellRun:
             "tier": self.spec.tier,
             "channels": {task.name: task.channels for task in self.spec.tasks},
             "weights_tag": pretrained_tag(self.cell.backbone.name) if self.planned.weights == "pretrained" else "",
+            "weights_entry": self.prototype.weights_entry,
             "fidelity": sorted({statement.tag for statement in fidelity.statements}),
             "normalisation": dataclasses.asdict(self.normalise),
             "units": {task.name: task.unit for task in self.spec.tasks},
