@@ -38,6 +38,7 @@ from benchmark.trainer import FIGURE_PREFIX, CellTrainer
 from datasets.augmentation import augmentation_of
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
+from datasets.kinds import get_kind
 from datasets.protocols import get_protocol
 from datasets.registry import get_dataset, is_core
 from datasets.roles import role_hash, role_indices
@@ -257,7 +258,13 @@ class _CellRun:
                 tasks = [task for task in self.spec.task_names if self.spec.input_of(task) == name]
                 augment = augmentation_of(recipe.augmentation, self.spec, name)
                 inputs[name] = InputLoader(
-                    part, tasks, form, augment=augment, seed=self.cell.seed, workers=recipe.workers
+                    part,
+                    tasks,
+                    form,
+                    augment=augment,
+                    seed=self.cell.seed,
+                    workers=recipe.workers,
+                    valid={task: get_kind(self.spec.task(task).kind).valid for task in tasks},
                 )
             loaders[role] = RoleLoader(role, self.spec, inputs, recipe.batch_size, self.cell.seed)
         return loaders
@@ -270,7 +277,10 @@ class _CellRun:
         params = method_params(self.method, self.cell.method.name, self.cell.method.params)
         graph = self.method(params).run(trainer)
         self._check(graph)
+        trained_in = peak_bytes(self.device)
+        reset_peak(self.device)
         metrics, n_evaluated = trainer.report(graph)
+        peaks = (trained_in, peak_bytes(self.device))
         record = Record(
             cell=self.planned.document,
             status="done",
@@ -282,7 +292,7 @@ class _CellRun:
             metrics=metrics_json(metrics),
             size=_plain(size(graph, self.prototype.n_parameters())),
             compute=_plain(compute(graph, self._input_shapes())),
-            cost=self._cost(trainer, graph),
+            cost=self._cost(trainer, graph, peaks),
             audit=self._audit(trainer),
             reused_from=list(trainer.ledger.reused_from),
             curves={name: curve_json(values) for name, values in trainer.curves.items()},
@@ -310,13 +320,15 @@ class _CellRun:
     def _input_shapes(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(self.spec.inputs, (1, self.cell.backbone.in_chans, *self.spec.native_size))
 
-    def _cost(self, trainer: CellTrainer, graph: TaskGraph) -> dict[str, Any]:
+    def _cost(self, trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> dict[str, Any]:
+        """peaks: bytes in training, and in the evaluation on report."""
         ledger = trainer.ledger
         return {
             "weight_steps": trainer.weight_steps(graph),
             "search": dataclasses.asdict(ledger.search),
             "final": dataclasses.asdict(ledger.final),
-            "peak_bytes": peak_bytes(self.device),
+            "peak_bytes": max((peak for peak in peaks if peak is not None), default=None),
+            "evaluation_peak_bytes": peaks[1],
             "evaluation_seconds": ledger.evaluation_seconds,
             "io_seconds": ledger.io_seconds,
             **({} if self.settings.step_limit is None else {"unrun_seconds": ledger.unrun_seconds}),
@@ -345,6 +357,7 @@ class _CellRun:
             "tier": self.spec.tier,
             "channels": {task.name: task.channels for task in self.spec.tasks},
             "weights_tag": pretrained_tag(self.cell.backbone.name) if self.planned.weights == "pretrained" else "",
+            "weights_entry": self.prototype.weights_entry,
             "fidelity": sorted({statement.tag for statement in fidelity.statements}),
             "normalisation": dataclasses.asdict(self.normalise),
             "units": {task.name: task.unit for task in self.spec.tasks},

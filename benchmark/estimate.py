@@ -24,7 +24,8 @@ PROBE_STEPS = 10  # of every stage: enough that the first step, which is slower,
 class Estimate:
     """seconds: training and evaluation of this cell alone. shared: {single-task network: seconds} that it needs.
 
-    memory_bytes: peak. disk_bytes: records, artifacts and networks that stay. None: not known.
+    memory_bytes: peak; evaluation_bytes: of the evaluation alone. disk_bytes: records, artifacts and networks that
+    stay. None: not known.
     """
 
     seconds: float
@@ -32,6 +33,7 @@ class Estimate:
     memory_bytes: int | None
     disk_bytes: int
     source: Literal["record", "probe"]
+    evaluation_bytes: int | None = None
 
 
 def kind_of(cell: PlannedCell) -> bytes:
@@ -50,13 +52,14 @@ def from_record(record: Record, root: Path, steps: int, step_limit: int | None =
     own = max(0.0, trained - sum(networks.values()))
     own += _number(record.cost, "io_seconds") + _number(record.cost, "unrun_seconds")
     ran = budget if step_limit is None else min(budget, step_limit)
-    memory = value_at(record.cost, "peak_bytes")
+    memory, evaluation = (value_at(record.cost, name) for name in ("peak_bytes", "evaluation_peak_bytes"))
     return Estimate(
         seconds=own * factor + _number(record.cost, "evaluation_seconds"),
         shared={key: seconds * steps / ran for key, seconds in networks.items()},
         memory_bytes=memory if isinstance(memory, int) else None,
         disk_bytes=_disk(record, root),
         source="record" if step_limit is None else "probe",
+        evaluation_bytes=evaluation if isinstance(evaluation, int) else None,
     )
 
 

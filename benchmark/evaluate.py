@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmark.loaders import EVALUATION_BATCH, RoleLoader
+from benchmark.loaders import RoleLoader
+from benchmark.memory import is_out_of_memory
 from datasets.kinds import get_kind
 from datasets.metrics import Evaluator, get_metric
 from datasets.protocols import get_protocol
@@ -45,14 +46,30 @@ def check_coverage(seen: Sequence[np.ndarray], n_samples: int, what: str) -> Non
         )
 
 
-@torch.inference_mode()
 def evaluate(
-    network: nn.Module, loader: RoleLoader, tasks: Sequence[str], batch_size: int = EVALUATION_BATCH
+    network: nn.Module, loader: RoleLoader, tasks: Sequence[str], batch_size: int | None = None
 ) -> tuple[Metrics, dict[str, int]]:
     """({task: {metric: score}}, {task: samples evaluated}) in eval mode and float32; train/eval mode is put back.
 
-    network: see `methods.contracts.Trainer.evaluate`. Raises CoverageError.
+    network: see `methods.contracts.Trainer.evaluate`. batch_size: None takes the loader's. Where memory does not
+    suffice, everything is evaluated again in batches of half the size, down to one image. Raises CoverageError.
     """
+    size = loader.evaluation_batch(tasks) if batch_size is None else batch_size
+    while True:
+        try:
+            return _evaluate(network, loader, tasks, size)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # Beyond the handler, whose traceback would keep the tensors of the failed pass.
+        size //= 2
+        torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def _evaluate(
+    network: nn.Module, loader: RoleLoader, tasks: Sequence[str], batch_size: int
+) -> tuple[Metrics, dict[str, int]]:
     spec = loader.spec
     flags = get_protocol(spec.protocol, spec.name)
     evaluators = {task: get_kind(spec.task(task).kind).evaluator(spec.task(task), flags) for task in tasks}

@@ -8,6 +8,7 @@ tensors, a few microseconds a batch; others go through torch's DataLoader.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
@@ -19,12 +20,18 @@ from torchvision import tv_tensors
 
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec, IndexArray, InputData, Sample
 from datasets.errors import UsageError
+from datasets.kinds import get_kind
 from datasets.transforms import Normalise, collate
 from methods.contracts import Role
 from methods.streams import generator, seed_of
 
 Transform = Callable[[Sample], Sample]
-EVALUATION_BATCH = 256  # no effect on results beyond rounding; metrics accumulate sums
+Valid = Mapping[str, Callable[[Tensor], Tensor]]  # {task: which of its labels count, as `Kind.valid`}
+Part = tuple[Tensor, dict[str, Tensor], frozenset[str] | None, Tensor]  # images, targets, labelled tasks, positions
+EVALUATION_BATCH = 256  # most images at once; no effect on results beyond rounding, metrics accumulate sums
+# Most values of images and of predictions at their resolution at once: 256 RGB images of 418 x 418 with pooled heads,
+# 9 of 480 x 640 with 44 channels of dense heads. What a network holds between its layers grows alike.
+EVALUATION_VALUES = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +89,9 @@ class SampleOrder:
 
 
 class InputLoader:
-    """Batches of one input in one role. tasks: those whose targets are loaded."""
+    """Batches of one input in one role. tasks: those whose targets are loaded. valid: with it batches tell which tasks
+    have a valid label in them, without asking the device.
+    """
 
     def __init__(
         self,
@@ -93,8 +102,9 @@ class InputLoader:
         augment: Transform | None,
         seed: int,
         workers: int,
+        valid: Valid | None = None,
     ) -> None:
-        self.samples, self.tasks, self.form = samples, tuple(tasks), form
+        self.samples, self.tasks, self.form, self.valid = samples, tuple(tasks), form, valid
         self.augment, self.seed, self.workers = augment, seed, workers
         # On the device once: `Normalise` would copy its constants there for every batch.
         self._mean, self._std = (
@@ -102,7 +112,14 @@ class InputLoader:
             for values in (form.normalise.mean, form.normalise.std)
         )
         self._tensors: tuple[Tensor, dict[str, Tensor]] | None = None
-        self._is_cached = samples.data.cached() is not None
+        self._partial: dict[str, Tensor] | None = None
+        cached = samples.data.cached()
+        self._is_cached = cached is not None
+        if cached is not None and cached.images.shape[1] not in (1, 3):
+            raise UsageError(
+                f"Images in memory have {cached.images.shape[1]} channels, {samples.data.ids[0]!r} first; expected "
+                "[N, C, H, W] with C = 1 (gray) or 3 (RGB)."
+            )
 
     def _cached_tensors(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(images, targets) of this role on the device, made when a role is first read: most runs read two of five."""
@@ -119,12 +136,8 @@ class InputLoader:
             self._tensors = part(images), {task: part(cached.targets[task]) for task in self.tasks}
         return self._tensors
 
-    def training(
-        self, order: SampleOrder, first_step: int, steps: int
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
-        """(images, targets, positions) of each step from `first_step` to `steps`, augmented where the recipe
-        says so.
-        """
+    def training(self, order: SampleOrder, first_step: int, steps: int) -> Iterator[Part]:
+        """The parts of each step from `first_step` to `steps`, augmented where the recipe says so."""
         if self._is_cached and self.augment is None:
             for step in range(first_step, steps):
                 positions, _ = order.batch(step)
@@ -136,9 +149,7 @@ class InputLoader:
             keys.append(list(zip(positions.tolist(), epochs.tolist(), strict=True)))
         yield from self._load(keys, self.augment)
 
-    def ordered(
-        self, n_samples: int | None, batch_size: int, draw_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+    def ordered(self, n_samples: int | None, batch_size: int, draw_seed: int | None = None) -> Iterator[Part]:
         """The first `n_samples` (all by default) once each, in order, the last batch as short as it comes, no
         augmentation. draw_seed: a random `n_samples` instead, in ascending order.
         """
@@ -154,27 +165,43 @@ class InputLoader:
             return
         yield from self._load([[(int(position), 0) for position in chunk] for chunk in chunks], None)
 
-    def _gather(self, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _partly_labelled(self, valid: Valid) -> dict[str, Tensor]:
+        """{task: bool [samples], has a valid label, on the CPU} of the tasks that lack some; made once."""
+        if self._partial is None:
+            cached = self.samples.data.cached()
+            assert cached is not None
+            positions = torch.from_numpy(np.ascontiguousarray(self.samples.indices))
+            has = {task: valid[task](cached.targets[task]) for task in self.tasks}
+            each = {task: part.reshape(len(part), -1).any(dim=1)[positions] for task, part in has.items()}
+            self._partial = {task: one for task, one in each.items() if not bool(one.all())}
+        return self._partial
+
+    def _gather(self, positions: Tensor) -> tuple[Tensor, dict[str, Tensor], frozenset[str] | None]:
         all_images, all_targets = self._cached_tensors()
         where = positions.to(self.form.device, non_blocking=True)
         images = all_images.index_select(0, where).to(torch.float32).div_(255)
-        return self._normalise(images), {task: values.index_select(0, where) for task, values in all_targets.items()}
+        targets = {task: values.index_select(0, where) for task, values in all_targets.items()}
+        labelled = None
+        if self.valid is not None:
+            partly = self._partly_labelled(self.valid)
+            labelled = frozenset(
+                task for task in self.tasks if task not in partly or bool(partly[task][positions].any())
+            )
+        return self._normalise(images), targets, labelled
 
-    def _load(
-        self, keys: Sequence[Sequence[tuple[int, int]]], augment: Transform | None
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+    def _load(self, keys: Sequence[Sequence[tuple[int, int]]], augment: Transform | None) -> Iterator[Part]:
         loader = DataLoader(
             _Items(self.samples, self.tasks, augment, self.seed, gray=self.form.in_chans == 1),
             batch_sampler=keys,  # type: ignore[arg-type]  # keys are (position, epoch), which DataLoader passes through
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=functools.partial(_collate, self.valid),
             pin_memory=self.form.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global stream
         )
         device = self.form.device
-        for images, targets, positions in loader:
+        for images, targets, labelled, positions in loader:
             moved = {task: value.to(device, non_blocking=True) for task, value in targets.items()}
-            yield self._normalise(images.to(device, non_blocking=True)), moved, positions
+            yield self._normalise(images.to(device, non_blocking=True)), moved, labelled, positions
 
     def _normalise(self, images: Tensor) -> Tensor:
         """float [B, C, H, W] in [0, 1] -> normalised [B, in_chans, H, W]; a gray channel fills all of them."""
@@ -217,9 +244,12 @@ class _Items(Dataset[tuple[Sample, int]]):
         return sample, position
 
 
-def _collate(items: Sequence[tuple[Sample, int]]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def _collate(valid: Valid | None, items: Sequence[tuple[Sample, int]]) -> Part:
     images, targets = collate([sample for sample, _ in items])
-    return images, targets, torch.tensor([position for _, position in items])
+    labelled = None
+    if valid is not None:
+        labelled = frozenset(task for task, labels in targets.items() if bool(valid[task](labels).any()))
+    return images, targets, labelled, torch.tensor([position for _, position in items])
 
 
 class RoleLoader:
@@ -238,6 +268,15 @@ class RoleLoader:
     def n_samples(self, name: str) -> int:
         """Samples of one input."""
         return len(self.inputs[name].samples)
+
+    def evaluation_batch(self, tasks: Sequence[str]) -> int:
+        """Images that are evaluated at once: as many as `EVALUATION_VALUES` allows, at least 1."""
+        height, width = self.spec.native_size
+        channels = dict.fromkeys(self.inputs_of(tasks), 3)
+        for task in map(self.spec.task, tasks):
+            kind = get_kind(task.kind)
+            channels[self.spec.input_of(task.name)] += kind.head_channels(task) if kind.dense else 0
+        return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // (height * width * max(channels.values()))))
 
     def training(self, tasks: Sequence[str], first_step: int, steps: int, stream: str) -> Iterator[Batch]:
         """Batches of a stage. stream: `data-order`; multi-domain inputs append their name to it (measurement 5)."""
@@ -261,21 +300,24 @@ class RoleLoader:
         self,
         tasks: Sequence[str],
         n_samples: int | None = None,
-        batch_size: int = EVALUATION_BATCH,
+        batch_size: int | None = None,
         draw_seed: int | None = None,
     ) -> Iterator[Batch]:
-        """Batches in fixed order without augmentation; of several inputs in turn, each batch with one input."""
+        """Batches in fixed order without augmentation; of several inputs in turn, each batch with one input.
+        batch_size: None takes `evaluation_batch`.
+        """
+        size = self.evaluation_batch(tasks) if batch_size is None else batch_size
         for name in self.inputs_of(tasks):
-            for part in self.inputs[name].ordered(n_samples, batch_size, draw_seed):
+            for part in self.inputs[name].ordered(n_samples, size, draw_seed):
                 yield self._batch([name], [part], tasks)
 
     @staticmethod
-    def _batch(
-        names: Sequence[str], parts: Sequence[tuple[Tensor, dict[str, Tensor], Tensor]], tasks: Sequence[str]
-    ) -> Batch:
-        targets = {task: value for _, values, _ in parts for task, value in values.items() if task in tasks}
+    def _batch(names: Sequence[str], parts: Sequence[Part], tasks: Sequence[str]) -> Batch:
+        targets = {task: value for part in parts for task, value in part[1].items() if task in tasks}
+        told = [part[2] for part in parts if part[2] is not None]
         return Batch(
             images={name: part[0] for name, part in zip(names, parts, strict=True)},
             targets=targets,
-            index={name: part[2] for name, part in zip(names, parts, strict=True)},
+            index={name: part[3] for name, part in zip(names, parts, strict=True)},
+            labelled=frozenset().union(*told) if len(told) == len(parts) else None,
         )

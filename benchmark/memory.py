@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory")  # PyTorch's words on CPU and CUDA
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -30,6 +31,14 @@ def peak_bytes(device: torch.device) -> int | None:
         return _peak_of_process()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return int(fields["VmHWM"].split()[0]) * 1024 if "VmHWM" in fields else _peak_of_process()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had, on the host or on a device."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _ALLOCATION_FAILED)
+    )
 
 
 def _peak_of_process() -> int | None:

@@ -121,7 +121,10 @@ class StageOptimizers:
         if self.recipe.clip_norm is not None and self.recipe_parameters:
             nn.utils.clip_grad_norm_(self.recipe_parameters, self.recipe.clip_norm)
         for optimizer in self._optimizers:
-            scaler.step(optimizer) if scaler.is_enabled() else optimizer.step()
+            if not scaler.is_enabled():
+                optimizer.step()
+            elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+                scaler.step(optimizer)  # which takes no optimizer whose tasks all lack labels
         if scaler.is_enabled():
             scaler.update()
 

@@ -136,8 +136,14 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
             method = get_method(name)
             made = method(method_params(method, name, cell.settings.method.params))
             notes[pair] = tuple(made.check(spec, backbones[key], Budget(budget.steps, budget.cycles)))
-        checked.append(dataclasses.replace(cell, notes=notes[pair], data_notes=_data_notes(cell, spec)))
+        loaded = _weights_note(cell, backbones[key])
+        checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=_data_notes(cell, spec)))
     return checked
+
+
+def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
+    """Which of a checkpoint's state dicts is loaded: averaged weights and raw ones are two networks."""
+    return (f"weights are {backbone.weights_entry!r} of {cell.weights}",) if backbone.weights_entry else ()
 
 
 def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:

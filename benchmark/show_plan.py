@@ -60,18 +60,18 @@ def _probe(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[s
 
 def _table(cells: Sequence[PlannedCell], pending: Sequence[PlannedCell], estimates: dict[bytes, Estimate]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for head in ("cell", "state", "time", "networks shared", "peak memory", "disk", "from"):
+    for head in ("cell", "state", "time", "networks shared", "peak memory", "in evaluation", "disk", "from"):
         left = head in ("cell", "state", "from")
         # A long title takes a second line; what is cut off elsewhere would be lost.
         table.add_column(head, justify="left" if left else "right", no_wrap=head != "cell", overflow="fold")
     waiting = {cell.key for cell in pending}
     for cell in cells:
         if cell.key not in waiting:
-            table.add_row(cell.title, "done", "", "", "", "", "")
+            table.add_row(cell.title, "done", *[""] * 6)
             continue
         estimate = estimates.get(kind_of(cell))
         if estimate is None:
-            table.add_row(cell.title, "to run", *[DASH] * 5)
+            table.add_row(cell.title, "to run", *[DASH] * 6)
             continue
         table.add_row(
             cell.title,
@@ -79,6 +79,7 @@ def _table(cells: Sequence[PlannedCell], pending: Sequence[PlannedCell], estimat
             duration(estimate.seconds),
             f"{len(estimate.shared)} ({duration(sum(estimate.shared.values()))})" if estimate.shared else "0",
             size(estimate.memory_bytes),
+            size(estimate.evaluation_bytes),
             size(estimate.disk_bytes),
             estimate.source,
         )

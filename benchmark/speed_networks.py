@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmark.balancing import Balancer
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
+from benchmark.memory import is_out_of_memory
 from benchmark.optimization import StageOptimizers
 from benchmark.planning import dense_form
 from benchmark.record import Record, value_at
@@ -38,7 +39,6 @@ from methods.streams import generator
 from methods.task_graph import TaskGraph
 
 CALLS_AFTER_COMPILING = 3  # graphs are captured on a later call than the first
-_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory")  # PyTorch's words on CPU and CUDA
 
 
 class TableNetworks:
@@ -221,14 +221,6 @@ def _move(module: nn.Module, device: torch.device) -> None:
 def _bytes_of(module: nn.Module) -> int:
     """Of all weights and buffers, tied ones once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory could not be had, on the host or on a device."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _ALLOCATION_FAILED)
-    )
 
 
 def guarded(call: Call) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from benchmark.optimization import StageOptimizers
 from benchmark.suite import RecipeSettings, SelectionSettings
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
+from datasets.kinds import get_kind
 from methods.backbone import Backbone
 from methods.contracts import Budget, Role, Stage, StageResult
 from methods.task_graph import TaskGraph
@@ -76,6 +77,7 @@ class StageRun:
         self.stage, self.context = dataclasses.replace(stage, steps=steps), context
         self.tasks: tuple[str, ...] = tuple(stage.tasks) if stage.tasks is not None else context.data.task_names
         self.weights = {task: context.data.task(task).weight for task in self.tasks}
+        self.kinds = {task: get_kind(context.data.task(task).kind) for task in self.tasks}
         self.done = 0
         self.balancer = Balancer(context.recipe.balancing, self.tasks, context.device)
         if stage.step == "per_task" and self.balancer.name != "equal":
@@ -88,7 +90,7 @@ class StageRun:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=half)
         self.loss = torch.full((stage.steps, len(self.tasks)), float("nan"), device=context.device)
         self.present = np.zeros((stage.steps, len(self.tasks)), dtype=bool)
-        self.macs_per_step = 0
+        self.macs_per_step = self.tasks_counted = 0
         self.checked = 0
         # Final trainings of all methods see one order of the data, so that they pair; earlier stages have their own.
         self.stream = "data-order" if stage.purpose == "final" else f"data-order/{stage.name}"
@@ -137,22 +139,34 @@ class StageRun:
         with torch.autocast(self.context.device.type, dtype=dtype):
             return self.stage.losses(batch, tasks)
 
+    def labelled(self, batch: Batch, tasks: Sequence[str]) -> list[str]:
+        """Those of the tasks that have a valid label in the batch; asks the device only where the loader does not
+        tell.
+        """
+        if batch.labelled is not None:
+            return [task for task in tasks if task in batch.labelled]
+        return [task for task in tasks if bool(self.kinds[task].valid(batch.targets[task]).any())]
+
     def _update(self, batch: Batch, tasks: Sequence[str]) -> int:
+        """An update of the tasks that have a valid label in the batch; the others, heads included, stay as they are."""
+        present = self.labelled(batch, tasks)
+        if not present:
+            return 0
         self.optimizers.zero_grad()
         losses = self._losses(batch, tasks)
-        labelled = [task for task in tasks if task in losses]
+        labelled = [task for task in present if task in losses]
         if not labelled:
             return 0
         self._remember(losses, labelled)
         weighted = [losses[task] * self.weights[task] for task in labelled]
         penalty = self.stage.penalty() if self.stage.penalty is not None else None
         scale = float(self.scaler.get_scale()) if self.scaler.is_enabled() else 1.0
-        self.balancer.backward(weighted, penalty, self.trained, scale)
+        self.balancer.backward(weighted, penalty, self.trained, scale, labelled)
         self.optimizers.step(self.scaler)
         if self.balancer.needs_losses_after_step:
             with torch.no_grad():
                 after = self._losses(batch, tasks)
-            self.balancer.after_step([after[task] * self.weights[task] for task in labelled])
+            self.balancer.after_step([after[task] * self.weights[task] for task in labelled], labelled)
         if self.stage.after_step is not None:
             self.stage.after_step()
         return 1
@@ -167,6 +181,11 @@ class StageRun:
             column = self.tasks.index(task)
             self.loss[self.done, column] = losses[task].detach()
             self.present[self.done, column] = True
+
+    def never_labelled(self) -> list[str]:
+        """Tasks that had no valid label in any batch so far."""
+        seen = self.present[: self.done].any(axis=0)
+        return [task for task, one in zip(self.tasks, seen.tolist(), strict=True) if not one]
 
     def check_losses(self) -> None:
         """Raise DivergedError for the first loss since the last look that is not finite or too large."""
@@ -200,6 +219,7 @@ class StageRun:
             "loss": self.loss[: self.done].clone(),
             "present": torch.from_numpy(self.present[: self.done].copy()),
             "macs_per_step": self.macs_per_step,
+            "tasks_counted": self.tasks_counted,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, finished: bool) -> None:
@@ -207,7 +227,7 @@ class StageRun:
         self.done = self.checked = state["done"]
         self.loss[: self.done] = state["loss"].to(self.loss.device)
         self.present[: self.done] = state["present"].numpy()
-        self.macs_per_step = state["macs_per_step"]
+        self.macs_per_step, self.tasks_counted = state["macs_per_step"], state["tasks_counted"]
         if not finished:
             self.optimizers.load_state_dict(state["optimizers"])
             self.scaler.load_state_dict(state["scaler"])

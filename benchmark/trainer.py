@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -176,7 +177,7 @@ class CellTrainer:
             raise UsageError(f"Artifact {name!r} is no array of numbers or truth values ({reason})") from error
         self.artifacts[name] = copy
 
-    # What follows comes from code between stages, which a resumed run repeats: checkpoints need not hold it.
+    # What follows comes from code between stages, which a resumed run repeats; of it checkpoints hold only flags.
 
     def figure(self, name: str, figure: Figure) -> None:
         """Store a picture, as data."""
@@ -276,6 +277,11 @@ class CellTrainer:
             if final:
                 trained = [parameter for group in stage.train for parameter in group.parameters]
                 self._finals.append(_Final(trained, result.loss, dict(self.selected)))
+        unlabelled = [run.never_labelled() for run in runs if run.stage.purpose == "final"]
+        for task in itertools.chain(*unlabelled):
+            self.flag(
+                f"Task {task!r} had no valid label in any batch of its training: what only it reads is as initialised."
+            )
         return results
 
     def _run_cycles(
@@ -312,8 +318,10 @@ class CellTrainer:
             _repeat_cycle_starts(runs, cycles, cycles - 1, None)
             self._restore(runs, resumed, best, finished=False)
         if best is not None:
-            self.selected = {"step": best.step}
             best.restore()
+            self.selected = {"step": best.step}
+            if best.note():
+                self.flag(best.note())
         self._save(number, runs, signature, best, finished=True)
 
     def _run_phase(
@@ -334,11 +342,13 @@ class CellTrainer:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            counter = MacCounter() if not run.macs_per_step else contextlib.nullcontext()
+            # A step is as large as the largest so far: where a task has no label, nothing is traced back for it.
+            n_labelled = len(run.tasks) if run.tasks_counted == len(run.tasks) else len(run.labelled(batch, run.tasks))
+            counter = MacCounter() if n_labelled > run.tasks_counted else contextlib.nullcontext()
             with counter:
                 account.optimizer_steps += run.step(batch)
             if isinstance(counter, MacCounter):
-                run.macs_per_step = counter.macs
+                run.macs_per_step, run.tasks_counted = max(run.macs_per_step, counter.macs), n_labelled
             account.train_macs += run.macs_per_step
             account.images += sum(len(index) for index in batch.index.values())
             passes = run.stage.passes if run.stage.passes is not None else len(batch.index)
@@ -411,6 +421,7 @@ class CellTrainer:
             "artifacts": {name: torch.from_numpy(np.array(array)) for name, array in self.artifacts.items()},
             "ledger": self.ledger.to_json(),
             "selected": dict(self.selected),
+            "flags": list(self.flags),
             "mid_phase": mid_phase,
             "best": best.state_dict() if best is not None and not finished else None,
         }
@@ -434,6 +445,8 @@ class CellTrainer:
         self.artifacts = {name: array.numpy() for name, array in payload["artifacts"].items()}
         self.ledger = Ledger.from_json(payload["ledger"])
         self.selected = dict(payload["selected"])
+        for text in payload["flags"]:
+            self.flag(text)
         if best is not None and payload["best"] is not None:
             best.load_state_dict(payload["best"])
 

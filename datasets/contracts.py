@@ -221,8 +221,10 @@ class Batch:
 
     images: {input: float32 [B, 3, H, W]}, normalised. targets: {task: [B, ...]} as the kind defines them.
     index: {input: int64 [B]}, positions in the role's list of samples, on the CPU.
+    labelled: the tasks with a valid label in the batch, told without asking the device; None where nobody looked.
     """
 
     images: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
     index: Mapping[str, Tensor]
+    labelled: frozenset[str] | None = None

@@ -123,6 +123,7 @@ class Backbone:
     from_scratch: whether the initial weights are random, neither pretrained nor from a file.
     pool, pool_norm: how the model's own head pools, and the norm it applies to the result (nchw: [B, C, 1, 1]).
         A pooled head starts from that norm's weights, which are no part of the backbone (measurement 2).
+    weights_entry: of the weights' file, the entry that was loaded (`state_dict_ema`); empty without entry or file.
     dense: the form of the dense heads that are put on it: the cell's choice, kept here because every head asks for it.
     """
 
@@ -142,6 +143,7 @@ class Backbone:
     pool: Pool
     pool_norm: nn.Module | None
     dense: DenseForm = CONV1X1
+    weights_entry: str = ""
 
     @property
     def grid(self) -> Size | None:
@@ -227,8 +229,9 @@ def create_backbone(
     with seeded(seed, "backbone-init"):
         model = _pretrained(config) if weights == "pretrained" else _build(config)
     member = find_family(config.name)
+    entry = ""
     if weights not in ("none", "pretrained"):
-        load_weights(model, Path(weights), member.head_keys)
+        entry = load_weights(model, Path(weights), member.head_keys)
     defaults = cast("dict[str, Any]", model.pretrained_cfg)
     cut = member.cut(model)
     blocks = [
@@ -252,6 +255,7 @@ def create_backbone(
         pool=cut.pool,
         pool_norm=cut.pool_norm,
         dense=dense,
+        weights_entry=entry,
     )
 
 

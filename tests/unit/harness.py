@@ -15,6 +15,7 @@ from benchmark.stage_run import TrainingContext
 from benchmark.suite import RecipeSettings, SelectionSettings
 from benchmark.trainer import CellTrainer
 from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, TaskSpec
+from datasets.kinds import get_kind
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Role
@@ -89,7 +90,13 @@ def toy_loaders(
             data = ToyInput(60 if split == 0 else 20, seed=10 * number + split, cached=cached, size=spec.native_size[0])
             tasks = [task for task in spec.task_names if spec.input_of(task) == name]
             inputs[name] = InputLoader(
-                RoleSamples(data, indices), tasks, form, augment=None, seed=seed, workers=recipe.workers
+                RoleSamples(data, indices),
+                tasks,
+                form,
+                augment=None,
+                seed=seed,
+                workers=recipe.workers,
+                valid={task: get_kind(spec.task(task).kind).valid for task in tasks},
             )
         loaders[role] = RoleLoader(role, spec, inputs, recipe.batch_size, seed)
     return loaders

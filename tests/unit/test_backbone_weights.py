@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,19 +88,30 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     """A pickle that holds objects is refused, not executed."""
     config = BackboneConfig("test_resnet")
     torch.save({"model": _Anything()}, tmp_path / "objects.pth")
+    torch.save(timm.create_model("test_resnet"), tmp_path / "module.pth")
+    (tmp_path / "page.pth").write_text("\n<!DOCTYPE html><html>404</html>")
+    (tmp_path / "page.safetensors").write_text("<html>404</html>")
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab")
+    (tmp_path / "damaged.pth").write_bytes(b"PK\x03\x04 and no more")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "text.safetensors").write_text("not a tensor")
     (tmp_path / "empty.pth").write_text("")
     for file, message in (
-        ("objects.pth", "no weights-only torch file"),
+        ("objects.pth", "Python objects besides tensors .*_Anything.*expected a .safetensors file, or .* state dict"),
+        ("module.pth", "Python objects besides tensors .*timm."),
+        ("page.pth", "is a web page"),
+        ("page.safetensors", "is a web page"),
+        ("pointer.pth", "is a Git LFS pointer"),
+        ("damaged.pth", "cannot be read: it is damaged"),
         ("list.pth", "holds no state dict"),
-        ("text.safetensors", "is no .safetensors file"),
-        ("empty.pth", "no weights-only torch file"),
+        ("text.safetensors", "cannot be read"),
+        ("empty.pth", "is empty"),
         ("absent.pth", "No weights file"),
     ):
         with pytest.raises(UsageError, match=message) as error:
             create_backbone(config, weights=tmp_path / file, seed=0)
-        assert "\n" not in str(error.value)
+        assert str(error.value).isprintable()
+        assert "weights_only" not in str(error.value)
     with pytest.raises(UsageError, match=r"No weights file 'pretraind'.*nearest: 'pretrained'"):
         create_backbone(config, weights="pretraind", seed=0)
 
@@ -131,3 +143,44 @@ def test_pretrained_asks_timm_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", recorded)
     create_backbone(BackboneConfig("test_resnet.r160_in1k"), weights="pretrained", seed=0)
     assert ("test_resnet.r160_in1k", True) in asked
+
+
+def test_of_several_state_dicts_the_one_is_taken_that_timm_takes(tmp_path: Path) -> None:
+    """Averaged weights before raw ones; a timm training also stores its arguments."""
+    path, config = tmp_path / "w.pth", BackboneConfig("test_resnet")
+    raw = state_of("test_resnet")
+    averaged = {key: value + 1 for key, value in raw.items()}
+    for content, entry in (
+        ({"state_dict": raw, "state_dict_ema": averaged, "args": Namespace(lr=0.1)}, "state_dict_ema"),
+        ({"model": raw, "model_ema": averaged}, "model_ema"),
+        ({"model": raw, "state_dict": averaged, "state_dict_ema": None}, "state_dict"),
+        (averaged, ""),
+    ):
+        torch.save(content, path)
+        backbone = create_backbone(config, weights=path, seed=0)
+        assert backbone.weights_entry == entry
+        expected = timm.models.load_state_dict(str(path))
+        assert torch.equal(backbone.stem[0][0].weight, expected["conv1.0.weight"])  # type: ignore[index]
+        assert torch.equal(expected["conv1.0.weight"], averaged["conv1.0.weight"])
+
+
+def test_prefixes_of_wrappers_are_taken_off_and_others_named(tmp_path: Path) -> None:
+    path, config = tmp_path / "w.pth", BackboneConfig("test_resnet")
+    state = state_of("test_resnet")
+    for prefix in ("module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
+        torch.save({"state_dict": {prefix + key: value for key, value in state.items()}}, path)
+        backbone = create_backbone(config, weights=path, seed=0)
+        assert torch.equal(backbone.stem[0][0].weight, state["conv1.0.weight"])  # type: ignore[index]
+    torch.save({"state_dict": {f"encoder.net.{key}": value for key, value in state.items()}}, path)
+    with pytest.raises(
+        UsageError, match=r"entry 'state_dict', does not fit: .*start with 'encoder.net.'; take that off"
+    ):
+        create_backbone(config, weights=path, seed=0)
+
+
+def test_files_without_counters_of_batches_load(tmp_path: Path) -> None:
+    state = state_of("test_resnet")
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({k: v for k, v in state.items() if "num_batches_tracked" not in k}, path)
+    backbone = create_backbone(BackboneConfig("test_resnet"), weights=path, seed=0)
+    assert torch.equal(backbone.blocks[2].module.get_buffer("bn1.running_var"), state["layer3.0.bn1.running_var"])

@@ -50,6 +50,7 @@ def test_a_cell_ends_in_a_record_that_says_everything(tmp_path: Path) -> None:
     assert first.cost["final"]["optimizer_steps"] == 6  # two networks with the whole budget each
     assert (record.cost["weight_steps"], first.cost["weight_steps"]) == (3, 3)
     assert len(first.reused_from) == 2
+    assert record.cost["peak_bytes"] >= record.cost["evaluation_peak_bytes"] > 0
     assert record.size["x_backbone"] == 1.0
     assert first.size["x_backbone"] == 2.0
     assert first.compute["activation_sharing"] == 0
@@ -172,17 +173,18 @@ def test_multi_domain_cells_have_no_joint_macs(tmp_path: Path) -> None:
 
 def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
     import timm
-    from safetensors.torch import save_file
 
     model = timm.create_model("test_resnet", num_classes=0)
-    file = tmp_path / "weights.safetensors"
-    save_file(model.state_dict(), file)
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": {}, "state_dict_ema": model.state_dict()}, file)
     planned = cells(backbones=[{"name": "test_resnet", "weights": str(file)}])[1]
     assert planned.document["backbone"]["weights"].startswith("file-")
     assert str(tmp_path) not in json.dumps(planned.document)
+    assert f"weights are 'state_dict_ema' of {file}" in planned.notes
     record = run_cell(planned, RunSettings(tmp_path / "out"))
     assert record.status == "done"
     assert record.audit["normalisation"]["mean"] == list(model.pretrained_cfg["mean"])
+    assert record.audit["weights_entry"] == "state_dict_ema"
 
 
 @pytest.mark.parametrize(

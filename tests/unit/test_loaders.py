@@ -4,6 +4,7 @@ slow one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -13,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.evaluate import CoverageError, check_coverage, evaluate
-from benchmark.loaders import InputFormat, InputLoader, RoleSamples, SampleOrder
+from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples, SampleOrder
 from benchmark.suite import RecipeSettings
 from datasets.augmentation import augmentation
-from datasets.contracts import InputData
+from datasets.contracts import DatasetSpec, InputData, TaskSpec
 from datasets.errors import UsageError
 from datasets.protocols import STANDARD
 from datasets.transforms import Normalise
@@ -201,3 +202,65 @@ def test_colour_images_do_not_enter_one_channel(cached: bool) -> None:
     data.images[:, 2] += 1
     with pytest.raises(UsageError, match="in_chans = 1"):
         next(iter(input_loader(data, in_chans=1).training(order, 0, 1)))
+
+
+class Narrow(Fixed):
+    """Has memory for three images at once, and wants more the first time it is asked."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.seen = error, []
+
+    def forward(self, images: dict[str, torch.Tensor], tasks: list[str]) -> dict[str, torch.Tensor]:
+        self.seen.append(len(next(iter(images.values()))))
+        if self.seen[-1] > 3:
+            raise self.error
+        return super().forward(images, tasks)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 37 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_an_evaluation_out_of_memory_is_repeated_in_halves(error: Exception) -> None:
+    """Everything again: what an interrupted pass has counted would count twice."""
+    loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
+    network = Narrow(error)
+    assert evaluate(network, loader, ["b"], batch_size=20) == evaluate(Fixed(), loader, ["b"], batch_size=2)
+    assert network.seen[:4] == [20, 10, 5, 2]
+    assert len(network.seen) == 3 + 10
+
+
+@pytest.mark.parametrize(("error", "tries"), [(RuntimeError("shapes do not fit"), 1), (MemoryError("no"), 2)])
+def test_other_errors_and_one_image_that_does_not_fit_end_an_evaluation(error: Exception, tries: int) -> None:
+    loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
+    network = Narrow(error)
+    network.forward = lambda images, tasks: Narrow.forward(network, {"image": torch.zeros(4)}, tasks)
+    with pytest.raises(type(error), match=str(error)):
+        evaluate(network, loader, ["b"], batch_size=2)
+    assert len(network.seen) == tries
+
+
+def test_how_many_images_are_evaluated_at_once_goes_by_pixels_and_channels() -> None:
+    """480 x 640 with 44 channels of dense predictions, as indoor scenes have; small and pooled sets keep 256."""
+    dense = (TaskSpec("a", "semantic", 40, ("miou",)), TaskSpec("b", "depth", 1, ("rmse",)))
+    spec = dataclasses.replace(toy_spec(), tasks=(*dense, TaskSpec("c", "normals", 3, ("mean_angle",))))
+
+    def at_once(spec: DatasetSpec, height: int, width: int, *tasks: str) -> int:
+        sized = dataclasses.replace(spec, native_size=(height, width))
+        return RoleLoader(Role.REPORT, sized, {}, 8, 0).evaluation_batch(tasks or spec.task_names)
+
+    assert at_once(spec, 480, 640) == 2**27 // (480 * 640 * 47) == 9
+    assert at_once(spec, 480, 640, "b") == 2**27 // (480 * 640 * 4)
+    assert at_once(spec, 8192, 8192) == 1
+    assert at_once(spec, 36, 36) == at_once(toy_spec(), 300, 300) == at_once(toy_spec("multi"), 300, 300) == 256
+    assert at_once(dataclasses.replace(spec, domains="multi"), 480, 640) == 2**27 // (480 * 640 * 43)
+
+
+def test_probes_of_methods_are_cut_by_the_same_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.loaders.EVALUATION_VALUES", 5 * 3 * 8 * 8)
+    loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
+    assert [len(batch.index["image"]) for batch in loader.ordered(["a", "b"])] == [5] * 4

@@ -60,6 +60,11 @@ def test_a_record_of_another_length_scales_with_the_steps(tmp_path: Path) -> Non
     assert found.source == "record"
 
 
+def test_the_peak_in_evaluation_is_told_apart(tmp_path: Path) -> None:
+    found = from_record(record(peak_bytes=9_000, evaluation_peak_bytes=7_000), with_network(tmp_path, 1.0), steps=100)
+    assert (found.memory_bytes, found.evaluation_bytes) == (9_000, 7_000)
+
+
 def test_a_probe_counts_what_was_cut_off_each_stage(tmp_path: Path) -> None:
     """A stage of 20,000 steps that a method brings itself is not scaled by the budget's 100."""
     cost = {"search": {"seconds": 5.0}, "final": {"seconds": 1.0}, "io_seconds": 0.5, "unrun_seconds": 1000.0}
@@ -102,6 +107,7 @@ def test_a_plan_lists_every_cell_and_leaves_nothing_behind(suite: Path, tmp_path
     rows = [line for line in result.output.splitlines() if line.rstrip().endswith("probe")]
     assert len(rows) == 3
     assert all("MB" in row for row in rows)
+    assert "in evaluation" in result.output
     assert "3 cells to run" in result.output
     assert "2 single-task networks, each trained once" in result.output
 

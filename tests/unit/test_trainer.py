@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import nn
 from benchmark.stage_run import DivergedError
 from benchmark.trainer import CellTrainer
 from datasets.errors import ProtocolError, UsageError
-from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage
+from methods.contracts import Metrics, OptimizerSpec, ParameterGroup, Role, Score, Stage
 from methods.plain import fit_plain, parameter_groups, plain_graph, task_losses
 from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
@@ -493,3 +495,59 @@ def test_an_artifact_is_what_it_was_when_it_was_handed_over(tmp_path: Path) -> N
     trainer.artifact("weights at the start", weights)
     weights.add_(1)
     assert trainer.artifacts["weights at the start"].tolist() == [0.0, 0.0]
+
+
+def scored(trainer: CellTrainer, monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Let the looks at select measure these accuracies of every task."""
+    seen = iter(values)
+
+    def measured(network: nn.Module, role: Role, tasks: Sequence[str]) -> Metrics:
+        value = next(seen)
+        return {task: {"accuracy": Score(value, "percent", True, 20)} for task in tasks}
+
+    monkeypatch.setattr(trainer, "_evaluate", measured)
+
+
+BEST = {"rule": "best-on-select", "evaluations": 4}
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "curve", "said"),
+    [
+        ([0.0, 10.0, 12.0, 11.0], 9, [None, 0.0, 20.0, 10.0], "left out 1 of 4 looks .* first at step 3: .*accuracy"),
+        ([0.0, 0.0, 0.0, 0.0], 12, [None] * 4, "left out 4 of 4 .*; none was left, so the last step is kept"),
+        ([10.0, 0.0, 10.0, 10.0], 3, [0.0, -100.0, 0.0, 0.0], None),
+    ],
+)
+def test_a_look_that_cannot_be_scored_stops_no_training(
+    values: list[float],
+    step: int,
+    curve: list[float | None],
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single-task training is its own baseline, and 0 is none: the first look with a value takes its place."""
+    trainer = toy_trainer(tmp_path, selection=BEST)
+    trainer.context = dataclasses.replace(trainer.context, single_task=None)
+    scored(trainer, monkeypatch, values)
+    fit_plain(trainer, "single task a", 12)
+    assert trainer.selected == {"step": step}
+    found = [None if np.isnan(value) else value for value in trainer.curves["select/delta_m"]]
+    assert found == [None if value is None else pytest.approx(value) for value in curve]
+    assert len(trainer.flags) == (said is not None)
+    assert said is None or re.search(said, trainer.flags[0])
+    again = toy_trainer(tmp_path, selection=BEST)  # from its checkpoint
+    again.context = dataclasses.replace(again.context, single_task=None)
+    fit_plain(again, "single task a", 12)
+    assert (again.selected, again.flags) == (trainer.selected, trainer.flags)
+
+
+def test_a_single_task_network_that_scores_nothing_stops_no_other_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = toy_trainer(tmp_path, selection=BEST)
+    scored(trainer, monkeypatch, [10.0, 0.0, 50.0, *[20.0] * 3])  # first look, then the networks of a and of b
+    fit_plain(trainer, "joint", 12)
+    assert trainer.selected == {"step": 12}
+    assert "left out 4 of 4" in trainer.flags[0]
