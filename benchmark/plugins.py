@@ -11,8 +11,18 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
 
 from datasets.errors import UsageError
+
+PluginOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045  (typer reads it in modules of any age)
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file that registers methods, data sets or backbones; may be repeated."
+    ),
+]
 
 
 def load_plugins(files: Iterable[str | Path]) -> None:
@@ -20,7 +30,10 @@ def load_plugins(files: Iterable[str | Path]) -> None:
     for file in files:
         path = Path(file)
         if not path.is_file():
-            raise UsageError(f"Plug-in {file} does not exist; `plugins:` names files relative to the suite's file.")
+            raise UsageError(
+                f"Plug-in {file} does not exist; `plugins:` names files relative to the suite's file, `--plugin` to "
+                "the working directory."
+            )
         # Named by its place, so that two plug-ins of one file name do not replace each other.
         name = f"sharebench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         if name not in sys.modules:
