@@ -29,8 +29,8 @@ def _assert_own_packages() -> None:
         origin = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
         if origin is not None and origin.resolve() != (folder / name).resolve():
             message = (
-                f"the package {name!r} at {origin} hides ShareBench's at {folder / name}. In a project with a package of "
-                "that name use the console script (`sharebench run` for `python -m benchmark.run`); Hugging Face's "
+                f"the package {name!r} at {origin} hides ShareBench's at {folder / name}. In a project with a package "
+                "of that name use the console script (`sharebench run` for `python -m benchmark.run`); Hugging Face's "
                 "datasets needs an environment of its own."
             )
             if Path(sys.argv[0]).name in ("-m", "sharebench"):  # "-m": Python is still looking for the module

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmark.entry import start
-from benchmark.plugins import load_plugins
+from benchmark.plugins import PluginOption, load_plugins
 from benchmark.run import data_root_of_environment, fail
-from datasets.errors import UsageError
+from datasets.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datasets.verify import FieldSummary, Report
 
 EXIT_BAD = 1
+SPLITS = ("train", "val", "test")
 MAX_FIELDS = 10  # tasks that are described one by one
 MAX_SHOWN = 50  # bad files that are printed; --json writes all
 
@@ -38,7 +39,6 @@ Twin = Annotated[bool, typer.Option("--twin", help="A part of the data: publishe
 Tasks = Annotated[
     str | None, typer.Option(help="Only these tasks, comma-separated; of sets on disk, all of the layout if left out.")
 ]
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="File of a plug-in that has the data set.")]
 Workers = Annotated[int, typer.Option(min=1, help="Samples that are decoded side by side.")]
 
 
@@ -70,15 +70,16 @@ def verify(
     tasks: Tasks = None,
     workers: Workers = 4,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every bad file there.")] = None,
-    plugin: Plugin = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Counts, files, checksums, shapes, ranges, ids; every bad file is named."""
     from benchmark.console import make_console
-    from datasets.verify import verify as examine
 
     console = make_console()
     try:
-        load_plugins(plugin or ())
+        _require(name, plugin)
+        from datasets.verify import verify as examine
+
         with _progress(console, f"verify {name}") as report_progress:
             report = examine(
                 name,
@@ -169,15 +170,18 @@ def show(
     samples: Annotated[int, typer.Option(min=1, help="Rows of the sheet; of multi-domain data, columns.")] = 6,
     twin: Twin = False,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("results") / "data",
-    plugin: Plugin = None,
+    plugin: PluginOption = None,
 ) -> None:
     """A contact sheet: images of a split with every label beside them."""
-    from benchmark.contact_sheet import contact_sheet
     from benchmark.store import safe_name
-    from datasets.registry import load
 
     try:
-        load_plugins(plugin or ())
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        _require(name, plugin)
+        from benchmark.contact_sheet import contact_sheet
+        from datasets.registry import load
+
         options, folder, found = _chosen(name, data_root, layout, twin)
         spec = _spec(name, protocol, options, found, _listed(tasks))
         data = load(name, folder, split, protocol=protocol, layout=found, tasks=spec.task_names, options=options)
@@ -197,15 +201,16 @@ def prepare(
     twin: Twin = False,
     tasks: Tasks = None,
     workers: Workers = 4,
-    plugin: Plugin = None,
+    plugin: PluginOption = None,
 ) -> None:
     """A lossless, memory-mapped copy that later runs read instead of the files; goes on where it was interrupted."""
     from benchmark.console import make_console
-    from datasets.prepare import prepare as copy
 
     console = make_console()
     try:
-        load_plugins(plugin or ())
+        _require(name, plugin)
+        from datasets.prepare import prepare as copy
+
         options, folder, found = _chosen(name, data_root, layout, twin)
         with _progress(console, f"prepare {name}") as report_progress:
             written = copy(
@@ -222,6 +227,14 @@ def prepare(
         fail(error)
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     print(f"{written} ({size / 1e6:.1f} MB); runs with this data root read it from now on")
+
+
+def _require(name: str, plugins: list[Path] | None) -> None:
+    """Load the plug-ins, and raise UnknownNameError for a data set that is none before anything heavy is imported."""
+    from datasets.registry import require_dataset
+
+    load_plugins(plugins or ())
+    require_dataset(name)
 
 
 def _chosen(

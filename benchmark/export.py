@@ -18,6 +18,7 @@ import typer
 
 from benchmark.entry import start
 from benchmark.find_record import find_record
+from benchmark.plugins import PluginOption
 from benchmark.run import fail
 from datasets.errors import UsageError
 
@@ -268,10 +269,7 @@ def export(
         Optional[int],  # noqa: UP045
         typer.Option("--seed", help="Seed of the row. Default: the lowest that is done."),
     ] = None,
-    plugin: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option("--plugin", help="File of a plug-in that the network or its data set is from."),
-    ] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Write the trained network of a record to a file: pt2 (torch.export), onnx, or safetensors (weights and graph).
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchmark import boards
 from benchmark.entry import start
-from benchmark.plugins import load_plugins
+from benchmark.plugins import PluginOption, load_plugins
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
@@ -23,52 +22,66 @@ _WIDTH = 118
 
 
 def describe(name: str | None) -> str:
-    """Text for one name, or the overview. Raises UnknownNameError with the nearest names."""
-    from benchmark.balancing import balancing_names
+    """Text for one name, or the overview. Raises UnknownNameError with the nearest names.
+
+    Backbones and ways to balance losses are looked through last: their names come with timm and torch.
+    """
     from datasets.registry import dataset_names
-    from methods.backbone import supported_backbones
     from methods.registry import method_names
 
     if name is None:
         return "\n".join(_overview())
+    whole: dict[str, Callable[[], Iterator[str]]] = {
+        "balancing": _all_balancing,
+        "backbones": _all_backbones,
+        "boards": boards.overview,
+    }
+    if name in whole:
+        return "\n".join(whole[name]())
     kinds: list[tuple[list[str], Callable[[str], Iterator[str]]]] = [
         (method_names(), _method),
         (dataset_names(), _dataset),
         (suite_names(), _suite),
-        (supported_backbones(), _backbone),
-        (balancing_names(), _balancing),
-        (["balancing"], lambda _: _all_balancing()),
         (boards.board_names(), lambda board: boards.describe(boards.read_board(board))),
     ]
+    # A suite of published settings and its board have one name.
     found = [line for names, describer in kinds if name in names for line in describer(name)]
-    if found:  # a suite of published settings and its board have one name, as have the ways to balance and their suite
-        return "\n".join(found)
-    if name == "backbones":
-        return "\n".join(supported_backbones())
-    if name == "boards":
-        return "\n".join(boards.overview())
-    raise unknown("name", name, [*(known for names, _ in kinds for known in names), "backbones", "boards"])
+    if not found:
+        from benchmark.balancing import balancing_names
+        from methods.backbone import supported_backbones
+
+        kinds += [(balancing_names(), _balancing), (supported_backbones(), _backbone)]
+        found = [line for names, describer in kinds if name in names for line in describer(name)]
+    if not found:
+        raise unknown("name", name, [*(known for names, _ in kinds for known in names), *whole])
+    return "\n".join(found)
 
 
 def _overview() -> Iterator[str]:
-    from benchmark.balancing import balancing_names
-    from datasets.registry import dataset_names, dataset_spec
-    from methods.backbone import supported_backbones
-    from methods.registry import get_method, method_names
+    """What the files say of themselves: no method, data set or backbone is imported."""
+    from datasets.registry import dataset_names, declared_datasets, get_dataset
+    from methods.registry import declared_methods, get_method, method_names
 
     yield "Methods"
+    methods = declared_methods()
     for name in method_names():
-        yield f"  {name:<20} {_first_line(get_method(name).__doc__)}"
+        yield f"  {name:<20} {_first_line(methods[name].about if name in methods else get_method(name).__doc__)}"
     yield "Data sets"
+    data = declared_datasets()
     for name in dataset_names():
-        spec = dataset_spec(name)
-        yield f"  {name:<20} {', '.join(spec.task_names)} ({spec.tier})"
+        yield f"  {name:<20} {_first_line(data[name].about if name in data else get_dataset(name).__doc__)}"
     yield "Suites"
     for name in suite_names():
         yield f"  {name:<20} {_first_line(read_suite(find_suite(name)).description)}"
-    yield f"Loss balancing: {len(balancing_names())} ways; `list balancing` names them"
-    yield f"Backbones: {len(supported_backbones())} timm models; `list backbones` names them"
+    yield "Loss balancing: `list balancing` names the ways"
+    yield "Backbones: timm models; `list backbones` names them"
     yield f"Published tables: {len(boards.board_names())}; `list boards` names them"
+
+
+def _all_backbones() -> Iterator[str]:
+    from methods.backbone import supported_backbones
+
+    yield from supported_backbones()
 
 
 def _all_balancing() -> Iterator[str]:
@@ -251,7 +264,7 @@ def show(
             help="A method, data set, suite, backbone, board, loss balancing; `backbones`, `balancing`, `boards`."
         ),
     ] = None,
-    plugin: Annotated[list[Path] | None, typer.Option("--plugin", help="File of a plug-in to list as well.")] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """List what there is, or describe one thing."""
     try:

@@ -12,8 +12,18 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
 
 from datasets.errors import UsageError
+
+PluginOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045  (typer reads it in modules of any age)
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file that registers methods, data sets or backbones; may be repeated."
+    ),
+]
 
 
 def load_plugins(files: Iterable[str | Path]) -> None:
@@ -21,7 +31,10 @@ def load_plugins(files: Iterable[str | Path]) -> None:
     for file in files:
         path = Path(file)
         if not path.is_file():
-            raise UsageError(f"Plug-in {file} does not exist; `plugins:` names files relative to the suite's file.")
+            raise UsageError(
+                f"Plug-in {file} does not exist; `plugins:` names files relative to the suite's file, `--plugin` to "
+                "the working directory."
+            )
         # Named by its place, so that two plug-ins of one file name do not replace each other; a dot means a package.
         stem = re.sub(r"\W", "_", path.stem)
         name = f"sharebench_plugin_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

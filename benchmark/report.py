@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from benchmark.delta import Variant
 from benchmark.entry import start
+from benchmark.plugins import PluginOption, load_plugins
 from benchmark.record import Record, value_at
 from benchmark.render import render_csv, render_latex, render_markdown, render_terminal
 from benchmark.speed_files import NetworkSpeed, SpeedResults, read_speed
@@ -266,6 +267,7 @@ def command(
         Optional[AllowChoice],  # noqa: UP045
         typer.Option("--allow", help="red: print tables with red differences under a banner, without ranks and tests."),
     ] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Print tables of the records in DIR: accuracy, Delta_m, size, compute and cost, mean and s.d. over seeds, with
     paired tests and the fairness audit beneath.
@@ -276,6 +278,7 @@ def command(
     width = shutil.get_terminal_size().columns if color else WIDTH_OF_FILES
     text = ""
     try:
+        load_plugins(plugin or ())
         if html is not None:
             file = directory / "report.html" if str(html) == _DEFAULT_PAGE else html
             whole = page(

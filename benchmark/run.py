@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from benchmark.entry import start
+from benchmark.plugins import PluginOption
 from benchmark.suite import BudgetSettings, Suite, find_suite, read_suite
 from benchmark.yaml_text import parse_yaml
 from datasets.errors import UsageError
@@ -58,8 +59,11 @@ def select(
     backbones: str | None = None,
     seeds: str | None = None,
     settings: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
 ) -> Suite:
-    """A suite with the choices of the command line. Raises UsageError."""
+    """A suite with the choices of the command line. plugins: besides the suite's own, relative to the working
+    directory. Raises UsageError.
+    """
     path = find_suite(name)
     # Validated first, so that what is changed below is known to have the right form.
     read_suite(path)
@@ -82,23 +86,41 @@ def select(
             changes["seeds"] = [int(number) for number in numbers]
         except ValueError as error:
             raise UsageError(f"--seeds {seeds!r}: expected whole numbers, for example 0,1,2.") from error
-    return read_suite(path, changes, settings)
+    suite = read_suite(path, changes, settings)
+    named = tuple(str(Path(file).resolve()) for file in plugins)  # workers do not know where the command was started
+    return suite.model_copy(update={"plugins": tuple(dict.fromkeys((*suite.plugins, *named)))})
 
 
 def pick_device(name: str) -> str:
     """`cpu` or `cuda[:n]` for a request; `auto` takes CUDA where there is one. Raises UsageError."""
+    if name == "cpu":
+        return name
+    if name not in ("auto", "cuda") and not name.startswith("cuda:"):
+        raise UsageError(f"--device {name!r}: expected auto, cpu, cuda or cuda:0.")
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not (name == "cuda" or name.startswith("cuda:")):
-        raise UsageError(f"--device {name!r}: expected auto, cpu, cuda or cuda:0.")
-    if name != "cpu":
-        count = torch.cuda.device_count()
-        index = name.partition(":")[2]
-        if not count or (index and not (index.isdigit() and int(index) < count)):
-            raise UsageError(f"--device {name!r}: PyTorch sees {count} CUDA devices here; use --device cpu.")
+    count = torch.cuda.device_count()
+    index = name.partition(":")[2]
+    if not count or (index and not (index.isdigit() and int(index) < count)):
+        raise UsageError(f"--device {name!r}: PyTorch sees {count} CUDA devices here; use --device cpu.")
     return name
+
+
+def check_names(suite: Suite) -> None:
+    """Load the suite's plug-ins and look up its methods and data sets, before torch is imported where no plug-in does.
+    Raises UsageError.
+    """
+    from benchmark.plugins import load_plugins
+    from datasets.registry import require_dataset
+    from methods.registry import require_method
+
+    load_plugins(suite.plugins)
+    for method in suite.methods:
+        require_method(method.name)
+    for data in suite.data:
+        require_dataset(data.dataset)
 
 
 def execute(
@@ -117,17 +139,17 @@ def execute(
     """Run what has no record yet and write the tables; returns the keys of the suite's cells. step_limit: of every
     stage, for smoke runs. Raises UsageError before the first step.
     """
+    check_names(suite)
+    chosen = pick_device(device)
+
     from benchmark.cell import RunSettings
     from benchmark.console import RunView, make_console
     from benchmark.executors import LocalExecutor
     from benchmark.planning import missing_reference, notes_of, plan
-    from benchmark.plugins import load_plugins
     from benchmark.staleness import Present
     from benchmark.store import Store
 
     console = console or make_console()
-    chosen = pick_device(device)
-    load_plugins(suite.plugins)
     cells = plan(suite, data_root)
     store = Store(out)
     store.require_writable()
@@ -182,15 +204,15 @@ def print_plan(
     console: Console | None = None,
 ) -> int:
     """Print what a run would do and take; returns 0, or 1 where a probe failed. Raises UsageError."""
+    check_names(suite)
+    chosen = pick_device(device)
+
     from benchmark.cell import RunSettings
     from benchmark.console import make_console
     from benchmark.planning import plan
-    from benchmark.plugins import load_plugins
     from benchmark.show_plan import show_plan
     from benchmark.store import Store
 
-    chosen = pick_device(device)
-    load_plugins(suite.plugins)
     cells = plan(suite, data_root)
     settings = RunSettings(out=out, data_root=data_root, device=chosen, plugins=suite.plugins)
     return show_plan(cells, Store(out), settings, _jobs(jobs, chosen), probe, console or make_console())
@@ -308,6 +330,7 @@ def run(
     probe: Annotated[bool, typer.Option(help="With --plan: time a few steps of what has no record yet.")] = True,
     speed: Annotated[bool, typer.Option(help="Measure throughput at the end, about 15 seconds for quick.")] = True,
     smoke: Annotated[bool, typer.Option("--smoke", help="Run every cell for three steps, into OUT/smoke.")] = False,
+    plugin: PluginOption = None,
 ) -> None:
     """Run a suite: train what has no record yet, then print the tables.
 
@@ -330,6 +353,7 @@ def run(
             backbones=backbones,
             seeds=seeds,
             settings=settings or [],
+            plugins=plugin or [],
         )
         folder = out or Path("results") / "runs" / chosen.name
         root = data_root or data_root_of_environment()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmark.entry import start
+from benchmark.plugins import PluginOption
 from benchmark.run import fail, pick_device
 from datasets.errors import UsageError, unknown
 
@@ -158,7 +159,6 @@ def measure(
 ) -> tuple[int, list[NamedMeasurement]]:
     """Measure and print; returns the exit code and what was measured. Raises UsageError."""
     from benchmark.labels import row_labels, table_head
-    from benchmark.speed_device import physical_cores
     from benchmark.speed_jobs import SpeedProtocol, failures_of, networks_of, run_job
     from benchmark.store import Store
     from benchmark.throughput_files import NamedMeasurement
@@ -166,6 +166,8 @@ def measure(
     tables = networks_of(Store(directory).load_all())
     if not tables:
         raise UsageError(f"{directory} holds no finished records; expected the --out of a run.")
+    from benchmark.speed_device import physical_cores
+
     jobs: list[SpeedJob] = []
     for device in dict.fromkeys(map(pick_device, choices.devices)):
         settings = settings_of(choices, device, physical_cores())
@@ -331,7 +333,7 @@ def throughput(
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, a process for each network.")] = True,
     pairs: Annotated[int, typer.Option(min=60, help="Pairs of calls with the reference, on a CPU.")] = 60,
     rounds: Annotated[int, typer.Option(min=7, help="Rounds of slots, on CUDA.")] = 7,
-    plugin: Annotated[list[Path] | None, typer.Option(help="File of a plug-in whose networks are in DIR.")] = None,
+    plugin: PluginOption = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set, for train-step.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every number to a CSV file.")] = None,
     plot: Annotated[

@@ -1,4 +1,5 @@
-"""Data sets by name. A loader is found by lying in this package; third parties register through entry points.
+"""Data sets by name. A loader is found by lying in this package; third parties register through entry points. It is
+imported when it is asked for.
 
 Spec: datasets 2.3 and 2.7. A data set is a class with `spec` (no file is opened) and `load`; see `DatasetLoader`.
 """
@@ -14,14 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from pydantic import ValidationError
 
 import datasets
-from datasets.contracts import DatasetSpec, MultiTaskDataset, Split
+from datasets.declared import Declared, declared
 from datasets.errors import DatasetMissingError, UsageError, unknown
 from datasets.settings import Checked
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec, MultiTaskDataset, Split
 
 DATA_ROOT_VARIABLE = "SHAREBENCH_DATA"
 
@@ -98,9 +102,12 @@ def register_dataset(name: str) -> Callable[[_D], _D]:
     """Class decorator that registers a data set. Raises UsageError where the name is taken."""
 
     def register(cls: _D) -> _D:
-        taken = type(_DATASETS[name]) if name in _DATASETS else None
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"Data set {name!r} is registered twice: {taken.__module__} and {cls.__module__}.")
+        place = (cls.__module__, cls.__qualname__)
+        taken, ours = _DATASETS.get(name), declared_datasets().get(name)
+        others = {(ours.module, ours.attribute)} if ours is not None else set()
+        others |= {(type(taken).__module__, type(taken).__qualname__)} if taken is not None else set()
+        for module, _ in others - {place}:
+            raise UsageError(f"Data set {name!r} is registered twice: {module} and {cls.__module__}.")
         _DATASETS[name] = cls()
         return cls
 
@@ -122,11 +129,21 @@ def assert_own_package(package: ModuleType = datasets) -> None:
         )
 
 
+def declared_datasets() -> Mapping[str, Declared]:
+    """The data sets of this package, none of which is imported. Raises UsageError as `assert_own_package`."""
+    assert_own_package()
+    return declared("datasets", "register_dataset")
+
+
 def load_datasets() -> None:
     """Import every module of this package and every entry point of the group `sharebench.datasets`."""
     assert_own_package()
     for module in pkgutil.iter_modules(datasets.__path__, prefix="datasets."):
         importlib.import_module(module.name)
+    _load_entry_points()
+
+
+def _load_entry_points() -> None:
     for point in entry_points(group="sharebench.datasets"):
         point.load()
 
@@ -151,16 +168,25 @@ def spec_of(loader: DatasetLoader, protocol: str, options: DatasetOptions, layou
 
 
 def dataset_names() -> list[str]:
-    """Registered names in alphabetical order."""
-    load_datasets()
-    return sorted(_DATASETS)
+    """Names of the package's data sets and of what was registered besides, in alphabetical order."""
+    _load_entry_points()
+    return sorted({*declared_datasets(), *_DATASETS})
+
+
+def require_dataset(name: str) -> None:
+    """Raise UnknownNameError with the nearest names for a data set that is none; imports none that ships with us."""
+    if name not in (names := dataset_names()):
+        raise unknown("data set", name, names)
 
 
 def get_dataset(name: str) -> DatasetLoader:
     """The data set of that name. Raises UnknownNameError with the nearest names."""
-    load_datasets()
+    ours = declared_datasets().get(name)
+    if ours is not None:
+        kind = getattr(importlib.import_module(ours.module), ours.attribute)
+        return _DATASETS.setdefault(name, kind())
     if name not in _DATASETS:
-        raise unknown("data set", name, _DATASETS)
+        require_dataset(name)  # loads entry points
     return _DATASETS[name]
 
 
@@ -177,6 +203,7 @@ def dataset_spec(
     layout: None takes the usual one; `find_layout` tells which one is on disk. Raises UsageError or a subclass for an
     unknown data set, layout, task or option, or an unsupported protocol.
     """
+
     loader, chosen_options = get_dataset(name), read_options(name, options)
     if layout is not None and loader.layouts and layout not in loader.layouts:
         raise unknown(f"layout of {name}", layout, loader.layouts)
@@ -228,7 +255,7 @@ def load(
     if loader.layouts:  # first of all: the usual layout may lack the protocol or the options that this one has
         folder, layout = find_layout(name, root, layout)
     spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks, options=options)
-    return loader.load(folder, cast(Split, split), spec, read_options(name, options))
+    return loader.load(folder, cast("Split", split), spec, read_options(name, options))
 
 
 def read_options(name: str, options: Mapping[str, object] | DatasetOptions | None) -> DatasetOptions:

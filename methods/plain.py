@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from datasets.contracts import Batch, DatasetSpec
-from datasets.kinds import get_kind
 from datasets.protocols import get_protocol
 from methods.contracts import LossFunction, ParameterGroup, Role, Stage, StageResult, Trainer
 from methods.task_graph import TaskGraph
@@ -38,6 +37,8 @@ def plain_graph(
 
 def task_losses(data: DatasetSpec, network: nn.Module) -> LossFunction:
     """The losses that the kinds of the tasks define, of the network's predictions."""
+    from datasets.kinds import get_kind  # brings torchvision, which `list METHOD` does not need
+
     flags = get_protocol(data.protocol, data.name)
     specs = {task.name: (get_kind(task.kind), task) for task in data.tasks}
 

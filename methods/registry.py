@@ -1,34 +1,45 @@
 """Methods by name. A method is found by lying in this package; third parties register through entry points or
-plug-ins.
+plug-ins. A method is imported when it is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
+from datasets.declared import Declared, declared
 from datasets.errors import UsageError, unknown
-from methods.contracts import Method
 
-AnyMethod = type[Method[Any]]
+if TYPE_CHECKING:
+    from methods.contracts import Method
+
+AnyMethod: TypeAlias = "type[Method[Any]]"
 _METHODS: dict[str, AnyMethod] = {}
-_M = TypeVar("_M", bound=AnyMethod)
+_M = TypeVar("_M", bound="AnyMethod")
 
 
 def register_method(name: str) -> Callable[[_M], _M]:
     """Class decorator that registers a method. Raises UsageError where the name is taken."""
 
     def register(cls: _M) -> _M:
-        taken = _METHODS.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"Method {name!r} is registered twice: {taken.__module__} and {cls.__module__}.")
+        place = (cls.__module__, cls.__qualname__)
+        taken, ours = _METHODS.get(name), declared_methods().get(name)
+        others = {(ours.module, ours.attribute)} if ours is not None else set()
+        others |= {(taken.__module__, taken.__qualname__)} if taken is not None else set()
+        for module, _ in others - {place}:
+            raise UsageError(f"Method {name!r} is registered twice: {module} and {cls.__module__}.")
         _METHODS[name] = cls
         return cls
 
     return register
+
+
+def declared_methods() -> Mapping[str, Declared]:
+    """The methods of this package, none of which is imported."""
+    return declared("methods", "register_method")
 
 
 def load_methods() -> None:
@@ -37,19 +48,31 @@ def load_methods() -> None:
 
     for module in pkgutil.iter_modules(methods.__path__, prefix="methods."):
         importlib.import_module(module.name)
+    _load_entry_points()
+
+
+def _load_entry_points() -> None:
     for point in entry_points(group="sharebench.methods"):
         point.load()
 
 
 def method_names() -> list[str]:
-    """Registered names in alphabetical order."""
-    load_methods()
-    return sorted(_METHODS)
+    """Names of the package's methods and of what was registered besides, in alphabetical order."""
+    _load_entry_points()
+    return sorted({*declared_methods(), *_METHODS})
+
+
+def require_method(name: str) -> None:
+    """Raise UnknownNameError with the nearest names for a method that is none; imports none that ships with us."""
+    if name not in (names := method_names()):
+        raise unknown("method", name, names)
 
 
 def get_method(name: str) -> AnyMethod:
     """The method's class. Raises UnknownNameError with the nearest names."""
-    load_methods()
+    ours = declared_methods().get(name)
+    if ours is not None:
+        return cast("AnyMethod", getattr(importlib.import_module(ours.module), ours.attribute))
     if name not in _METHODS:
-        raise unknown("method", name, _METHODS)
+        require_method(name)  # loads entry points
     return _METHODS[name]

@@ -23,8 +23,10 @@ from benchmark.entry import EXIT_OUTPUT
 from benchmark.list import describe
 from benchmark.run import app as run_app
 from benchmark.run import select
-from benchmark.suite import find_suite
+from benchmark.suite import find_suite, suite_names
+from datasets import registry as data_registry
 from datasets.errors import UsageError
+from methods import registry
 
 ROOT = Path(benchmark.__file__).parent.parent
 
@@ -162,3 +164,71 @@ def test_a_project_with_a_package_of_our_name_is_told_in_one_line(name: str, tmp
     line[1:] = ["-c", "import benchmark"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert f"ImportError: the package '{name}'" in done.stderr
+
+
+HEAVY = ("torch", "torchvision", "timm", "pandas", "scipy", "sklearn", "matplotlib", "seaborn", "torchjd", "mmseg")
+
+LIGHT = """
+import sys
+from typer.testing import CliRunner
+from benchmark.__main__ import app
+folder, heavy = sys.argv[1], set(sys.argv[2].split())
+lines = [
+    ("list", 0), ("list quick", 0), ("list boards", 0), ("list nyuv2_segnet_libmtl", 0), ("list --help", 0),
+    ("list quick --plugin nowhere.py", 2),
+    ("run quik", 2), ("run --methods hard_sharin", 2), ("run --datasets mnist", 2), ("run --set recipe.lr", 2),
+    ("run --seeds x", 2), ("run --device gpu", 2), ("run --plugin nowhere.py", 2), ("run --plan --methods x", 2),
+    (f"report {folder}", 2), ("report", 2), (f"report {folder} --board nyu", 2), ("report nowhere --html", 2),
+    (f"check {folder} --against {folder}/x.json", 2), ("check nowhere", 2),
+    ("data verify mnist", 2), ("data show mnist", 2), ("data prepare mnist", 2), ("data show", 2), ("data verif", 2),
+    ("data show elpv --split tset", 2), ("data show elpv --samples 0", 2),
+    (f"throughput {folder}", 2), ("throughput nowhere --batch x", 2), (f"throughput {folder} --execution x", 2),
+    (f"export {folder}", 2), ("export nowhere --to x", 2), (f"export {folder} --batch 0", 2),
+]
+for line, code in lines:
+    result = CliRunner().invoke(app, line.split())
+    assert result.exit_code == code, (line, result.exit_code, result.output)
+    assert result.exception is None or isinstance(result.exception, SystemExit), (line, result.exception)
+    assert not heavy & set(sys.modules), (line, sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_what_needs_no_network_imports_no_torch(tmp_path: Path) -> None:
+    """The overview, suites, boards and every mistake that can be told by names: one process for all of them."""
+    line = [sys.executable, "-c", LIGHT, str(tmp_path), " ".join(HEAVY)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_method_is_described_without_other_methods_and_without_torchvision() -> None:
+    code = (
+        "import sys; from benchmark.list import describe; describe('hard_sharing'); "
+        "print(*(name for name in sys.modules if name.startswith(('methods.', 'torchvision', 'timm', 'networkx'))))"
+    )
+    loaded = child(code, stdout=subprocess.PIPE).stdout.split()
+    assert "methods.hard_sharing" in loaded
+    assert not {name.split(".")[0] for name in loaded} & {"torchvision", "timm", "networkx"}
+    assert not [name for name in loaded if name.startswith(("methods.adashare", "methods.branched", "methods.dmo"))]
+
+
+def test_what_the_sources_declare_is_what_imports_register() -> None:
+    registry.load_methods()
+    data_registry.load_datasets()
+    found = {name: (cls.__module__, cls.__qualname__) for name, cls in registry._METHODS.items()}
+    assert {name: (entry.module, entry.attribute) for name, entry in registry.declared_methods().items()} == {
+        name: place for name, place in found.items() if place[0].startswith("methods.")
+    }
+    placed = {
+        name: (type(loader).__module__, type(loader).__qualname__) for name, loader in data_registry._DATASETS.items()
+    }
+    assert {name: (entry.module, entry.attribute) for name, entry in data_registry.declared_datasets().items()} == {
+        name: place for name, place in placed.items() if place[0].startswith("datasets.")
+    }
+    for name, entry in registry.declared_methods().items():
+        assert registry.get_method(name).__doc__.startswith(entry.about)
+
+
+def test_the_overview_names_everything() -> None:
+    text = describe(None)
+    for name in (*registry.method_names(), *data_registry.dataset_names(), *suite_names()):
+        assert f"  {name} " in text
