@@ -71,8 +71,9 @@ def save_drawing(make: Callable[[], Drawing], stem: Path) -> list[Path]:
 
     written = []
     # Without the salt and the date two drawings of one figure would differ; a $ in a name is no formula.
-    style = {"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9, "text.parse_math": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9, "text.parse_math": False}
+    ):
         drawing = make()
         for form in FORMATS:
             buffer = io.BytesIO()
