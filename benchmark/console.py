@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from benchmark.entry import replace_what_cannot_be_shown
+from benchmark.escape import plain
 from benchmark.executors import Event
 
 WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
 
 
+class _PlainConsole(Console):
+    """A console in which text of others is text: control characters are shown, not obeyed."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of the text without control characters."""
+        return super().render_str(plain(text, keep="\n"), **options)
+
+
 def make_console() -> Console:
     """A console that does not squeeze lines into 80 columns where there is no terminal, and prints on any encoding."""
     replace_what_cannot_be_shown()  # also in a script of one's own, which no command has started
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH_OF_FILES)
+    console = _PlainConsole()
+    return console if console.is_terminal else _PlainConsole(width=WIDTH_OF_FILES)
 
 
 class RunView:
     """Shows events of a run. titles: of the cells, by number; done_before: cells that had a record already."""
 
     def __init__(self, console: Console, titles: Sequence[str]) -> None:
-        self.console, self.titles = console, titles
+        self.console, self.titles = console, [plain(title) for title in titles]
         self.finished = 0
         self.live = console.is_terminal
         self._progress = Progress(

@@ -6,11 +6,11 @@ its equal is set beside the nearest one of the other run, with the settings in w
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmark.escape import CsvWriter, plain
 from benchmark.labels import DASH
 from benchmark.quantities import method_of, seed_of_record
 from benchmark.record import INVALID, Record, value_at
@@ -230,13 +230,13 @@ def render_difference(found: RunDifference, form: str) -> str:
     if form == "markdown":
         text = [f"{'  - ' if line.startswith('    ') else '- '}{markdown_text(line.strip())}" for line in lines(found)]
     else:
-        text = list(lines(found))
+        text = [plain(line) for line in lines(found)]
     return "\n".join(text) + "\n"
 
 
 def _csv(found: RunDifference) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = CsvWriter(out)
     writer.writerow(CSV_HEADS)
     for change in found.versions:
         writer.writerow(["", "version", *_fields(change)])

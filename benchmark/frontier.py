@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from benchmark.quantities import SIZE_COLUMNS, SPEED_COLUMNS, Column, delta_column
@@ -56,3 +57,10 @@ def front(found: Sequence[Point], lower_is_better: bool) -> list[Point]:
         if twin or not kept or point.y > kept[-1].y:
             kept.append(point)
     return kept
+
+
+def staircase(kept: Sequence[Point]) -> list[tuple[float, float]]:
+    """The front as a line (x, y): at a price between two of its points one has what the cheaper one gives, not more."""
+    corners = [(point.x, before.y) for before, point in itertools.pairwise(kept)]
+    points_and_corners = itertools.zip_longest(((point.x, point.y) for point in kept), corners)
+    return [place for pair in points_and_corners for place in pair if place is not None]

@@ -12,6 +12,7 @@ import typer
 
 from benchmark import boards
 from benchmark.entry import start
+from benchmark.escape import plain
 from benchmark.plugins import PluginOption, load_plugins
 from benchmark.run import fail
 from benchmark.suite import find_suite, read_suite, suite_names
@@ -269,7 +270,7 @@ def show(
     """List what there is, or describe one thing."""
     try:
         load_plugins(plugin or ())
-        print(describe(name))
+        print(plain(describe(name), keep="\n"))
     except UsageError as error:
         fail(error)
 

@@ -70,8 +70,10 @@ def save_drawing(make: Callable[[], Drawing], stem: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     written = []
-    # Without the salt and the date two drawings of one figure would differ.
-    with matplotlib.rc_context({"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9}):
+    # Without the salt and the date two drawings of one figure would differ; a $ in a name is no formula.
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9, "text.parse_math": False}
+    ):
         drawing = make()
         for form in FORMATS:
             buffer = io.BytesIO()

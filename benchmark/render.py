@@ -4,12 +4,12 @@ holds full precision.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 
+from benchmark.escape import CsvWriter, plain
 from benchmark.labels import DASH
 from benchmark.quantities import Column, Part
 from benchmark.tables import Table
@@ -60,9 +60,9 @@ def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=color, highlight=False, legacy_windows=False)
     for table in tables:
-        console.print(Text(head_line(table), style="bold"))
+        console.print(Text(plain(head_line(table)), style="bold"))
         for banner in table.banners:
-            console.print(Text(f"! {banner}", style="bold"))
+            console.print(Text(plain(f"! {banner}"), style="bold"))
         for part in _parts(table):
             for positions in _fitting(table, _columns_of(table, part), width):
                 console.print()
@@ -70,10 +70,10 @@ def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width:
             console.print(Text(legend(table, part), style="dim"))
         console.print()
         for line in lines_beneath(table):
-            console.print(Text(line))
+            console.print(Text(plain(line)))
         console.print()
     for line in _invalid(invalid):
-        console.print(Text(line))
+        console.print(Text(plain(line)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -93,14 +93,14 @@ def _rich_table(table: Table, positions: Sequence[int]) -> object:
             Text(cell_text(row.cells[position], table.columns[position], row.n), _style(table, number, position))
             for position in positions
         ]
-        drawn.add_row(Text(row_title(table, number)), Text(seeds_text(row)), *cells)
+        drawn.add_row(Text(plain(row_title(table, number))), Text(seeds_text(row)), *cells)
     return drawn
 
 
 def _stacked_title(column: Column) -> list[str]:
     """The title in short lines: task, name, unit and arrow."""
     words = [column.group, column.name] if column.group else column.name.split(" ")
-    return [*words, *filter(None, [column_title(column).removeprefix(column.name).strip()])]
+    return [plain(word) for word in [*words, column_title(column).removeprefix(column.name).strip()] if word]
 
 
 def _style(table: Table, row: int, column: int) -> str:
@@ -110,7 +110,7 @@ def _style(table: Table, row: int, column: int) -> str:
 def _fitting(table: Table, positions: Sequence[int], width: int) -> Iterator[list[int]]:
     """The columns in as few groups as fit beside `method` and `n`, in their order, at least one in each."""
     gap = 3  # rich puts two spaces and the rule's joint between columns
-    labels = max((len(row_title(table, number)) for number in range(len(table.rows))), default=6)
+    labels = max((len(plain(row_title(table, number))) for number in range(len(table.rows))), default=6)
     left = min(labels, width // 3) + max((len(seeds_text(row)) for row in table.rows), default=1) + 2 * gap
     group: list[int] = []
     used = left
@@ -165,7 +165,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def markdown_text(text: str) -> str:
     """Text whose special characters mean nothing."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", plain(text))
 
 
 def render_csv(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
@@ -177,7 +177,7 @@ def render_csv(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
     """
     fields = list(dict.fromkeys(field for table in tables for field in table.head))
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = CsvWriter(out)
     writer.writerow(["table", *fields, *_CSV_QUANTITY, *_CSV_ROW, *_CSV_TESTS])
     for table in tables:
         head = [table.key, *(table.head.get(field, "") for field in fields)]
@@ -279,7 +279,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _latex(text: str) -> str:
-    text = text.replace("Delta_m", "\0")
+    text = plain(text).replace("Delta_m", "\0")
     text = "".join(_LATEX.get(character, character) for character in text).replace("\0", r"$\Delta_m$")
     return re.sub(r"(?<![\w)-])-(?=\d)", "$-$", text)
 

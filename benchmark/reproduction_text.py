@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterator, Sequence
 
 from benchmark.boards import LEGEND
+from benchmark.escape import CsvWriter, plain
 from benchmark.labels import DASH
 from benchmark.page import Section
 from benchmark.render import markdown_text
@@ -143,20 +143,20 @@ def _terminal(report: BoardReport, width: int) -> Iterator[str]:
     for row, one in _shown(report):
         cells = cells_of(row, one)
         first, before = cells[0] if cells[0] + cells[1] != before else "", cells[0] + cells[1]
-        table.add_row(*(Text(cell) for cell in (first, cells[1] if first else "", *cells[2:])))
+        table.add_row(*(Text(plain(cell)) for cell in (first, cells[1] if first else "", *cells[2:])))
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False, legacy_windows=False)
-    console.print(Text(head_line(report), style="bold"))
+    console.print(Text(plain(head_line(report)), style="bold"))
     console.print(table)
     for line in lines_beneath(report):
-        console.print(Text(line))
+        console.print(Text(plain(line)))
     yield from out.getvalue().splitlines()
     yield ""
 
 
 def _csv(reports: Sequence[BoardReport]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = CsvWriter(out)
     writer.writerow(CSV_HEADS)
     for report in reports:
         for row, one in _shown(report):

@@ -1,5 +1,9 @@
 """What seeds can say: mean and s.d., paired tests, Holm, minimum detectable effect, rank groups. Spec: measurement 5.
 
+The test is the paired t test at every number of seeds. It assumes normal differences. A permutation test of the signs
+does not, but its smallest p is 2^(1 - n): with six seeds and two rows, or seven and four, nothing could ever be
+significant, so that who adds a seed would lose what five had found. Here the specification is left.
+
 Pure functions of numbers; `benchmark.tables` chooses the rows, `benchmark.render` the words. Differences are always of
 two rows at the same seed, d_s = a_s - b_s, because at equal seed both had the same initial weights and data order.
 numpy and scipy are imported where a test is made: a table of one seed must not wait for them.
@@ -22,12 +26,7 @@ if TYPE_CHECKING:
 LEVEL = 0.05  # of all tests, after Holm
 POWER = 0.8  # with which the minimum detectable effect is found
 MIN_SEEDS = 3  # below it nothing is tested, ranked or marked
-PERMUTE_FROM = 6  # seeds; below it no sign-flip test can reach the level
-EXACT_UP_TO = 16  # seeds up to which all 2^n sign patterns are counted
-DRAWS = 100_000  # random patterns beyond that
-_DRAW_SEED = 20_240_131  # any fixed number: the same records give the same table
 _ROUNDING = 1e-12  # differences below this share of the values are rounding, not effects
-_CHUNK = 32  # comparisons whose sign sums are held in memory at once
 
 Flag = Literal["identical", "constant"]
 
@@ -88,8 +87,7 @@ class ColumnStatistics:
 
     comparisons: {row: against the reference}, empty without one. ranks: {row: rank}, 1 for the first group.
     median_sd: of the differences from the reference, without one from the leader. detectable: the smallest |mean
-    difference| that one of `m` tests would find with power 0.8; None where no test could be made, infinite where no
-    difference can be significant.
+    difference| that one of `m` tests would find with power 0.8; None where no test could be made.
     """
 
     n: int
@@ -173,7 +171,7 @@ def _largest(*values: Floats) -> float:
 def p_values(rows: Floats, base: Floats) -> Floats:
     """Two-sided p of each row against `base`, paired by seed; NaN where all differences of a row are the same.
 
-    rows: [K, n], base: [n]. 3 <= n <= 5: paired t test; from n = 6: sign-flip permutation of the mean.
+    rows: [K, n], base: [n], n >= 3. The paired t test, n - 1 degrees of freedom.
     """
     import numpy as np
 
@@ -185,13 +183,12 @@ def p_values(rows: Floats, base: Floats) -> Floats:
     varied = np.ptp(differences, axis=1) > _ROUNDING * size
     p = np.full(len(rows), np.nan)
     if varied.any():
-        test = paired_t if n < PERMUTE_FROM else sign_flip
-        p[varied] = test(differences[varied])
+        p[varied] = _paired_t(differences[varied])
     return p
 
 
-def paired_t(differences: Floats) -> Floats:
-    """Two-sided p of the paired t test, n - 1 degrees of freedom. differences: [K, n], not all the same in a row."""
+def _paired_t(differences: Floats) -> Floats:
+    """Two-sided p. differences: [K, n], not all the same in a row."""
     import numpy as np
     from scipy.special import stdtr
 
@@ -199,47 +196,6 @@ def paired_t(differences: Floats) -> Floats:
     t = differences.mean(axis=1) / (differences.std(axis=1, ddof=1) / math.sqrt(n))
     p: Floats = 2.0 * stdtr(n - 1, -np.abs(t))
     return p
-
-
-def sign_flip(differences: Floats) -> Floats:
-    """Two-sided p of the sign-flip permutation test of the mean: the share of sign patterns with a mean as large.
-
-    differences: [K, n]. All 2^n patterns up to n = 16; beyond, 100 000 drawn ones and the pattern observed (our choice:
-    with it p is never 0 and the test keeps its level).
-    """
-    import numpy as np
-
-    n = differences.shape[1]
-    signs = _sign_patterns(n)
-    # Patterns that give the observed sum again must count although they add up in another order.
-    needed = np.abs(differences.sum(axis=1)) - _ROUNDING * np.abs(differences).sum(axis=1)
-    counts: Floats = np.empty(len(differences))
-    for start in range(0, len(differences), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        counts[part] = (np.abs(signs @ differences[part].T) >= needed[part]).sum(axis=0)
-    if n <= EXACT_UP_TO:
-        return counts / len(signs)
-    return (counts + 1.0) / (len(signs) + 1.0)
-
-
-@functools.lru_cache(maxsize=1)
-def _sign_patterns(n: int) -> Floats:
-    """[patterns, n] of +1 and -1. Exact ones end with +1: flipping all signs changes no absolute sum."""
-    import numpy as np
-
-    if n <= EXACT_UP_TO:
-        bits = (np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1
-    else:
-        bits = np.random.Generator(np.random.PCG64(_DRAW_SEED)).integers(0, 2, size=(DRAWS, n))
-    patterns: Floats = 1.0 - 2.0 * bits.astype(np.float64)
-    return patterns
-
-
-def smallest_p(n: int) -> float:
-    """The smallest p that the test for n seeds can give: 2^(1 - n) for exact sign flips, 0 for the t test."""
-    if n < PERMUTE_FROM:
-        return 0.0
-    return 2.0 ** (1 - n) if n <= EXACT_UP_TO else 1.0 / (DRAWS + 1)
 
 
 def holm(p: Sequence[float] | Floats) -> Floats:
@@ -255,15 +211,10 @@ def holm(p: Sequence[float] | Floats) -> Floats:
 
 @functools.lru_cache(maxsize=1024)
 def detectable_shift(n: int, m: int) -> float:
-    """The minimum detectable effect for s_d = 1: found with power 0.8 by a t test of n pairs at level 0.05 / m.
-
-    Infinite where the sign-flip test of n seeds cannot reach that level whatever the effect.
-    """
+    """The minimum detectable effect for s_d = 1: found with power 0.8 by a t test of n pairs at level 0.05 / m."""
     from scipy.optimize import brentq
     from scipy.stats import nct, t
 
-    if m * smallest_p(n) >= LEVEL:
-        return math.inf
     critical = float(t.isf(LEVEL / (2 * m), n - 1))
 
     def missing_power(shift: float) -> float:

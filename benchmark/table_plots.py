@@ -1,16 +1,17 @@
 """Pictures of tables, PNG and SVG for papers: Delta_m against its price with the Pareto front, and tasks side by side.
 
-Numbers are those of the table. Colours repeat after ten rows, markers after thirteen, so that no two rows look alike.
+Numbers are those of the table; colours, shapes and the form of the front are those of the page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmark.delta import primary_metric
-from benchmark.frontier import front, points, prices
+from benchmark.frontier import front, points, prices, staircase
+from benchmark.marks import LIGHT, SHAPES, color_of, shape_of
 from benchmark.plots import save_drawing
 from benchmark.quantities import Column, delta_column
 from benchmark.statistics import MIN_SEEDS
@@ -21,9 +22,6 @@ from benchmark.wording import column_title, row_title
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
-
-MARKERS = "osD^vPX<>hp*d"
-PALETTE = "colorblind"
 
 
 def draw_tables(tables: Sequence[Table], folder: Path) -> Iterator[Path]:
@@ -60,28 +58,23 @@ def _figure(n_panels: int, width: float, height: float) -> tuple[Drawing, list[A
     return drawing, list(axes[0])
 
 
-def _colors() -> list[Any]:
-    import seaborn as sns
-
-    return list(sns.color_palette(PALETTE))
-
-
 def _against_prices(table: Table) -> Drawing:
     """A panel a price; hollow marks are rows that may not be ranked, which are never on the front."""
     from matplotlib.ticker import EngFormatter
 
-    columns, colors = prices(table), _colors()
+    columns = prices(table)
     drawing, axes = _figure(len(columns), 4.2, 3.8)
     for place, price in zip(axes, columns, strict=True):
         found = points(table, price)
         for point in found:
-            color, marker = colors[point.row % len(colors)], MARKERS[point.row % len(MARKERS)]
+            color, marker = LIGHT[color_of(point.row)], SHAPES[shape_of(point.row)][0]
             place.errorbar(
                 point.x, point.y, yerr=point.sd, fmt=marker, color=color, elinewidth=0.8, capsize=2, markersize=6,
                 markerfacecolor=color if point.ranked else "white", label=row_title(table, point.row),
             )  # fmt: skip
         best = front(found, price.higher_is_better is False)
-        place.plot([one.x for one in best], [one.y for one in best], "--", color="0.4", linewidth=1, zorder=0)
+        steps = staircase(best)
+        place.plot([x for x, _ in steps], [y for _, y in steps], "--", color="0.4", linewidth=1, zorder=0)
         if max(point.x for point in found) >= 1e4:  # 15 M, not 1.5 and a 1e7 in the corner
             place.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
         place.set_xlabel(column_title(price))
@@ -96,16 +89,14 @@ def _against_prices(table: Table) -> Drawing:
 
 def _tasks(table: Table) -> Drawing:
     """A panel a task: its primary metric, a bar a row; whiskers are one s.d. over three seeds or more."""
-    columns, colors = task_columns(table), _colors()
+    columns = task_columns(table)
     drawing, axes = _figure(len(columns), 3.2, 1.0 + 0.24 * len(table.rows))
     for place, (position, column) in zip(axes, columns, strict=True):
         for number, row in enumerate(table.rows):
             cell = row.cells[position]
             if cell.mean is not None:
                 sd = cell.sd if cell.n >= MIN_SEEDS else None
-                place.barh(
-                    number, cell.mean, xerr=sd, color=colors[number % len(colors)], height=0.7, error_kw={"lw": 0.8}
-                )
+                place.barh(number, cell.mean, xerr=sd, color=LIGHT[color_of(number)], height=0.7, error_kw={"lw": 0.8})
         place.set_yticks(
             range(len(table.rows)), [row_title(table, number) for number in range(len(table.rows))], fontsize=7
         )

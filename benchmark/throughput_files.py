@@ -5,13 +5,13 @@ Both take the labels of rows, so that they read as the tables do. Nothing here m
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.escape import CsvWriter
 from benchmark.speed_files import MeasurementFile, NetworkEntry, SpeedSettings
 from benchmark.store import safe_name, write_atomic
 from datasets.errors import UsageError
@@ -48,11 +48,12 @@ def as_csv(measured: Sequence[NamedMeasurement]) -> str:
     reference failed is one line without a network.
     """
     out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = CsvWriter(out)
+    writer.writerow(CSV_COLUMNS)
     for named in measured:
         entries: Sequence[NetworkEntry | None] = named.measurement.networks or (None,)
-        writer.writerows(_csv_line(named, entry) for entry in entries)
+        lines = (_csv_line(named, entry) for entry in entries)
+        writer.writerows([line.get(column, "") for column in CSV_COLUMNS] for line in lines)
     return out.getvalue()
 
 

@@ -6,7 +6,6 @@ that is the same at every seed is printed once. Null is an en dash.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 from benchmark.audit import Finding
@@ -15,12 +14,10 @@ from benchmark.quantities import Column, Form, Part
 from benchmark.statistics import (
     LEVEL,
     MIN_SEEDS,
-    PERMUTE_FROM,
     POWER,
     ColumnStatistics,
     Comparison,
     Summary,
-    smallest_p,
 )
 from benchmark.tables import Row, Table
 
@@ -41,6 +38,10 @@ _LEGENDS = {
 }
 _TWO_SEEDS = "two seeds: mean and both values; no test, no rank: tests begin at three seeds"
 _NO_TESTS = "no tests: fewer than two rows have every seed and no red difference"
+_TEST_LEGEND = (  # how p, `detectable` and the bold group were made
+    f"p: two-sided paired t (assumes normal differences), Holm over the m rows compared, * below {LEVEL}; "
+    f"detectable: with power {POWER}; bold: the best of a column and all that do not differ significantly from it"
+)
 _NO_REFERENCE = "no p-values: no row is the comparison reference (--reference ROW names one)"
 
 
@@ -149,7 +150,7 @@ def _test_lines(table: Table) -> Iterator[str]:
             yield _NO_REFERENCE
         for position in table.headline:
             yield from _tests_of_column(table, position, table.statistics[position])
-        yield _test_legend(table)
+        yield _TEST_LEGEND
 
 
 def _tests_of_column(table: Table, position: int, tests: ColumnStatistics) -> Iterator[str]:
@@ -162,13 +163,8 @@ def _tests_of_column(table: Table, position: int, tests: ColumnStatistics) -> It
         against = table.rows[table.reference].label
         ordered = sorted(tests.comparisons.items(), key=lambda item: (tests.ranks[item[0]], item[0]))
         compared = [f"{table.rows[row].label} {_comparison(one, decimals)}" for row, one in ordered]
-    if tests.detectable is None:
-        detectable = "unknown"
-    elif math.isinf(tests.detectable):
-        detectable = f"nothing (the smallest p of {tests.n} seeds is {_probability(smallest_p(tests.n))})"
-    else:
-        detectable = f"{tests.detectable:.{decimals}f} {_unit(column)}".strip()
-    shown = "; ".join([*([", ".join(compared)] if compared else []), f"detectable: {detectable}"])
+    found = None if tests.detectable is None else f"{tests.detectable:.{decimals}f} {_unit(column)}".strip()
+    shown = "; ".join([*([", ".join(compared)] if compared else []), f"detectable: {found or 'unknown'}"])
     yield f"{name} against {against} (n = {tests.n}, m = {tests.m}): {shown}"
     yield f"ranks by {name}: {_ranks(table, tests)}"
 
@@ -194,16 +190,6 @@ def _ranks(table: Table, tests: ColumnStatistics) -> str:
     if len(by_rank) == 1:
         return "none: no row differs significantly from the best mean"
     return "; ".join(f"{rank} {', '.join(labels)}" for rank, labels in sorted(by_rank.items()))
-
-
-def _test_legend(table: Table) -> str:
-    """How p, `detectable` and the bold group were made."""
-    n = max(tests.n for tests in table.statistics.values())
-    test = "paired t (assumes normal differences)" if n < PERMUTE_FROM else "sign-flip permutation"
-    return (
-        f"p: two-sided {test}, Holm over the m rows compared, * below {LEVEL}; detectable: with power {POWER}; "
-        "bold: the best of a column and all that do not differ significantly from it"
-    )
 
 
 def _audit_lines(table: Table) -> Iterator[str]:

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 import benchmark
-from benchmark.page.charts import N_STYLES
+from benchmark.marks import DARK, LIGHT, N_STYLES
 from benchmark.page.graphics import Block, bar_charts, curve_charts, key_of_styles, scatters
 from benchmark.page.pictures import MAX_BYTES, MAX_PICTURES, Budget, Picture, n_figures, pictures_of
 from benchmark.quantities import Part, seed_of_record
@@ -102,7 +102,7 @@ def render_page(
     )  # fmt: skip
     return environment.get_template("template.html").render(
         name=store.root.resolve().name,
-        css=Markup(_file("page.css")),
+        css=Markup(style_sheet()),
         js=Markup(_file("page.js")),
         facts=_facts(records, tables),
         alarms=_alarms(tables, invalid),
@@ -119,6 +119,15 @@ def render_page(
         command=command,
         version=benchmark.__version__,
     )
+
+
+def style_sheet() -> str:
+    """The page's CSS, with the colours of rows in both themes."""
+    text = _file("page.css")
+    for theme, colors in (("light", LIGHT), ("dark", DARK)):
+        named = ";".join(f"--c{number}:{color}" for number, color in enumerate(colors))
+        text = text.replace(f"/*colours of rows, {theme}*/", named)
+    return text
 
 
 def _file(name: str) -> str:

@@ -11,22 +11,12 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from benchmark.frontier import Point, front
+from benchmark.frontier import Point, front, staircase
+from benchmark.marks import SHAPES, color_of, shape_of
 
-N_COLORS = 8
 _WIDTH, _HEIGHT = 640, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 50
 _LABEL = 26  # characters of a row's label beside a bar; the accessible name has all of them
-# Outlines around (0, 0), five pixels to each side; six shapes and eight colours tell 24 rows apart.
-_SHAPES = (
-    "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z",
-    "M-5 -5h10v10h-10z",
-    "M0 -6L6 5H-6z",
-    "M0 -7L6 0L0 7L-6 0z",
-    "M0 6L6 -5H-6z",
-    "M-2 -6h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
-)
-N_STYLES = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +46,7 @@ def marker(style: int, hollow: bool = False) -> Markup:
 
 def _mark(style: int, hollow: bool) -> Markup:
     return Markup('<path class="c{}{}" d="{}"/>').format(
-        style % N_COLORS, " hollow" if hollow else "", _SHAPES[style % len(_SHAPES)]
+        color_of(style), " hollow" if hollow else "", SHAPES[shape_of(style)][1]
     )
 
 
@@ -75,7 +65,7 @@ def scatter(found: Sequence[Point], names: Sequence[str], texts: Sequence[str], 
         whisker = Markup("")
         if point.sd:
             low, high = y_scale(point.y - point.sd) - y, y_scale(point.y + point.sd) - y
-            whisker = Markup('<path class="line c{}" d="M0 {:.1f}V{:.1f}"/>').format(style % N_COLORS, low, high)
+            whisker = Markup('<path class="line c{}" d="M0 {:.1f}V{:.1f}"/>').format(color_of(style), low, high)
         parts.append(
             Markup('<g class="mark" transform="translate({:.1f} {:.1f})" {}>{}{}</g>').format(
                 x, y, _named(f"{name}: {text}", number), whisker, _mark(style, not point.ranked)
@@ -87,10 +77,8 @@ def scatter(found: Sequence[Point], names: Sequence[str], texts: Sequence[str], 
 def _staircase(kept: Sequence[Point], x_scale: _Scale, y_scale: _Scale) -> Markup:
     if not kept:
         return Markup("")
-    steps = [f"M{x_scale(kept[0].x):.1f} {y_scale(kept[0].y):.1f}"]
-    for point in kept[1:]:
-        steps.append(f"H{x_scale(point.x):.1f}V{y_scale(point.y):.1f}")
-    return Markup('<path class="front" d="{}"/>').format("".join(steps))
+    steps = [f"{x_scale(x):.1f} {y_scale(y):.1f}" for x, y in staircase(kept)]
+    return Markup('<path class="front" d="M{}"/>').format("L".join(steps))
 
 
 def bars(rows: Sequence[Bar], title: str) -> Markup:
@@ -103,7 +91,7 @@ def bars(rows: Sequence[Bar], title: str) -> Markup:
     parts = [Markup('<path class="axis" d="M{:.1f} 0V{}"/>').format(zero, height)]
     for number, row in enumerate(rows):
         y, end = 4 + step * number, scale(row.value)
-        color = row.style % N_COLORS
+        color = color_of(row.style)
         whisker = Markup("")
         if row.sd:
             low, high = scale(row.value - row.sd), scale(row.value + row.sd)
@@ -155,7 +143,7 @@ def curves(found: Sequence[Curve], title: str, x_title: str) -> Markup:
                 '<g class="mark" {}><path class="line c{}" d="{}"/><g transform="translate({:.1f} {:.1f})">{}</g></g>'
             ).format(
                 _named(f"{curve.label}: {last:.6g} at the last point", number),
-                curve.style % N_COLORS,
+                color_of(curve.style),
                 "".join(steps),
                 x_scale(last_x),
                 y_scale(last),

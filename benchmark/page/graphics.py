@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from benchmark.delta import primary_metric
 from benchmark.frontier import points, prices
-from benchmark.page.charts import N_STYLES, Bar, Curve, bars, curves, marker, scatter
+from benchmark.marks import N_STYLES
+from benchmark.page.charts import Bar, Curve, bars, curves, marker, scatter
 from benchmark.quantities import Column, delta_column, seed_of_record
 from benchmark.record import Record
 from benchmark.statistics import MIN_SEEDS

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.frontier import Point, front, points, prices
-from benchmark.table_plots import draw_tables, task_columns
+from benchmark.frontier import Point, front, points, prices, staircase
+from benchmark.marks import LIGHT, SHAPES, color_of, shape_of
+from benchmark.page.charts import scatter
+from benchmark.table_plots import _against_prices, draw_tables, task_columns
 from benchmark.tables import aggregate
+from benchmark.wording import row_title
 from tests.unit.records import SINGLE_TASK, make_record
 
 
@@ -62,3 +66,37 @@ def test_pictures_of_a_table(tmp_path: Path) -> None:
     first = {file.name: file.read_bytes() for file in files}
     again = {file.name: file.read_bytes() for file in draw_tables([table], tmp_path)}
     assert first == again
+
+
+def test_page_and_picture_agree_in_marks_colours_and_the_form_of_the_front() -> None:
+    """Both draw one table; the picture's drawing is asked for what it holds, the page for its text."""
+    rows = {"cheap": (1.0, 0.4), "middle": (2.0, 0.45), "dear": (3.0, 0.5), "beaten": (3.0, 0.3)}
+    values = {"semseg": {"miou": 40.0}}
+    records = [make_record("single_task", 0, values, reference=True, size={"x_backbone": 2.0})]
+    records += [
+        make_record(name, 0, {"semseg": {"miou": 100 * miou}}, size={"x_backbone": x})
+        for name, (x, miou) in rows.items()
+    ]
+    (table,) = aggregate(records)
+    price = prices(table)[0]
+    found = points(table, price)
+    steps = staircase(front(found, lower_is_better=True))
+    assert [step for step in steps if step[0] == 2.0] == [(2.0, steps[0][1]), (2.0, 12.5)]  # along, then up
+    drawing = _against_prices(table)
+    axis = drawing.axes[0]
+    (line,) = [one for one in axis.lines if one.get_linestyle() == "--"]
+    assert list(zip(*line.get_data(), strict=True)) == steps
+    marks = {one.get_label(): (one.lines[0].get_marker(), one.lines[0].get_color()) for one in axis.containers}
+    svg = str(scatter(found, [""] * len(found), [""] * len(found), [one.row for one in found], "", "", True))
+    assert svg.count("L", svg.index('class="front"'), svg.index("/>", svg.index('class="front"'))) == len(steps) - 1
+    for one in found:
+        name, outline = SHAPES[shape_of(one.row)]
+        assert marks[row_title(table, one.row)] == (name, LIGHT[color_of(one.row)])
+        assert f'<path class="c{color_of(one.row)}" d="{outline}"/>' in svg
+    plt.close(drawing)
+
+
+def test_a_staircase_has_a_corner_between_two_points() -> None:
+    assert staircase([]) == []
+    assert staircase([point(0, 1, 0)]) == [(1, 0)]
+    assert staircase([point(0, 1, 0), point(1, 2, 3)]) == [(1, 0), (2, 0), (2, 3)]

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ from seaborn.utils import relative_luminance
 from typer.testing import CliRunner
 
 from benchmark.labels import DASH
-from benchmark.page.charts import N_COLORS
+from benchmark.marks import LIGHT
+from benchmark.page.build import style_sheet
 from benchmark.report import app, page, tables_of
 from benchmark.store import Store
 from benchmark.wording import cell_text, lines_beneath
@@ -108,7 +108,7 @@ def test_both_themes_can_be_read() -> None:
     """WCAG 2.2, level AA: 4.5 to 1 for text, 3 to 1 for marks and what shows the focus."""
     assert contrast("#000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.005)
-    css = resources.files("benchmark.page").joinpath("page.css").read_text(encoding="utf-8")
+    css = style_sheet()
     themes = [dict(re.findall(r"--([\w-]+):(#\w+)", part)) for part in re.findall(r"\{(color-scheme[^}]*)\}", css)]
     assert len(themes) == 3  # light; dark by the system; dark by the button
     assert themes[1] == themes[2]
@@ -116,7 +116,7 @@ def test_both_themes_can_be_read() -> None:
         for ground in ("bg", "card"):
             for text in ("ink", "soft", "link", "red"):
                 assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
-            for mark in ("focus", *(f"c{number}" for number in range(N_COLORS))):
+            for mark in ("focus", *(f"c{number}" for number in range(len(LIGHT)))):
                 assert contrast(theme[mark], theme[ground]) >= 3, (mark, ground)
         assert contrast(theme["warn"], theme["warn-bg"]) >= 4.5
 
