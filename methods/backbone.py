@@ -150,7 +150,7 @@ class Backbone:
         return self.grids[0] if self.grids else None
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features float [B, ...] in `layout` of images float [B, C, H, W]; timm's forward_features of the same batch."""
+        """Features float [B, ...] in `layout` of images float [B, C, H, W]; timm's forward_features."""
         return _run(self.stem, self.blocks, self.tail, x)
 
     def clone(self) -> Backbone:
@@ -219,10 +219,10 @@ def create_backbone(
 ) -> Backbone:
     """The backbone of a configuration.
 
-    weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits
-    on one machine and torch; `pretrained` takes timm's (tag in the name, else its default); else the path of a file with a timm model's state
-    (.safetensors, or torch). Raises UsageError for an unknown or unsupported name, an option that the family does not
-    have, a size that is no multiple of the patch, weights that cannot be had or do not fit.
+    weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits on one
+    machine; `pretrained` takes timm's (tag in the name, else its default); else the path of a file with a timm model's
+    state (.safetensors, or torch). Raises UsageError for an unknown or unsupported name, an option that the family does
+    not have, a size that is no multiple of the patch, weights that cannot be had or do not fit.
     """
     geometry = _measure(config)
     with seeded(seed, "backbone-init"):
