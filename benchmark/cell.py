@@ -55,7 +55,8 @@ from methods.task_graph import TaskGraph
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Where and how a cell runs; nothing here may change a result on the same device, so nothing here is in its key.
+    """Where and how a cell runs; none of it is in its key. device and threads change the order of additions, and so the
+    bits of a result; step_limit cuts the training short; the rest changes nothing.
 
     out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests.
     plugins: files that workers load. refresh_stale: train cells again whose finished record other code made.
@@ -74,7 +75,9 @@ class RunSettings:
 
 
 def configure_process(threads: int) -> None:
-    """Threads and determinism of a worker process. On CPU everything is deterministic; on CUDA what PyTorch can."""
+    """Threads and determinism of a worker process. On one CPU everything repeats bit for bit with the same versions and
+    number of threads; on CUDA what PyTorch can.
+    """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.backends.cudnn.benchmark = False

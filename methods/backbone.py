@@ -1,6 +1,7 @@
 """Any supported timm model as a backbone: a stem, ordered blocks that know how to be skipped, and a tail.
 
-tail(blocks(stem(x))) equals timm's forward_features, bit for bit in eval mode. The parts enter task graphs as
+tail(blocks(stem(x))) equals timm's forward_features: in eval mode bit for bit on the same batch, machine and number of
+threads, as the same operations run on the same shapes. The parts enter task graphs as
 operations that share the backbone's own parameters and can be built again from their JSON configuration. Families are
 in `methods.backbone_families`; this module names none. Source: DESIGN.md section 3, adashare.md 2.2, branched.md 2.2.
 """
@@ -69,7 +70,7 @@ class Block(nn.Module):
         return self.identity if projection is None else projection
 
     def forward(self, x: Tensor) -> Tensor:
-        """The timm block's own forward; equal to execute(x, skip(x)), bit for bit, where the block has a skip."""
+        """The timm block's own forward; equal to execute(x, skip(x)), bit for bit on one x, where it has a skip."""
         return cast(Tensor, self.module(x))
 
     def execute(self, x: Tensor, s: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class Backbone:
         return self.grids[0] if self.grids else None
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features float [B, ...] in `layout` of images float [B, C, H, W]; timm's forward_features, bit for bit."""
+        """Features float [B, ...] in `layout` of images float [B, C, H, W]; timm's forward_features."""
         return _run(self.stem, self.blocks, self.tail, x)
 
     def clone(self) -> Backbone:
@@ -220,10 +221,10 @@ def create_backbone(
 ) -> Backbone:
     """The backbone of a configuration.
 
-    weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits;
-    `pretrained` takes timm's (tag in the name, else its default); else the path of a file with a timm model's state
-    (.safetensors, or torch). Raises UsageError for an unknown or unsupported name, an option that the family does not
-    have, a size that is no multiple of the patch, weights that cannot be had or do not fit.
+    weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits on one
+    machine; `pretrained` takes timm's (tag in the name, else its default); else the path of a file with a timm model's
+    state (.safetensors, or torch). Raises UsageError for an unknown or unsupported name, an option that the family does
+    not have, a size that is no multiple of the patch, weights that cannot be had or do not fit.
     """
     geometry = _measure(config)
     with seeded(seed, "backbone-init"):

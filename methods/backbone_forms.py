@@ -1,6 +1,7 @@
 """How blocks are executed and skipped. Source: adashare.md 2.2 and 2.3, traps T1 to T3 and T30.
 
-One rule for all families: s = skip(x), execute(x, s), and forward(x) == execute(x, skip(x)), bit for bit.
+One rule for all families: s = skip(x), execute(x, s), and forward(x) == execute(x, skip(x)), bit for bit on one x: the
+same operations on the same shapes in the same order.
 """
 
 from __future__ import annotations

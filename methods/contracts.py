@@ -246,10 +246,14 @@ class Trainer(Protocol):
         """Where networks and batches live."""
 
     def backbone(self) -> Backbone:
-        """A fresh copy of the backbone with the cell's initial weights: equal bits for every method and every call."""
+        """A fresh copy of the backbone with the cell's initial weights: equal bits for every method and every call on
+        one machine.
+        """
 
     def head(self, task: str) -> Operation:
-        """A fresh head for a task, initialised from the stream `head-init/<task>`: equal bits for every method."""
+        """A fresh head for a task, initialised from the stream `head-init/<task>`: equal bits for every method on one
+        machine.
+        """
 
     def rng(self, name: str) -> torch.Generator:
         """The named stream `method/<name>` of this cell; part of checkpoints."""

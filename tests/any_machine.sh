@@ -9,6 +9,7 @@
 # exit code 1 where anything failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export OMP_WAIT_POLICY=PASSIVE  # more threads than cores must not spin while they wait for each other
 unset ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_CBWR OMP_NUM_THREADS MKL_NUM_THREADS
 
 own=$(python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())') || exit 1
@@ -17,7 +18,7 @@ case "$own" in
   AVX2) aten=(default avx2) onednn=(SSE41 AVX2) ;;
   *) aten=(default) onednn=(SSE41) ;;
 esac
-least="ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=AVX2 OMP_NUM_THREADS=4"
+least="ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=AVX2"
 most="ATEN_CPU_CAPABILITY=${aten[-1]} ONEDNN_MAX_CPU_ISA=${onednn[-1]} OMP_NUM_THREADS=2"
 if [ "${1:-}" = "--two" ]; then
   shift
