@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import importlib
 import os
 import pkgutil
@@ -124,8 +125,9 @@ def assert_own_package(package: ModuleType = datasets) -> None:
         )
 
 
+@functools.cache
 def load_datasets() -> None:
-    """Import every module of this package and every entry point of the group `sharebench.datasets`."""
+    """Import every module of this package and every entry point of the group `sharebench.datasets`, once a process."""
     assert_own_package()
     for module in pkgutil.iter_modules(datasets.__path__, prefix="datasets."):
         importlib.import_module(module.name)

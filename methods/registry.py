@@ -4,6 +4,7 @@ plug-ins.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -31,8 +32,9 @@ def register_method(name: str) -> Callable[[_M], _M]:
     return register
 
 
+@functools.cache
 def load_methods() -> None:
-    """Import every module of this package and every entry point of the group `sharebench.methods`."""
+    """Import every module of this package and every entry point of the group `sharebench.methods`, once a process."""
     import methods
 
     for module in pkgutil.iter_modules(methods.__path__, prefix="methods."):
