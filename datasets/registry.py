@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import importlib
 import os
 import pkgutil
@@ -135,8 +136,9 @@ def declared_datasets() -> Mapping[str, Declared]:
     return declared("datasets", "register_dataset")
 
 
+@functools.cache
 def load_datasets() -> None:
-    """Import every module of this package and every entry point of the group `sharebench.datasets`."""
+    """Import every module of this package and every entry point of the group `sharebench.datasets`, once a process."""
     assert_own_package()
     for module in pkgutil.iter_modules(datasets.__path__, prefix="datasets."):
         importlib.import_module(module.name)

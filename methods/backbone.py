@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -244,7 +245,7 @@ def create_backbone(
         stem=cut.stem,
         blocks=blocks,
         tail=cut.tail,
-        stages=geometry.stages,
+        stages=list(geometry.stages),
         layout=member.layout,
         prefix_tokens=cut.prefix_tokens,
         num_features=geometry.num_features,
@@ -287,12 +288,13 @@ def _pretrained(config: BackboneConfig) -> nn.Module:
 class _Geometry:
     """shapes: after the stem and after each block."""
 
-    shapes: list[Shape]
-    stages: list[range]
+    shapes: tuple[Shape, ...]
+    stages: tuple[range, ...]
     num_features: int
     grids: tuple[Size, ...]
 
 
+@functools.lru_cache(maxsize=32)
 def _measure(config: BackboneConfig) -> _Geometry:
     """Shapes, stages and grids, from a forward pass without data.
 
@@ -306,11 +308,12 @@ def _measure(config: BackboneConfig) -> _Geometry:
     if config.output_stride != NATIVE_STRIDE:
         native_config = dataclasses.replace(config, output_stride=NATIVE_STRIDE)
         native, _ = _shapes(native_config, _skeleton(native_config))
-    return _Geometry(shapes, group_stages([shape.reduction for shape in native[1:]]), num_features, grids)
+    return _Geometry(tuple(shapes), tuple(group_stages([shape.reduction for shape in native[1:]])), num_features, grids)
 
 
+@functools.lru_cache(maxsize=8)
 def _skeleton(config: BackboneConfig) -> Cut:
-    """The cut model on the meta device."""
+    """The cut model on the meta device, for all to read: a graph asks for it once an operation."""
     with seeded(0, "backbone-skeleton"):  # timm tries some layers on the CPU, which would move the global stream
         return find_family(config.name).cut(_build(config, device="meta"))
 
@@ -383,7 +386,7 @@ def _fresh_part(config: BackboneConfig, part: Part, index: int = 0) -> nn.Module
     Built on the meta device, so that a graph of many blocks does not initialise as many whole models. Parts with
     tensors that no state dict holds (blur kernels) cannot be made so and come from a real model.
     """
-    module = _select(_skeleton(config), part, index)
+    module = copy.deepcopy(_select(_skeleton(config), part, index)).train()
     if any(name not in module.state_dict() for name, _ in module.named_buffers()):
         with seeded(0, "backbone-rebuild"):
             module = _select(find_family(config.name).cut(_build(config)), part, index)

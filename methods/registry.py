@@ -4,6 +4,7 @@ plug-ins. A method is imported when it is asked for.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -42,8 +43,9 @@ def declared_methods() -> Mapping[str, Declared]:
     return declared("methods", "register_method")
 
 
+@functools.cache
 def load_methods() -> None:
-    """Import every module of this package and every entry point of the group `sharebench.methods`."""
+    """Import every module of this package and every entry point of the group `sharebench.methods`, once a process."""
     import methods
 
     for module in pkgutil.iter_modules(methods.__path__, prefix="methods."):

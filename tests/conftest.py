@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
@@ -37,3 +40,30 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+TOY_DATA = Path(__file__).parent / "unit" / "toy_data.py"
+
+
+@pytest.fixture
+def toy_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data set `toy` in the registry, until the test is over; its file, for `plugins:`."""
+    from benchmark import plugins
+    from datasets import registry
+
+    registry.load_datasets()  # else what is imported in the test registers in the copy, and is gone after it
+    monkeypatch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
+    for name in [name for name in sys.modules if name.startswith("sharebench_plugin_toy_data")]:
+        monkeypatch.delitem(sys.modules, name)
+    plugins.load_plugins([TOY_DATA])
+    return TOY_DATA
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes are forked from one process that has imported everything, in place of imports in each."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmark.cell", "benchmark.planning", "benchmark.speed_session"])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context)

@@ -1,8 +1,8 @@
 """Kill a run at random moments until it is through, in a process of its own: `python -m tests.kill_loop FOLDER KILLS
 SEED`.
 
-Imports everything once and forks a child for every attempt, so that a kill costs a second and not ten. Prints one JSON
-line.
+Imports everything once, with what the first step imports, and forks a child for every attempt, so that a kill costs a
+second and not ten. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmark.cell import RunSettings, configure_process, run_cell
 from benchmark.planning import PlannedCell, plan
+from benchmark.plugins import load_plugins
 from benchmark.store import Store
 from benchmark.suite import Suite
 
@@ -24,15 +25,20 @@ from benchmark.suite import Suite
 def cells() -> list[PlannedCell]:
     document = {
         "name": "killed",
-        "data": [{"dataset": "multi_mnist", "tasks": ["left", "right"]}],
+        "data": ["toy"],
         "backbones": ["test_resnet"],
         "methods": ["hard_sharing"],  # best-on-select makes it train the single-task networks too
         "seeds": [0],
-        "budget": {"steps": 10, "cycles": 3},
-        "recipe": {"batch_size": 16, "balancing": {"name": "uncertainty"}, "optimizer": {"name": "adamw", "lr": 0.002}},
+        "budget": {"steps": 4, "cycles": 2},
+        "recipe": {"batch_size": 8, "balancing": {"name": "uncertainty"}, "optimizer": {"name": "adamw", "lr": 0.002}},
         "selection": {"rule": "best-on-select", "evaluations": 2},
     }
     return plan(Suite.model_validate(document))
+
+
+def run(folder: Path) -> None:
+    for cell in cells():
+        run_cell(cell, RunSettings(folder, checkpoint_s=0.0))
 
 
 def attempt(folder: Path, delay: float | None) -> tuple[bool, float]:
@@ -40,8 +46,7 @@ def attempt(folder: Path, delay: float | None) -> tuple[bool, float]:
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        for cell in cells():
-            run_cell(cell, RunSettings(folder, checkpoint_s=0.0))
+        run(folder)
         os._exit(0)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -70,6 +75,8 @@ def result(folder: Path) -> dict[str, object]:
 
 def main(folder: Path, n_kills: int, seed: int) -> None:
     configure_process(1)
+    load_plugins([Path(__file__).parent / "unit" / "toy_data.py"])
+    run(folder / "imports")
     moments = random.Random(seed)
     through, seconds = attempt(folder / "straight", None)
     assert through

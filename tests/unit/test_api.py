@@ -114,10 +114,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         benchmark.run_sweet  # noqa: B018
 
 
-def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+def test_a_script_needs_no_main_guard(tmp_path: Path, toy_data: Path) -> None:
     """Workers of a script that runs a suite at its top level would run it again, each of them."""
     (tmp_path / "tiny.yaml").write_text(
-        "name: tiny\ndata: [{dataset: multi_mnist, tasks: [left, right]}]\nbackbones: [test_resnet]\n"
+        f"name: tiny\nplugins: [{toy_data}]\ndata: [toy]\nbackbones: [test_resnet]\n"
         "methods: [hard_sharing]\nseeds: [0]\nbudget: {steps: 2, cycles: 2}\nrecipe: {batch_size: 8}\n",
         encoding="utf-8",
     )

@@ -36,6 +36,12 @@ def cells(**changes: Any) -> list[PlannedCell]:
     return plan(Suite.model_validate({**document, **changes}))
 
 
+def toy_cells(multi: bool = False, **changes: Any) -> list[PlannedCell]:
+    """The same cells on the data set of the fixture `toy_data`, whose report has 20 images and not 5,000."""
+    data = {"dataset": "toy", "tasks": ["left", "right"], "options": {"multi": multi}}
+    return cells(**{"data": [data], **changes})
+
+
 def test_a_cell_ends_in_a_record_that_says_everything(tmp_path: Path) -> None:
     reference, shared = cells()
     assert reference.is_reference  # baselines first, so that others find their networks
@@ -66,14 +72,16 @@ def test_a_cell_ends_in_a_record_that_says_everything(tmp_path: Path) -> None:
     assert not list((tmp_path / "work").rglob("*.pt"))
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_the_same_cell_gives_the_same_result_elsewhere(tmp_path: Path) -> None:
-    shared = cells()[1]
+    shared = toy_cells()[1]
     one, two = (run_cell(shared, RunSettings(tmp_path / name)) for name in "ab")
     assert one.result_hash == two.result_hash
-    other = run_cell(cells(seeds=[1])[1], RunSettings(tmp_path / "a"))
+    other = run_cell(toy_cells(seeds=[1])[1], RunSettings(tmp_path / "a"))
     assert other.result_hash != one.result_hash
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_single_task_networks_are_trained_once_for_all_who_need_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +90,9 @@ def test_single_task_networks_are_trained_once_for_all_who_need_them(
     monkeypatch.setattr(
         benchmark.cell, "fit_plain", lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps)
     )
-    both, swapped = cells()[0], cells(data=[{"dataset": "multi_mnist", "tasks": ["right", "left"]}])[0]
+    both, swapped = (
+        cells(data=[{"dataset": "toy", "tasks": tasks}])[0] for tasks in (["left", "right"], ["right", "left"])
+    )
     first = run_cell(both, RunSettings(tmp_path))
     second = run_cell(swapped, RunSettings(tmp_path))
     assert trained == ["single task left", "single task right"]
@@ -90,10 +100,11 @@ def test_single_task_networks_are_trained_once_for_all_who_need_them(
         second.cost["final"]["optimizer_steps"] == first.cost["final"]["optimizer_steps"] == 6
     )  # charged all the same
     assert second.metrics["left"] == first.metrics["left"]
-    run_cell(cells(budget={"steps": 2})[0], RunSettings(tmp_path))
+    run_cell(toy_cells(budget={"steps": 2})[0], RunSettings(tmp_path))
     assert len(trained) == 4  # another budget, other networks
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_divergence_is_a_result_with_its_place(tmp_path: Path) -> None:
     recipe = {
         "batch_size": 16,
@@ -101,7 +112,7 @@ def test_divergence_is_a_result_with_its_place(tmp_path: Path) -> None:
         "clip_norm": None,
         "schedule": {"name": "constant", "warmup": 0.0},
     }
-    record = run_cell(cells(recipe=recipe)[1], RunSettings(tmp_path))
+    record = run_cell(toy_cells(recipe=recipe)[1], RunSettings(tmp_path))
     assert record.status == "diverged"
     assert record.error is not None
     assert (record.error["stage"], record.error["task"]) == ("joint", "left")
@@ -143,7 +154,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
             return TaskGraph(["image"])
 
 
-@pytest.mark.usefixtures("broken")
+@pytest.mark.usefixtures("toy_data", "broken")
 @pytest.mark.parametrize(
     ("how", "status", "message"),
     [
@@ -153,7 +164,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_failing_method_ends_its_cell_only(tmp_path: Path, how: str, status: str, message: str) -> None:
-    broken_cell = cells(methods=[{"name": "broken", "params": {"how": how}}])[0]
+    broken_cell = toy_cells(methods=[{"name": "broken", "params": {"how": how}}])[0]
     record = run_cell(broken_cell, RunSettings(tmp_path))
     assert record.status == status
     assert message in record.error["message"]
@@ -162,8 +173,9 @@ def test_a_failing_method_ends_its_cell_only(tmp_path: Path, how: str, status: s
     assert list((tmp_path / "history").rglob("*.json"))
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_multi_domain_cells_have_no_joint_macs(tmp_path: Path) -> None:
-    shared = cells(data=["mnist_two_domains"])[1]
+    shared = toy_cells(multi=True)[1]
     record = run_cell(shared, RunSettings(tmp_path))
     assert record.status == "done"
     assert record.compute["macs_joint"] is None
@@ -171,13 +183,14 @@ def test_multi_domain_cells_have_no_joint_macs(tmp_path: Path) -> None:
     assert record.cost["final"]["forward_passes"] == 6
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
     import timm
 
     model = timm.create_model("test_resnet", num_classes=0)
     file = tmp_path / "weights.pth"
     torch.save({"state_dict": {}, "state_dict_ema": model.state_dict()}, file)
-    planned = cells(backbones=[{"name": "test_resnet", "weights": str(file)}])[1]
+    planned = toy_cells(backbones=[{"name": "test_resnet", "weights": str(file)}])[1]
     assert planned.document["backbone"]["weights"].startswith("file-")
     assert str(tmp_path) not in json.dumps(planned.document)
     assert f"weights are 'state_dict_ema' of {file}" in planned.notes

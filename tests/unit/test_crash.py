@@ -7,14 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from benchmark import store as storage
 from benchmark.cell import RunSettings, run_cell
+from benchmark.executors import LocalExecutor
 from benchmark.store import StorageError, Store
-from tests.unit.test_cell import cells
+from tests.unit.test_cell import toy_cells
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -36,11 +38,12 @@ def test_killed_runs_end_with_the_result_of_an_uninterrupted_one(tmp_path: Path,
     assert found["retrained"] == 0
 
 
+@pytest.mark.usefixtures("toy_data")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_failing_disk_loses_nothing_that_was_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    reference, shared = cells()
+    reference, shared = toy_cells()
     expected = run_cell(shared, RunSettings(tmp_path / "straight")).result_hash
     folder = tmp_path / "failing"
     finished = run_cell(reference, RunSettings(folder))
@@ -71,26 +74,30 @@ def test_a_failing_disk_loses_nothing_that_was_finished(
     assert record.result_hash == expected
 
 
-def test_two_runs_on_one_folder_do_nothing_twice(tmp_path: Path) -> None:
-    suite = tmp_path / "tiny.yaml"
-    suite.write_text(
-        "name: tiny\ndata: [{dataset: multi_mnist, tasks: [left, right]}]\nbackbones: [test_resnet]\n"
-        "methods: [single_task, hard_sharing]\nseeds: [0]\nbudget: {steps: 4, cycles: 2}\nrecipe: {batch_size: 8}\n",
-        encoding="utf-8",
-    )
-    out = tmp_path / "out"
-    line = [sys.executable, "-m", "benchmark.run", str(suite), "--out", str(out), "--jobs", "1", "--no-speed"]
-    runs = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
-    outputs = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    assert not list((out / "history").rglob("*.json")) if (out / "history").exists() else True
-    records = Store(out).load_all()
+@pytest.mark.usefixtures("quick_workers")
+def test_two_runs_on_one_folder_do_nothing_twice(tmp_path: Path, toy_data: Path) -> None:
+    settings = RunSettings(tmp_path, plugins=(str(toy_data),))
+    wanted = toy_cells()
+    ended: list[str] = []
+
+    def run() -> None:
+        ended.extend(event.status for event in LocalExecutor(settings, jobs=1).run(wanted) if event.kind == "finished")
+
+    runs = [threading.Thread(target=run) for _ in range(2)]
+    for one in runs:
+        one.start()
+    for one in runs:
+        one.join()
+    assert ended == ["done"] * 4  # both runs see both cells done
+    assert not list((tmp_path / "history").rglob("*.json")) if (tmp_path / "history").exists() else True
+    records = Store(tmp_path).load_all()
     assert [(record.status, record.attempts) for record in records] == [("done", 1)] * 2
-    assert len(list((out / "single_task").glob("*/*/summary.json"))) == 2
+    assert len(list((tmp_path / "single_task").glob("*/*/summary.json"))) == 2
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_a_torn_single_task_network_is_trained_again(tmp_path: Path) -> None:
-    reference = cells()[0]
+    reference = toy_cells()[0]
     expected = run_cell(reference, RunSettings(tmp_path / "a")).result_hash
     run_cell(reference, RunSettings(tmp_path / "b"))
     for file in (tmp_path / "b" / "single_task").rglob("weights.safetensors"):

@@ -22,19 +22,20 @@ from tests.unit.harness import toy_trainer
 
 SUITE = """
 name: tiny
-data: [{dataset: multi_mnist, tasks: [left, right]}]
+plugins: [{toy_data}]
+data: [{{dataset: toy, tasks: [left, right]}}]
 backbones: [test_resnet]
 methods: [single_task, hard_sharing, branched]
 seeds: [0]
-budget: {steps: 40, cycles: 4}
-recipe: {batch_size: 8}
+budget: {{steps: 40, cycles: 4}}
+recipe: {{batch_size: 8}}
 """
 
 
 @pytest.fixture
-def suite(tmp_path: Path) -> Path:
+def suite(tmp_path: Path, toy_data: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(SUITE, encoding="utf-8")
+    path.write_text(SUITE.format(toy_data=toy_data), encoding="utf-8")
     return path
 
 
@@ -99,6 +100,7 @@ def test_a_network_that_several_cells_need_is_counted_once(suite: Path) -> None:
     assert total(cells, {}, jobs=1).unknown == 3
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_plan_lists_every_cell_and_leaves_nothing_behind(suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(app, [str(suite), "--plan", "--out", str(out)], catch_exceptions=False)
@@ -112,6 +114,7 @@ def test_a_plan_lists_every_cell_and_leaves_nothing_behind(suite: Path, tmp_path
     assert "2 single-task networks, each trained once" in result.output
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_smoke_run_takes_three_steps_a_stage_and_keeps_out_of_the_results(suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(

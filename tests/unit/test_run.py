@@ -10,41 +10,50 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 import benchmark.run
 from benchmark import __main__ as sharebench
+from benchmark import speed_jobs
 from benchmark.run import app, pick_device, select
+from benchmark.speed import WarmUpRule
+from benchmark.speed_jobs import SpeedProtocol
 from benchmark.suite import read_suite
 from datasets.errors import UsageError
 
 SUITE = """
 name: tiny
-data: [{dataset: multi_mnist, tasks: [left, right]}]
+plugins: [{toy_data}]
+data: [{{dataset: toy, tasks: [left, right]}}]
 backbones: [test_resnet]
 methods: [hard_sharing, single_task]
 seeds: [0]
-budget: {steps: 2, cycles: 2}
-recipe: {batch_size: 8}
+budget: {{steps: 2, cycles: 2}}
+recipe: {{batch_size: 8}}
 """
 
 
 @pytest.fixture
-def suite(tmp_path: Path) -> Path:
+def suite(tmp_path: Path, toy_data: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(SUITE, encoding="utf-8")
+    path.write_text(SUITE.format(toy_data=toy_data), encoding="utf-8")
     return path
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "benchmark.run", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+def command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_a_run_prints_a_table_and_the_next_one_trains_nothing(suite: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_workers")
+def test_a_run_prints_a_table_and_the_next_one_trains_nothing(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
+    monkeypatch.setattr(speed_jobs, "measure_light", functools.partial(speed_jobs.measure_light, protocol=protocol))
     out = tmp_path / "out"
     first = command(suite, "--out", out)
-    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.exit_code == 0, first.output
     assert "[2/2]" in first.stdout
     for text in ("hard_sharing", "single_task", "accuracy", "x_backbone"):
         assert text in first.stdout
@@ -54,7 +63,7 @@ def test_a_run_prints_a_table_and_the_next_one_trains_nothing(suite: Path, tmp_p
     assert "A/A" in first.stdout
     assert "images/s" in first.stdout
     second = command(suite, "--out", out)
-    assert second.returncode == 0
+    assert second.exit_code == 0
     assert "2 with a record, 0 to run" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")} == files
 
@@ -108,6 +117,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(suite: P
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_damaged_and_foreign_records_are_run_again_and_kept(suite: Path, tmp_path: Path) -> None:
     from benchmark.planning import plan
     from benchmark.store import Store
@@ -166,12 +176,13 @@ def test_the_console_script_has_the_same_commands() -> None:
     assert CliRunner().invoke(sharebench.app, ["list", "hard_sharing"]).exit_code == 0
 
 
-def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_workers")
+def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, toy_data: Path, tmp_path: Path) -> None:
     from benchmark.cell import RunSettings
     from benchmark.executors import LocalExecutor
     from benchmark.planning import plan
 
-    executor = LocalExecutor(RunSettings(tmp_path / "out"), jobs=1)
+    executor = LocalExecutor(RunSettings(tmp_path / "out", plugins=(str(toy_data),)), jobs=1)
     statuses = {}
     for event in executor.run(plan(select(str(suite)))):
         if event.kind == "started" and event.cell == 0:
@@ -186,7 +197,7 @@ def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, tmp_path: P
 
 
 def test_a_worker_whose_run_is_gone_ends_without_a_word_and_without_a_record(
-    suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    suite: Path, toy_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As after a kill: nothing is printed, and no failure is recorded that was none."""
     import multiprocessing
@@ -198,7 +209,7 @@ def test_a_worker_whose_run_is_gone_ends_without_a_word_and_without_a_record(
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    worker = context.Process(target=_work, args=(theirs, RunSettings(tmp_path / "out")))
+    worker = context.Process(target=_work, args=(theirs, RunSettings(tmp_path / "out", plugins=(str(toy_data),))))
     worker.start()
     theirs.close()
     ours.send((0, plan(select(str(suite), methods="hard_sharing"))[0]))
