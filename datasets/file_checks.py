@@ -37,7 +37,7 @@ class Header:
 def picture_shape(path: Path) -> tuple[int, ...] | None:
     """The shape in the header of a file, None where its kind is not known. Raises FileError as `header_of`."""
     header = header_of(path)
-    return header and header.shape
+    return None if header is None else header.shape
 
 
 def header_of(path: Path) -> Header | None:

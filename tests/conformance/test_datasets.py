@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 
 import datasets
 from datasets import registry
@@ -42,6 +43,7 @@ from datasets.registry import (
 from datasets.roles import role_hash, role_indices
 from datasets.sample_checks import faults as sample_faults
 from datasets.sample_checks import label_faults
+from datasets.sources import FileInput
 from datasets.transforms import collate
 from tests.twins import twin_package, write_twin
 from tests.unit.samples import apply
@@ -173,7 +175,8 @@ def test_the_check_before_a_run_passes(form: Form, split: str) -> None:
     if is_twin(form):  # which has fewer samples than the spec declares, and some sets count them whatever the loader
         found = [fault for fault in found if fault.check != "number of samples"]
     assert not found
-    assert not list(label_faults(data))
+    if any(isinstance(part, FileInput) for part in data.inputs.values()):  # else all labels have been looked at
+        assert not list(label_faults(data))
 
 
 @pytest.mark.parametrize(("form", "split"), CASES)
@@ -269,8 +272,9 @@ def test_labels_follow_the_image(form: Form) -> None:
     for input_name, part in data.inputs.items():
         sample = part[0]
         flipped = augmentation([{"name": "horizontal_flip", "p": 1.0}], (height, width), STANDARD)(part[0])
-        image = sample["image"].as_subclass(Tensor).zero_()
+        image = torch.zeros(3, height, width)
         image[:, top, left] = 1.0
+        sample["image"] = tv_tensors.Image(image)
         dense = [task for task in data.spec.tasks if data.spec.input_of(task.name) == input_name]
         dense = [task for task in dense if get_kind(task.kind).dense]
         for task in dense:
