@@ -21,6 +21,7 @@ from benchmark.memory import peak_bytes, reset_peak
 from benchmark.planning import PlannedCell, backbone_config, cell_spec, dense_form, method_params
 from benchmark.provenance import environment, module_hash, package_hash, versions
 from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json, unbalanced
+from benchmark.role_data import load_roles
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import stale_reason
 from benchmark.store import Store, remove_torn, write_atomic
@@ -30,8 +31,7 @@ from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
 from datasets.kinds import get_kind
 from datasets.protocols import get_protocol
-from datasets.registry import load
-from datasets.roles import role_hash, role_indices
+from datasets.roles import role_hash
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, create_backbone
 from methods.backbone_weights import pretrained_tag
@@ -136,27 +136,7 @@ class LoadedData:
 
 def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
     """The splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
-    data, selection = planned.settings.data, planned.settings.selection
-    splits: dict[str, MultiTaskDataset] = {
-        split: load(
-            data.dataset,
-            root,
-            split,
-            protocol=data.protocol,
-            layout=data.layout,
-            tasks=spec.task_names,
-            options=data.options,
-        )
-        for split in spec.splits
-    }
-    indices = role_indices(
-        splits["train"],
-        splits.get("val"),
-        splits["test"],
-        arch_fraction=selection.arch_fraction,
-        hold_out_fraction=selection.holdout_fraction,
-        select_on=selection.select_on,
-    )
+    splits, indices = load_roles(planned.settings, spec, root)
     samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
     for name, parts in indices.items():
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmark.evaluate import CoverageError, check_coverage, evaluate
 from benchmark.loaders import RoleLoader, SampleOrder
 from benchmark.suite import RecipeSettings
-from datasets.contracts import DatasetSpec, TaskSpec
+from datasets.contracts import CachedSamples, DatasetSpec, TaskSpec
 from datasets.errors import UsageError
 from methods.contracts import Role
 from tests.unit.harness import ToyInput, toy_loaders, toy_spec
@@ -216,3 +216,20 @@ def test_probes_of_methods_are_cut_by_the_same_budget(monkeypatch: pytest.Monkey
     monkeypatch.setattr("benchmark.loaders.EVALUATION_VALUES", 5 * 3 * 8 * 8)
     loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
     assert [len(batch.index["image"]) for batch in loader.ordered(["a", "b"])] == [5] * 4
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_in_memory_with_neither_one_nor_three_channels_are_one_line(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = ToyInput.cached
+
+    def odd(self: ToyInput) -> CachedSamples | None:
+        samples = cached(self)
+        return samples and dataclasses.replace(samples, images=samples.images.expand(-1, channels, -1, -1))
+
+    monkeypatch.setattr(ToyInput, "cached", odd)
+    with pytest.raises(
+        UsageError, match=rf"have {channels} channels, '0-0' first; expected \[N, C, H, W\] .* 3 \(RGB\)"
+    ):
+        toy_loaders(toy_spec(), RECIPE)
