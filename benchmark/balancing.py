@@ -412,7 +412,7 @@ class Balancer:
         if self._module is None:
             return {}
         for name, weights in self._learned.items():
-            self._module.get_parameter(name).data.copy_(torch.stack(weights).detach())
+            self._module.get_parameter(name).data.copy_(torch.stack(list(weights)).detach())
         return _remembered(self._module)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -19,18 +19,11 @@ import torch
 from benchmark.ledger import Spending
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from benchmark.memory import peak_bytes, reset_peak
-from benchmark.planning import (
-    PlannedCell,
-    backbone_config,
-    cell_spec,
-    content_hash,
-    dense_form,
-    load_splits,
-    method_params,
-)
+from benchmark.planning import PlannedCell, backbone_config, cell_spec, dense_form, method_params
 from benchmark.program import Program, program_of
 from benchmark.provenance import environment, installed, versions
 from benchmark.record import ErrorEntry, Record, canonical_json, cell_key, curve_json, metrics_json, unbalanced
+from benchmark.role_data import content_hash, load_roles
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import Present
 from benchmark.store import Store, remove_torn, write_atomic
@@ -41,7 +34,7 @@ from datasets.errors import UsageError
 from datasets.kinds import get_kind
 from datasets.protocols import get_protocol
 from datasets.registry import get_dataset, is_core
-from datasets.roles import role_hash, role_indices
+from datasets.roles import role_hash
 from datasets.sample_checks import label_faults, require
 from datasets.transforms import Normalise
 from methods.backbone import Backbone, create_backbone
@@ -160,16 +153,7 @@ class LoadedData:
 
 def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
     """The splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
-    selection = planned.settings.selection
-    splits = load_splits(planned.settings, spec, root)
-    indices = role_indices(
-        splits["train"],
-        splits.get("val"),
-        splits["test"],
-        arch_fraction=selection.arch_fraction,
-        hold_out_fraction=selection.holdout_fraction,
-        select_on=selection.select_on,
-    )
+    splits, indices = load_roles(planned.settings, spec, root)
     samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
     for name, parts in indices.items():
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT):

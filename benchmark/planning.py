@@ -8,22 +8,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmark.balancing import EQUAL, entry_of, resolved
 from benchmark.loaders import one_channel
 from benchmark.program import Program, program_of
 from benchmark.record import canonical_json, cell_key, flat_params, table_key
+from benchmark.role_data import require_batches
 from benchmark.suite import BalancingSettings, Cell, HeadSettings, Settings, Suite
 from datasets.augmentation import augmentation, augmented_size, canonical_steps
-from datasets.contracts import DatasetSpec, MultiTaskDataset
+from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
 from datasets.protocols import get_protocol
-from datasets.registry import dataset_spec, find_layout, get_dataset, is_core, load, read_options
+from datasets.registry import dataset_spec, find_layout, get_dataset, is_core, read_options
 from datasets.sample_checks import faults, require
 from methods.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
 from methods.contracts import Budget
 from methods.decoders import DenseForm
+from methods.heads import create_head
+from methods.plain import plain_graph
 from methods.registry import AnyMethod, get_method
 
 ONE_VALUE = {"bool_type", "float_type", "int_type", "string_type", "literal_error"}  # faults of pydantic
@@ -116,6 +122,7 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
     listed: set[bytes] = set()
     backbones: dict[bytes, Backbone] = {}
     notes: dict[bytes, tuple[str, ...]] = {}
+    alternates: dict[bytes, bool] = {}
     checked = []
     for cell in cells:
         spec = cell_spec(cell.settings)
@@ -135,10 +142,47 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
             name, budget = cell.settings.method.name, cell.settings.budget
             method = get_method(name)
             made = method(method_params(method, name, cell.settings.method.params))
-            notes[pair] = tuple(made.check(spec, backbones[key], Budget(budget.steps, budget.cycles)))
+            try:
+                notes[pair] = tuple(made.check(spec, backbones[key], Budget(budget.steps, budget.cycles)))
+            except UsageError as error:
+                raise UsageError(
+                    f"Method {name!r} on {spec.name!r}, {cell.settings.backbone.name!r}: {error}"
+                ) from error
+            alternates[pair] = made.alternates
+        batches = canonical_json(
+            [key.decode(), cell.document["selection"], cell.settings.recipe.batch_size, alternates[pair]]
+        )
+        if batches not in listed:
+            listed.add(batches)
+            _require_statistics(cell.settings, spec, backbones[key])
+            require_batches(cell.settings, spec, alternates[pair], data_root)
         loaded = _weights_note(cell, backbones[key])
         checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=_data_notes(cell, spec)))
     return checked
+
+
+def _require_statistics(cell: Cell, spec: DatasetSpec, backbone: Backbone) -> None:
+    """Raise UsageError where batches of one image leave a batch norm a single value per channel, which has no
+    statistics.
+    """
+    if cell.recipe.batch_size > 1:
+        return
+    height, width = backbone.input_size
+
+    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if given[0].numel() == given[0].shape[1]:
+            raise UsageError(
+                f"recipe.batch_size is 1, and images of {height}x{width} become a map of 1x1 in {cell.backbone.name!r} "
+                "with its heads: batch norm needs more than one value per channel. Set recipe.batch_size to at least 2."
+            )
+
+    graph = plain_graph(spec, spec.task_names, backbone.clone(), lambda task: create_head(spec.task(task), backbone, 0))
+    network = graph.network().to("meta").train()
+    for part in network.modules():
+        if isinstance(part, _BatchNorm):
+            part.register_forward_pre_hook(look)
+    image = torch.empty(1, cell.backbone.in_chans, height, width, device="meta")
+    network(dict.fromkeys(spec.inputs, image), spec.task_names)
 
 
 def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
@@ -155,16 +199,7 @@ def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
     one = cell.backbone.in_chans == 1
     if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
         return
-    for split in spec.splits:
-        listed = load(
-            spec.name,
-            data_root,
-            split,
-            protocol=spec.protocol,
-            layout=spec.layout,
-            tasks=spec.task_names,
-            options=cell.data.options,
-        )
+    for listed in load_splits(cell, spec, data_root).values():
         require(listed, faults)
         for part in listed.inputs.values():
             if one:
@@ -316,27 +351,3 @@ def weights_tag(weights: str) -> str:
     if not path.is_file():
         raise UsageError(f"Weights {weights!r}: expected none, pretrained, or the path of a file.")
     return f"file-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
-
-
-def load_splits(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> dict[str, MultiTaskDataset]:
-    """The splits of a cell's data set with the tasks of `spec`. Raises DatasetMissingError."""
-    data = cell.data
-    return {
-        split: load(
-            data.dataset,
-            data_root,
-            split,
-            protocol=data.protocol,
-            layout=data.layout,
-            tasks=spec.task_names,
-            options=data.options,
-        )
-        for split in spec.splits
-    }
-
-
-def content_hash(splits: Mapping[str, MultiTaskDataset]) -> str:
-    """What the samples of all splits hold, 32 hex digits: the data hash of a record."""
-    return cell_key(
-        {f"{name}/{key}": part.content_hash() for name, split in splits.items() for key, part in split.inputs.items()}
-    )

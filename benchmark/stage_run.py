@@ -184,8 +184,7 @@ class StageRun:
 
     def never_labelled(self) -> list[str]:
         """Tasks that had no valid label in any batch so far."""
-        seen = self.present[: self.done].any(axis=0)
-        return [task for task, one in zip(self.tasks, seen.tolist(), strict=True) if not one]
+        return [task for column, task in enumerate(self.tasks) if not self.present[: self.done, column].any()]
 
     def check_losses(self) -> None:
         """Raise DivergedError for the first loss since the last look that is not finite or too large."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.planning import cell_spec, content_hash, load_splits
+from benchmark.planning import cell_spec
 from benchmark.provenance import installed
 from benchmark.record import canonical_json
+from benchmark.role_data import content_hash, load_splits
 
 if TYPE_CHECKING:
     from benchmark.planning import PlannedCell

@@ -332,7 +332,8 @@ class Method(abc.ABC, Generic[P]):
     searched: the control of search cost), draws (final networks trained for one row), recipe (`published` where the
     final network is trained by the method's own) and final_batch_norm (the norm rule of the final network; that of
     graphs is `per_sub_expression`).
-    For the plan: unfit_for_balancing (why losses must be weighted equally, in words that follow "cannot act on it:";
+    For the plan: alternates (some stages train on fit and on arch apart, so that each needs a whole batch);
+    unfit_for_balancing (why losses must be weighted equally, in words that follow "cannot act on it:";
     empty where any loss balancing can act).
     """
 
@@ -345,6 +346,7 @@ class Method(abc.ABC, Generic[P]):
     draws: int = 1
     recipe: str = "suite"
     final_batch_norm: str = "per_sub_expression"
+    alternates: bool = False
     unfit_for_balancing: str = ""
 
     def __init__(self, params: P) -> None:

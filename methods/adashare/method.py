@@ -57,6 +57,7 @@ class AdaShare(Method[AdaShareParams]):
         self.is_random_architecture = params.random_policy
         self.draws = params.n_policies
         self.recipe = params.recipe
+        self.alternates = params.random_size is None
         if params.batch_norm == "per_task" or self._one_polluted_set:
             self.final_batch_norm = params.batch_norm
 

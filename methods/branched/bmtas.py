@@ -271,6 +271,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         super().__init__(params)
         self.recipe = params.recipe
         self.unfit_for_balancing = params.unfit_for_balancing
+        self.alternates = params.fixed_tree is None
 
     def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:
         """The official one where it is asked for."""

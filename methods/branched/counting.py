@@ -126,7 +126,10 @@ def _weighted(weights: Sequence[int], rng: torch.Generator) -> int:
 def require_countable(data: DatasetSpec) -> None:
     """Raise UsageError where partitions are too many to be listed."""
     if len(data.tasks) > MOST_TASKS:
-        raise UsageError(f"Trees are counted for up to {MOST_TASKS} tasks, not {len(data.tasks)}.")
+        raise UsageError(
+            f"random trees are drawn for up to {MOST_TASKS} tasks, as their number must be counted; {data.name!r} has "
+            f"{len(data.tasks)}. Ask for fewer (tasks: [...]), or leave this method out."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,6 +202,7 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
     def __init__(self, params: LearningToBranchParams) -> None:
         super().__init__(params)
         self.unfit_for_balancing = params.unfit_for_balancing
+        self.alternates = params.fixed_tree is None and params.variant != "libmtl"
 
     def n_copies(self, n_tasks: int, n_segments: int) -> list[range]:
         """A node per task at the last level, up to n_nodes at the others."""

@@ -102,6 +102,7 @@ class DagSearch(Method[DagSearchParams]):
     def __init__(self, params: DagSearchParams) -> None:
         super().__init__(params)
         self.is_random_architecture = params.reduction.score == "random"
+        self.alternates = params.search.update == "alternate"
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """M, kappa and the gates' rate against this backbone and budget. Raises UsageError."""

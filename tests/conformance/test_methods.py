@@ -38,6 +38,7 @@ def trained(name: str, domains: str, folder: Path, **options: object) -> tuple[C
 def test_the_deployed_network_serves_all_tasks_and_holds_nothing_else(name: str, domains: str, tmp_path: Path) -> None:
     trainer, graph = trained(name, domains, tmp_path)
     assert set(graph.tasks) == {"a", "b"}
+    assert build(name).alternates == bool(trainer.search_roles & {Role.FIT, Role.ARCH})
     graph.require_deployable()
     network = graph.network().train()
     batch = next(iter(trainer.context.loaders[Role.FIT].training(("a", "b"), 0, 1, "x")))

@@ -13,14 +13,17 @@ import torch
 import benchmark.cell
 from benchmark.cell import RunSettings, run_cell
 from benchmark.planning import PlannedCell, plan
+from benchmark.role_data import require_batches
 from benchmark.stage_run import StageRun
 from benchmark.store import Store
 from benchmark.suite import Suite
+from datasets.contracts import MultiTaskDataset
 from datasets.errors import UsageError
 from methods.contracts import Fidelity, Method, MethodParams, Statement
 from methods.plain import fit_plain
 from methods.registry import get_method, register_method
 from methods.task_graph import TaskGraph
+from tests.unit.harness import ToyInput, toy_spec
 
 
 def cells(**changes: Any) -> list[PlannedCell]:
@@ -227,6 +230,14 @@ def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
         ({"backbones": [{"name": "test_vit", "output_stride": 8}]}, "output_stride"),
         ({"recipe": {"augmentation": ["flip"]}}, "Unknown augmentation 'flip'"),
         ({"recipe": {"balancing": {"name": "dwaa"}}}, "Unknown loss balancing 'dwaa'. Nearest: 'dwa'"),
+        (
+            {"methods": ["adashare"], "recipe": {"batch_size": 3600}, "seeds": [0]},
+            "batch_size is 3600; .* 'multi_mnist' .* 3500 have the role arch; adashare trains on .* apart. Set .* 3500",
+        ),
+        (
+            {"recipe": {"batch_size": 1, "augmentation": [{"name": "scale_crop", "size": [32, 32]}]}},
+            "batch_size is 1, and images of 32x32 become a map of 1x1 in 'test_resnet' .* at least 2",
+        ),
         ({"methods": ["hard_sharing", "hard_sharing"]}, "asks twice for the cell hard_sharing"),
     ],
 )
@@ -234,6 +245,37 @@ def test_faults_are_found_before_the_first_step(changes: dict[str, Any], message
     with pytest.raises(UsageError, match=message) as caught:
         cells(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_more_tasks_than_trees_are_counted_for_name_method_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("methods.branched.counting.MOST_TASKS", 1)
+    with pytest.raises(
+        UsageError, match=r"Method 'random_tree' .* up to 1 tasks, .* has 2. Ask for fewer .* leave this"
+    ):
+        cells(methods=["random_tree"])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "alternates", "role"),
+    [(18, False, None), (19, False, "18 have the role fit and arch together"), (18, True, "4 have the role arch")],
+)
+def test_a_batch_must_fit_into_what_is_left_for_training(
+    batch_size: int, alternates: bool, role: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 20 images 2 are held out to select, and 4 of the others are arch."""
+    spec = dataclasses.replace(toy_spec(), splits={"train": 20, "test": 5})
+    made = {split: MultiTaskDataset(spec, split, {"image": ToyInput(n, 0)}) for split, n in spec.splits.items()}
+    monkeypatch.setattr("benchmark.role_data.load", lambda name, root, split, **options: made[split])
+    cell = cells(recipe={"batch_size": batch_size})[0].settings
+    if role is None:
+        require_batches(cell, spec, alternates, None)
+        return
+    with pytest.raises(UsageError, match=f"batch_size is {batch_size}; .* {role}.* at most {role.split()[0]}"):
+        require_batches(cell, spec, alternates, None)
+
+
+def test_a_batch_of_one_is_fine_where_maps_are_larger() -> None:
+    assert cells(recipe={"batch_size": 1})
 
 
 def test_weights_that_do_not_fit_are_found_before_the_first_step(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from benchmark.evaluate import CoverageError, check_coverage, evaluate
 from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples, SampleOrder
 from benchmark.suite import RecipeSettings
 from datasets.augmentation import augmentation
-from datasets.contracts import DatasetSpec, InputData, TaskSpec
+from datasets.contracts import CachedSamples, DatasetSpec, InputData, TaskSpec
 from datasets.errors import UsageError
 from datasets.protocols import STANDARD
 from datasets.transforms import Normalise
@@ -264,3 +264,20 @@ def test_probes_of_methods_are_cut_by_the_same_budget(monkeypatch: pytest.Monkey
     monkeypatch.setattr("benchmark.loaders.EVALUATION_VALUES", 5 * 3 * 8 * 8)
     loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
     assert [len(batch.index["image"]) for batch in loader.ordered(["a", "b"])] == [5] * 4
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_in_memory_with_neither_one_nor_three_channels_are_one_line(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = ToyInput.cached
+
+    def odd(self: ToyInput) -> CachedSamples | None:
+        samples = cached(self)
+        return samples and dataclasses.replace(samples, images=samples.images.expand(-1, channels, -1, -1))
+
+    monkeypatch.setattr(ToyInput, "cached", odd)
+    with pytest.raises(
+        UsageError, match=rf"have {channels} channels, '0-0' first; expected \[N, C, H, W\] .* 3 \(RGB\)"
+    ):
+        toy_loaders(toy_spec(), RECIPE)
