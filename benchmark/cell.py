@@ -23,7 +23,7 @@ from benchmark.provenance import environment, module_hash, package_hash, version
 from benchmark.record import ErrorEntry, Record, cell_key, curve_json, metrics_json, unbalanced
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import stale_reason
-from benchmark.store import Store, remove_torn, write_atomic
+from benchmark.store import Store, remove_torn, traceback_file, write_atomic
 from benchmark.trainer import CellTrainer
 from datasets.augmentation import augmentation_of
 from datasets.contracts import DatasetSpec, MultiTaskDataset
@@ -84,6 +84,7 @@ def run_cell(
         store.remove_torn(planned.document)
         attempts = before.attempts + 1 if before is not None and before.cell else 1
         started = _now()
+        traceback_file(settings.out, planned.key).unlink(missing_ok=True)  # of an earlier attempt
         try:
             record = _CellRun(planned, settings, store, report_progress).run()
         except DivergedError as error:
@@ -93,7 +94,7 @@ def run_cell(
         except UsageError as error:
             record = _failed(planned, "failed", error)
         except Exception as error:  # a fault in a method or a plug-in ends its cell, not the run
-            write_atomic(_folder(settings, planned) / "traceback.txt", traceback.format_exc().encode())
+            write_atomic(traceback_file(settings.out, planned.key), traceback.format_exc().encode())
             record = _failed(planned, "failed", error)
         return store.write(dataclasses.replace(record, attempts=attempts, started=started, finished=_now()))
 

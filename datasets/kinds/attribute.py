@@ -19,6 +19,7 @@ class AttributeKind(FloatingKind):
     """Predictions float [B, 1] (logits), labels float [B]."""
 
     name = "attribute"
+    labels = "0 or 1"
     dense = False
     fill = None
 

@@ -31,6 +31,7 @@ class Kind(abc.ABC):
     name: ClassVar[str]
     dense: ClassVar[bool]
     ignore: ClassVar[str]
+    labels: ClassVar[str] = "finite numbers"  # legal ones in words; {last} is the last class
     fill: ClassVar[float | int | None]
     fewest_channels: ClassVar[int] = 1
 
@@ -89,8 +90,12 @@ class Kind(abc.ABC):
             illegal = self.magnitude(target)[~legal]
             raise LabelError(
                 f"Task {task.name!r} of kind {self.name!r} with {task.channels} channels: {illegal.numel()} illegal "
-                f"labels, the first is {illegal.flatten()[0].item()}; ignored is {self.ignore}."
+                f"labels, the first is {illegal.flatten()[0].item()}; expected {self.expected(task)}."
             )
+
+    def expected(self, task: TaskSpec) -> str:
+        """The labels that `check` lets through, in words."""
+        return f"{self.labels.format(last=task.channels - 1)}; ignored is {self.ignore}"
 
 
 class FloatingKind(Kind):

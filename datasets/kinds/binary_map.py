@@ -31,6 +31,7 @@ class BinaryMapKind(Kind):
     name = "binary_map"
     dense = True
     ignore = "255"
+    labels = "0 or 1"
     fill = IGNORE
 
     def valid(self, target: Tensor) -> Tensor:

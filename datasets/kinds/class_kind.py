@@ -23,6 +23,7 @@ class ClassKind(Kind):
     name = "class"
     dense = False
     ignore = "-1"
+    labels = "0 to {last}"
     fill = None
     fewest_channels = 2
 

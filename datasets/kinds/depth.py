@@ -29,6 +29,7 @@ class DepthKind(RegressionKind):
     """Predictions float [B, 1, h, w], labels float [B, H, W]."""
 
     name = "depth"
+    labels = "finite numbers above 0 (inverse depth and disparity: from 0)"
     dense = True
     fill = math.nan
 

@@ -35,6 +35,7 @@ class NormalsKind(Kind):
     name = "normals"
     dense = True
     ignore = "the zero vector"
+    labels = "vectors of length 0.9 to 1.1, encoded ones as colours from 0 to 255"
     fill = 0.0
 
     def valid(self, target: Tensor) -> Tensor:

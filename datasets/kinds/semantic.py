@@ -23,6 +23,7 @@ class SemanticKind(Kind):
     name = "semantic"
     dense = True
     ignore = "255"
+    labels = "0 to {last}"
     fill = IGNORE
     fewest_channels = 2
 
