@@ -26,7 +26,7 @@ from benchmark.record import ErrorEntry, Record, canonical_json, cell_key, curve
 from benchmark.role_data import content_hash, load_roles
 from benchmark.stage_run import DivergedError, Progress, TrainingContext
 from benchmark.staleness import Present
-from benchmark.store import Store, remove_torn, write_atomic
+from benchmark.store import Store, remove_torn, traceback_file, write_atomic
 from benchmark.trainer import FIGURE_PREFIX, CellTrainer
 from datasets.augmentation import augmentation_of
 from datasets.contracts import DatasetSpec, MultiTaskDataset
@@ -92,6 +92,7 @@ def run_cell(
         store.remove_torn(planned.document)
         attempts = before.attempts + 1 if before is not None and before.cell else 1
         started = _now()
+        traceback_file(settings.out, planned.key).unlink(missing_ok=True)  # of an earlier attempt
 
         def stored(record: Record) -> Record:
             return store.write(dataclasses.replace(record, attempts=attempts, started=started, finished=_now()))
@@ -106,9 +107,8 @@ def run_cell(
         except UsageError as error:
             return stored(_failed(planned, "failed", error))
         except Exception as error:  # a fault in a method or a plug-in ends its cell, not the run
-            write_atomic(
-                _folder(settings, planned) / "traceback.txt", traceback.format_exc().encode("utf-8", "backslashreplace")
-            )
+            text = traceback.format_exc().encode("utf-8", "backslashreplace")
+            write_atomic(traceback_file(settings.out, planned.key), text)
             return stored(_failed(planned, "failed", error))
         with contextlib.suppress(OSError):  # what stays lies in the way of nothing
             cell.trainer.clear_checkpoints()  # not before the record stands

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from benchmark.processes import without_main
@@ -24,6 +25,7 @@ from benchmark.processes import without_main
 if TYPE_CHECKING:
     from benchmark.cell import RunSettings
     from benchmark.planning import PlannedCell
+    from benchmark.record import Record
     from benchmark.stage_run import Progress
 
 # Set before torch is imported in a worker; libraries read them once.
@@ -51,6 +53,18 @@ class Event:
 
 class _Orphaned(BaseException):
     """The run is gone: its worker ends as if it had been killed too, and leaves no record of a failure."""
+
+
+def _told(record: Record, out: Path) -> str:
+    """What is said of a record's error; of a fault in code, its kind and where its traceback lies."""
+    from benchmark.store import traceback_file
+
+    if record.error is None:
+        return ""
+    file = traceback_file(out, record.key)
+    if not file.is_file():
+        return record.error["message"]
+    return f"{record.error['kind']}: {record.error['message']} (traceback: {file})"
 
 
 def _send(connection: Connection, message: tuple[object, ...]) -> None:
@@ -89,7 +103,7 @@ def _serve(connection: Connection, settings: RunSettings) -> None:
         status, message = "failed", ""
         try:
             record = run_cell(planned, settings, functools.partial(_send_progress, connection, number))
-            status, message = record.status, record.error["message"] if record.error else ""
+            status, message = record.status, _told(record, settings.out)
         except (StorageError, UsageError) as error:
             message = str(error)
         _send(connection, ("finished", number, status, message, time.monotonic() - started))

@@ -195,6 +195,8 @@ def _layout(name: str, layout: str) -> Iterator[str]:
     if loader.layouts:
         files = loader.layouts[layout]
         yield from _wrapped(f"files: {name}/{files.tree} ({files.size})", "  ")
+        if files.source:
+            yield from _wrapped(f"from: {files.source}", "  ")
     yield f"  {spec.domains}-domain, {spec.native_size[0]}x{spec.native_size[1]}, " + ", ".join(
         f"{split} {count}" for split, count in spec.splits.items()
     )

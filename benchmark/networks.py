@@ -24,12 +24,13 @@ from benchmark.find_record import find_record
 from benchmark.plugins import load_plugins
 from benchmark.record import Record, value_at
 from benchmark.store import StorageError, Store
-from datasets.errors import UsageError, unknown
-from datasets.registry import dataset_spec
+from datasets.errors import UnknownNameError, UsageError, unknown
+from datasets.registry import dataset_spec, require_dataset
 from methods.registry import load_methods
 from methods.task_graph import TaskGraph
 
 GRAPH_FIELD, DESCRIPTION_FIELD = "sharebench.graph", "sharebench.network"  # metadata of an exported safetensors file
+_OF_A_PLUGIN = "What a plug-in brings needs its file: --plugin FILE, or plugins=[FILE] from Python."
 PREDICTIONS = (
     "class: logits, argmax is the class; attribute: one logit, positive means yes; semantic: logits per pixel; "
     "binary_map: a logit per pixel; others: values in the unit. Maps have the head's resolution: resize them "
@@ -197,6 +198,8 @@ def _built(document: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str
     """The graph of its JSON form. Raises UsageError where other code wrote it, in a form that this one cannot build."""
     try:
         return TaskGraph.from_json(document, tensors)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} {_OF_A_PLUGIN}") from error
     except UsageError:
         raise
     except Exception as error:  # a factory met a configuration that it does not know
@@ -241,6 +244,10 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
     """What a record says of its network. Raises UsageError where the data set is of a plug-in that is not loaded."""
     cell = cast("Mapping[str, Any]", record.cell)
     data, channels = cell["data"], int(cell["backbone"]["in_chans"])
+    try:
+        require_dataset(data["dataset"])
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} {_OF_A_PLUGIN}") from error
     spec = dataset_spec(
         data["dataset"],
         protocol=data["protocol"],

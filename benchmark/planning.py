@@ -17,8 +17,8 @@ from benchmark.balancing import EQUAL, entry_of, resolved
 from benchmark.loaders import one_channel
 from benchmark.program import Program, program_of
 from benchmark.record import canonical_json, cell_key, flat_params, table_key
-from benchmark.role_data import require_batches
-from benchmark.suite import BalancingSettings, Cell, HeadSettings, Settings, Suite
+from benchmark.role_data import load_splits, require_batches
+from benchmark.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
 from datasets.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
@@ -345,9 +345,12 @@ def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:
 
 def weights_tag(weights: str) -> str:
     """What stands in a cell for its initial weights: `none`, `pretrained`, or `file-` and the start of its sha256."""
-    if weights in ("none", "pretrained"):
+    if weights in WEIGHTS:
         return weights
     path = Path(weights)
     if not path.is_file():
-        raise UsageError(f"Weights {weights!r}: expected none, pretrained, or the path of a file.")
+        state = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(
+            f"Weights file {weights!r} {state}; expected none, pretrained, or a path relative to the suite's file."
+        )
     return f"file-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"

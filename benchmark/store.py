@@ -75,6 +75,11 @@ class StorageError(UsageError):
     """A file of the store cannot be read or written; the message names path and cause."""
 
 
+def traceback_file(out: Path, key: str) -> Path:
+    """Where the traceback of a cell that failed by a fault in code lies below a folder of results."""
+    return out / "work" / key / "traceback.txt"
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace the file at `path` by `data`, whole or not at all; folders are made. The suite's one write function.
 

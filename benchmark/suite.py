@@ -33,6 +33,7 @@ from datasets.settings import Checked
 SUITES = Path(__file__).parent / "suites"
 MAX_SUITE_BYTES = 100_000  # a suite is a page of text; a larger file is a mistake or an attack
 MAX_SWEEP = 1_000  # rows of one entry: combinations multiply
+WEIGHTS = ("none", "pretrained")  # what `weights` of a backbone takes beside a file
 _BALANCING = "balancing"
 
 
@@ -84,6 +85,11 @@ class BalancingSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _a_name_is_one(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            raise ValueError(
+                "is one way for all rows; a list, which makes a row of each, stands at the top level of the suite: "
+                "balancing: [equal, uncertainty]"
+            )
         return {"name": value} if isinstance(value, str) else value
 
 
@@ -164,7 +170,8 @@ class DataSettings(Settings):
 
 
 class BackboneSettings(Settings):
-    """A timm backbone. weights: `none`, `pretrained`, or the path of a local file; equal initial weights for all rows.
+    """A timm backbone. weights: `none`, `pretrained`, or a file relative to the suite's; equal initial weights for all
+    rows.
     dilation: of the first convolution of a dilated stage, see `methods.backbone_family.BackboneConfig`.
 
     Images come in the data set's size. Vision transformers are built for it.
@@ -376,13 +383,24 @@ def read_suite(path: Path, changes: Mapping[str, Any] | None = None, settings: S
     document.update(changes or {})
     for assignment in settings:
         _assign(document, assignment)
-    if isinstance(document.get("plugins"), list):
-        # Absolute from here on: workers and later runs do not know where the suite's file was.
-        document["plugins"] = [str((path.parent / str(file)).resolve()) for file in document["plugins"]]
+    _make_absolute(document, path.parent)
     try:
         return Suite.model_validate(document)
     except ValidationError as error:
         raise UsageError(_explain(error, path, lines)) from error
+
+
+def _make_absolute(document: dict[str, Any], folder: Path) -> None:
+    """Paths of a suite are relative to its file; workers and later runs do not know where that was."""
+    if isinstance(document.get("plugins"), list):
+        document["plugins"] = [str((folder / str(file)).resolve()) for file in document["plugins"]]
+    if isinstance(document.get("backbones"), list):
+        document["backbones"] = [
+            {**entry, "weights": str((folder / entry["weights"]).resolve())}
+            if isinstance(entry, dict) and isinstance(entry.get("weights"), str) and entry["weights"] not in WEIGHTS
+            else entry
+            for entry in document["backbones"]
+        ]
 
 
 def _assign(document: dict[str, Any], assignment: str) -> None:
@@ -436,7 +454,8 @@ def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) 
     key = ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
         allowed = _fields_at(location[:-1])
-        hint = f" Nearest: {', '.join(nearest(str(location[-1]), allowed))}." if allowed else ""
+        hint = f" Nearest: {', '.join(nearest(str(location[-1]), allowed))}. Known: {', '.join(allowed)}."
+        hint = hint if allowed else ""
         return f"{where}: unknown key {key!r}.{hint}"
     given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
     return f"{where}: {key}: {fault['msg'].removeprefix('Value error, ')}{given}."[:500]

@@ -87,18 +87,18 @@ class Cityscapes(FileLoader):
             tuple(f"{name}/{part}" for part in PARTS.values() for name in FOLDERS),
         ),
         "mtan_npy": ExpectedFiles(
-            "{train,val}/{image,depth,label_7 or label}/N.npy (Dropbox sh/gaw6vh6qusoyms6/AADwWi0Tp3E3M4B2xzeGlsEna "
-            "at 128 x 256, sh/vj349qgg57nthi9/AACdZmIuK-Qb_gP6w1HrA43ta at 256 x 512; linked by "
-            "github.com/lorenmt/mtan)",
+            "{train,val}/{image,depth,label_7 or label}/N.npy",
             "0.65 or 2.4 GB",
             _numbered_marks(),
             unless=(ADASHARE_LIST,),
+            source="Dropbox sh/gaw6vh6qusoyms6/AADwWi0Tp3E3M4B2xzeGlsEna at 128 x 256, "
+            "sh/vj349qgg57nthi9/AACdZmIuK-Qb_gP6w1HrA43ta at 256 x 512; linked by github.com/lorenmt/mtan",
         ),
         "adashare": ExpectedFiles(
-            f"{ADASHARE_LIST} and the .npy files it lists "
-            "(Google Drive 1WrVMA_UZpoj7voajf60yIVaS_Ggl0jrH, linked by github.com/sunxm2357/AdaShare)",
+            f"{ADASHARE_LIST} and the .npy files it lists",
             "size not published",
             (ADASHARE_LIST,),
+            source="Google Drive 1WrVMA_UZpoj7voajf60yIVaS_Ggl0jrH, linked by github.com/sunxm2357/AdaShare",
         ),
     }
 

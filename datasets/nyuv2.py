@@ -91,23 +91,24 @@ class NyuV2(FileLoader):
     protocols = ("standard", "adashare", "mtan")
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {
         "adashare": ExpectedFiles(
-            f"{ADASHARE_LIST} and the images it lists, {{img,seg,normal_mask}}/ID.png and depth/ID.npy "
-            "(Google Drive 11pWuQXMFBNMIIB4VYMzi9RPE-nMOBU8g, linked by github.com/sunxm2357/AdaShare)",
+            f"{ADASHARE_LIST} and the images it lists, {{img,seg,normal_mask}}/ID.png and depth/ID.npy",
             "size not published",
             (f"{ADASHARE_LIST}|normal_mask",),
+            source="Google Drive 11pWuQXMFBNMIIB4VYMzi9RPE-nMOBU8g, linked by github.com/sunxm2357/AdaShare",
         ),
         "mat": ExpectedFiles(
-            f"{FILE} (http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{FILE}), {LISTS} and {MAP_40} "
-            "(both in github.com/ankurhanda/nyuv2-meta-data)",
+            f"{FILE}, {LISTS} and {MAP_40}",
             "2.8 GB",
             (FILE, LISTS, MAP_40),
             checksums=CHECKSUMS,
+            source=f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{FILE}, the other two from "
+            "github.com/ankurhanda/nyuv2-meta-data",
         ),
         "mtan_npy": ExpectedFiles(
-            "{train,val}/{image,label,depth,normal}/N.npy "
-            "(Dropbox sh/86nssgwm6hm3vkb/AACrnUQ4GxpdrBbLjb6n-mWNa, linked by github.com/lorenmt/mtan)",
+            "{train,val}/{image,label,depth,normal}/N.npy",
             "size not published",
             tuple(f"{part}/{name}" for part in ("train", "val") for name in MTAN_FOLDERS),
+            source="Dropbox sh/86nssgwm6hm3vkb/AACrnUQ4GxpdrBbLjb6n-mWNa, linked by github.com/lorenmt/mtan",
         ),
     }
 

@@ -41,7 +41,7 @@ class ExpectedFiles:
 
     marks: paths below the folder that exist in this layout, by which it is recognised: all of them; `a|b` is one of
     two. unless: paths that exist only in another layout, which has all of these marks too. checksums: {path: published
-    sha256}, which `verify` compares.
+    sha256}, which `verify` compares. source: where this release lies; empty where that is the data set's home.
     """
 
     tree: str
@@ -49,6 +49,7 @@ class ExpectedFiles:
     marks: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: str = ""
 
     def missing(self, folder: Path) -> str | None:
         """The first mark that is absent, None where the layout is there."""
@@ -312,10 +313,9 @@ def find_layout(name: str, root: Path | str | None, layout: str | None = None) -
 def _missing(name: str, layouts: Sequence[str], looked: str) -> DatasetMissingError:
     """The one line that says what is expected, and where it comes from."""
     loader = get_dataset(name)
-    expected = "; or ".join(
-        f"layout {layout!r}: {name}/{loader.layouts[layout].tree} ({loader.layouts[layout].size})" for layout in layouts
-    )
     spec = loader.spec(loader.protocols[0], loader.Options(), layouts[0])
-    return DatasetMissingError(
-        f"Data set {name!r}: {looked}. Expected {expected}. Get it from {spec.home}; licence: {spec.licence}."
+    expected = "; or ".join(
+        f"layout {layout!r}: {name}/{files.tree} ({files.size}), from {files.source or spec.home}"
+        for layout, files in ((layout, loader.layouts[layout]) for layout in layouts)
     )
+    return DatasetMissingError(f"Data set {name!r}: {looked}. Expected {expected}. Licence: {spec.licence}.")

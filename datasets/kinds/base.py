@@ -95,7 +95,7 @@ class Kind(abc.ABC):
             illegal = self.magnitude(target)[~legal]
             raise LabelError(
                 f"Task {task.name!r} of kind {self.name!r} with {task.channels} channels: {illegal.numel()} illegal "
-                f"labels, the first is {illegal.flatten()[0].item()}; ignored is {self.ignore}."
+                f"labels, the first is {illegal.flatten()[0].item()}; expected {self.legal_values(task)}."
             )
 
 

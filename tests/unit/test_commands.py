@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -20,13 +23,21 @@ import benchmark
 from benchmark import __main__ as sharebench
 from benchmark.console import make_console
 from benchmark.entry import EXIT_OUTPUT
+from benchmark.executors import _told
 from benchmark.list import describe
+from benchmark.networks import _built
+from benchmark.record import ErrorEntry, Record
 from benchmark.run import app as run_app
 from benchmark.run import select
+from benchmark.store import traceback_file
 from benchmark.suite import find_suite, suite_names
 from datasets import registry as data_registry
+from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
+from datasets.kinds import get_kind
 from methods import registry
+from methods.task_graph import TaskGraph
+from tests.unit.graphs import operation
 
 ROOT = Path(benchmark.__file__).parent.parent
 
@@ -232,3 +243,63 @@ def test_the_overview_names_everything() -> None:
     text = describe(None)
     for name in (*registry.method_names(), *data_registry.dataset_names(), *suite_names()):
         assert f"  {name} " in text
+
+
+# Plug-ins and messages
+
+
+def test_every_command_that_reads_networks_or_names_takes_a_plugin_in_the_same_words(tmp_path: Path) -> None:
+    script: Any = get_command(sharebench.app)
+    commands = {**script.commands, **script.commands["data"].commands}
+    options = {
+        name: option for name, command in commands.items() for option in command.params if "--plugin" in option.opts
+    }
+    assert set(options) == {"run", "report", "list", "throughput", "export", "verify", "show", "prepare"}
+    assert len({option.help for option in options.values()}) == 1
+    for name in ("run", "report"):
+        result = CliRunner().invoke(sharebench.app, [name, "quick", "--plugin", str(tmp_path / "nowhere.py")])
+        assert result.exit_code == 2
+        assert "nowhere.py does not exist" in result.stderr
+
+
+def test_plugins_of_the_command_line_join_those_of_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = tmp_path / "suite" / "mine.yaml"
+    suite.parent.mkdir()
+    suite.write_text("name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\nplugins: [own.py]\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    chosen = select(str(suite), plugins=["more.py", suite.parent / "own.py"])
+    assert chosen.plugins == (str(suite.parent / "own.py"), str(tmp_path / "more.py"))
+
+
+def test_a_network_of_a_plugin_names_the_option() -> None:
+    graph = TaskGraph(["image"])
+    graph.output("left", graph.add(operation("test.conv_norm", 0), graph.input("image")))
+    document = json.loads(json.dumps(graph.to_json()).replace("test.conv_norm", "of_a_plugin"))
+    with pytest.raises(UsageError, match=r"'of_a_plugin'.*--plugin FILE, or plugins="):
+        _built(document, load(graph.to_bytes()), "The network")
+
+
+def test_a_fault_in_code_is_told_with_its_kind_and_its_traceback(tmp_path: Path) -> None:
+    error = ErrorEntry(kind="RuntimeError", message="oops", stage=None, step=None, task=None)
+    record = Record(cell={"seed": 0}, status="failed", error=error)
+    assert _told(record, tmp_path) == "oops"
+    file = traceback_file(tmp_path, record.key)
+    file.parent.mkdir(parents=True)
+    file.write_text("Traceback", encoding="utf-8")
+    assert _told(record, tmp_path) == f"RuntimeError: oops (traceback: {file})"
+
+
+def test_missing_files_are_told_with_the_release_that_has_them(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        data_registry.find_layout("nyuv2", tmp_path)
+    message = str(caught.value)
+    for layout, files in data_registry.get_dataset("nyuv2").layouts.items():
+        assert files.source
+        assert message.index(f"layout {layout!r}") < message.index(f"from {files.source}")
+    assert "silberman/datasets/nyu_depth_v2.html" not in message  # another release than two of them read
+
+
+def test_illegal_labels_are_told_with_the_legal_ones() -> None:
+    task = TaskSpec("left", "semantic", 11, ("miou",))
+    with pytest.raises(UsageError, match="the first is 11; expected 0 to 10, or 255"):
+        get_kind("semantic").check(torch.tensor([[[11, 255]]]), task)

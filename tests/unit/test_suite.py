@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.planning import method_params
+from benchmark.planning import method_params, weights_tag
 from benchmark.suite import Suite, find_suite, read_suite, suite_names
 from datasets.augmentation import read_steps
 from datasets.errors import UsageError
@@ -211,3 +211,34 @@ def test_few_aliases_that_multiply_are_refused_with_their_line(tmp_path: Path) -
         read(tmp_path, merged)
     shared = "recipe: {optimizer: &o {lr: 0.1}}\n"
     assert read(tmp_path, GOOD + shared).recipe.optimizer.lr == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            GOOD + "recipe: {balancing: [equal, uncertainty]}",
+            r"line 5: recipe.balancing: is one way.*top level of the suite: balancing: \[equal, uncertainty\]",
+        ),
+        (GOOD.replace("[b]", "[{name: b, pretrained: true}]"), r"'backbones.0.pretrained'.* Known: name, weights, "),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path, text)
+
+
+def test_paths_of_a_suite_are_relative_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    backbones = "[b, {name: b, weights: pretrained}, {name: b, weights: net.pth}, {name: b, weights: /x/net.pth}]"
+    suite = read(tmp_path, GOOD.replace("[b]", backbones) + "plugins: [mine.py]\n")
+    assert [entry.weights for entry in suite.backbones] == [
+        "none",
+        "pretrained",
+        str(tmp_path / "net.pth"),
+        "/x/net.pth",
+    ]
+    assert suite.plugins == (str(tmp_path / "mine.py"),)
+    with pytest.raises(UsageError, match=r"net.pth' does not exist; expected none, pretrained, or a path relative"):
+        weights_tag(suite.backbones[2].weights)
