@@ -159,7 +159,7 @@ def run_suite(
     else:
         texts = [None if choice is None else ",".join(map(str, choice)) for choice in narrowed]
         names = ("methods", "datasets", "tasks", "backbones", "seeds")
-        chosen = select(os.fspath(suite), settings=settings, **dict(zip(names, texts, strict=True)))
+        chosen = select(os.fspath(suite), settings=settings, plugins=(), **dict(zip(names, texts, strict=True)))
     folder = Path(out) if out is not None else Path("results") / "runs" / chosen.name
     root = Path(data_root) if data_root is not None else data_root_of_environment()
     console = make_console()
