@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmark.quantities import seed_of_record
 from benchmark.record import INVALID, Record, canonical_json, row_key, table_key
@@ -158,8 +158,8 @@ def run_suite(
         chosen = suite
     else:
         texts = [None if choice is None else ",".join(map(str, choice)) for choice in narrowed]
-        only: dict[str, Any] = dict(zip(("methods", "datasets", "tasks", "backbones", "seeds"), texts, strict=True))
-        chosen = select(os.fspath(suite), settings=settings, **only)
+        names = ("methods", "datasets", "tasks", "backbones", "seeds")
+        chosen = select(os.fspath(suite), settings=settings, plugins=(), **dict(zip(names, texts, strict=True)))
     folder = Path(out) if out is not None else Path("results") / "runs" / chosen.name
     root = Path(data_root) if data_root is not None else data_root_of_environment()
     console = make_console()

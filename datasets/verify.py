@@ -228,7 +228,7 @@ def _examine(part: _Part, row: int) -> _Found:
         valid, legal = kind.valid(target), kind.legal(target, task)
         if not bool(legal.all()):
             wrong = kind.magnitude(target)[~legal].flatten()[0].item()
-            fault(task.name, "values", kind.expected(task), f"{wrong:g}")
+            fault(task.name, "values", kind.legal_values(task), f"{wrong:g}")
         elif kind.dense and not bool(valid.any()):
             fault(task.name, "valid pixels", "some", "none: every pixel is ignored")
         found.targets.append((task, target, valid & legal))

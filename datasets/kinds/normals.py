@@ -62,7 +62,8 @@ class NormalsKind(Kind):
 
     def legal_values(self, task: TaskSpec) -> str:
         """Lengths or colours by frame, and what is ignored."""
-        return f"{'colours from 0 to 255' if task.frame == 'encoded' else 'vectors of length 0.9 to 1.1'}, or {self.ignore}"
+        legal = "colours from 0 to 255" if task.frame == "encoded" else f"vectors of length {SHORTEST} to {LONGEST}"
+        return f"{legal}, or {self.ignore}"
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """1 - cosine, mean over labelled pixels. Raises ProtocolError where labels and protocol differ in encoding."""

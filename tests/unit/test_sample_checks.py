@@ -159,7 +159,7 @@ ILLEGAL = {
     "class -2": ("digit", (-2,), r"the first -2"),
     "semantic C": ("semseg", (5,), r"0 to 4, or 255.* the first 5"),
     "edge 2": ("edge", (2,), r"0 or 1, or 255.* the first 2"),
-    "long normal": ("normals", (9.0,), r"unit vectors, or the zero vector.* the first 9"),
+    "long normal": ("normals", (9.0,), r"vectors of length 0.9 to 1.1, or the zero vector.* the first 9"),
     "infinite number": ("score", (math.inf,), r"finite numbers, or NaN.* the first inf"),
 }
 
