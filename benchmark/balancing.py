@@ -127,7 +127,7 @@ _ENTRIES = (
     ),
     BalancerEntry(
         "excess_mtl", "aggregator", "ExcessMTL",
-        "He et al.: Robust Multi-Task Learning with Excess Risks, ICML 2024.",
+        "He et al.: Robust Multi-Task Learning with Excess Risks, ICML 2024. Every batch needs a label of every task.",
         "https://proceedings.mlr.press/v235/he24n.html",
         fixed_shape=True,
     ),

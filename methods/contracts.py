@@ -156,7 +156,8 @@ class Stage:
         that a checkpoint can be chosen on select.
     steps: batches drawn; time inside a stage counts in `budget.cycles` equal parts.
     role: fit, arch or fit+arch.
-    losses: (batch, tasks) -> {task: scalar} for the tasks asked for; a task without a valid label may be left out.
+    losses: (batch, tasks) -> {task: scalar} for the tasks asked for. The trainer leaves out those without a valid label
+        in the batch, whatever is given for them.
         The trainer asks for all of them at once (`joint`) or one after another with an optimizer step each
         (`per_task`).
     penalty: a term that is no task's, added after weighting and balancing, once per backward pass.
