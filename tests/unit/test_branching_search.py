@@ -374,7 +374,6 @@ def test_held_statistics_stay_as_they_are(tmp_path: Path) -> None:
     assert int(norm.num_batches_tracked) == 1
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize(
     ("multiplicity", "labelled", "times"), [("per_task", 3, 3), ("per_task", 2, 2), ("once", 3, 1)]
 )

@@ -61,7 +61,6 @@ def test_every_decoder_reads_every_family_and_comes_back_from_json(name: str, de
             assert torch.equal(value, twin[key])
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("decoder", NAMES)
 def test_a_network_with_any_decoder_survives_a_file(decoder: str, tmp_path: Path) -> None:
     """Norms inside a head keep statistics: they belong to nodes and are stored with them."""

@@ -82,7 +82,6 @@ def test_killed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, t
         assert outcome(trainer, graph) == expected, case
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("name", METHODS)
 def test_a_kill_between_the_last_step_and_the_end_of_a_stage_loses_nothing(name: str, tmp_path: Path) -> None:
     straight = toy_trainer(tmp_path / "straight")
@@ -107,8 +106,10 @@ def test_a_kill_between_the_last_step_and_the_end_of_a_stage_loses_nothing(name:
     assert outcome(trainer, graph) == expected
 
 
-@pytest.mark.numerical
-@pytest.mark.parametrize("balancing", ["uncertainty", "dwa", "famo", "gradvac", "pcgrad", "random"])
+@pytest.mark.parametrize(
+    "balancing",
+    ["uncertainty", "dwa", "famo", "gradvac", pytest.param("pcgrad", marks=pytest.mark.numerical), "random"],
+)
 def test_balancers_resume_with_what_they_remember(balancing: str, tmp_path: Path) -> None:
     recipe = {"balancing": {"name": balancing, "params": {}}}
     straight = toy_trainer(tmp_path / "a", recipe=recipe)
