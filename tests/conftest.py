@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import sys
@@ -42,21 +44,37 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now lives to the end: no garbage collection needs to look at it again, and some tests ask
+    for many.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 TOY_DATA = Path(__file__).parent / "unit" / "toy_data.py"
 
 
-@pytest.fixture
-def toy_data(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data set `toy` in the registry, until the test is over; its file, for `plugins:`."""
+@contextlib.contextmanager
+def toy_registered() -> Iterator[Path]:
+    """The data set `toy` in the registry within the block; gives its file, for `plugins:`."""
     from benchmark import plugins
     from datasets import registry
 
-    registry.load_datasets()  # else what is imported in the test registers in the copy, and is gone after it
-    monkeypatch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
-    for name in [name for name in sys.modules if name.startswith("sharebench_plugin_toy_data")]:
-        monkeypatch.delitem(sys.modules, name)
-    plugins.load_plugins([TOY_DATA])
-    return TOY_DATA
+    registry.load_datasets()  # else what is imported in the block registers in the copy, and is gone after it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
+        for name in [name for name in sys.modules if name.startswith("sharebench_plugin_toy_data")]:
+            patch.delitem(sys.modules, name)
+        plugins.load_plugins([TOY_DATA])
+        yield TOY_DATA
+
+
+@pytest.fixture
+def toy_data() -> Iterator[Path]:
+    """`toy_registered` until the test is over."""
+    with toy_registered() as file:
+        yield file
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
 
 import pytest
 
@@ -16,13 +16,15 @@ from benchmark.networks import (
 )
 from tests.conformance.test_methods import CASES, trained
 
+pytestmark = pytest.mark.xdist_group("methods")
 CASES_IN_TURN = [
     pytest.param(name, domains, marks=() if domains == "single" else pytest.mark.slow) for name, domains in CASES
 ]
 
 
-def deployed(name: str, domains: str, folder: Path) -> DeployedNetwork:
-    trainer, graph = trained(name, domains, folder)
+def deployed(name: str, domains: str) -> DeployedNetwork:
+    trainer, graph, _ = trained(name, domains)
+    graph = copy.deepcopy(graph)
     height, width = trainer.data.native_size
     inputs = {
         source: InputDescription(
@@ -41,17 +43,17 @@ def deployed(name: str, domains: str, folder: Path) -> DeployedNetwork:
 
 
 @pytest.mark.parametrize(("name", "domains"), CASES_IN_TURN)
-def test_pt2_gives_the_same_at_every_batch(name: str, domains: str, tmp_path: Path) -> None:
-    _, difference, _ = export_network(deployed(name, domains, tmp_path), Form.pt2)
+def test_pt2_gives_the_same_at_every_batch(name: str, domains: str) -> None:
+    _, difference, _ = export_network(deployed(name, domains), Form.pt2)
     assert difference is not None
     assert difference <= 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "domains"), CASES)
-def test_onnx_gives_the_same_at_every_batch(name: str, domains: str, tmp_path: Path) -> None:
+def test_onnx_gives_the_same_at_every_batch(name: str, domains: str) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'sharebench[onnx]'")
-    _, difference, _ = export_network(deployed(name, domains, tmp_path), Form.onnx)
+    _, difference, _ = export_network(deployed(name, domains), Form.onnx)
     assert difference is not None
     assert difference <= 1e-4

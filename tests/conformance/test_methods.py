@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import re
+import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from benchmark.plots import draw
 from benchmark.trainer import CellTrainer
 from methods.contracts import Fidelity, Method, Role
+from methods.figures import Figure
 from methods.plain import task_losses
 from methods.registry import get_method, method_names
 from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
+pytestmark = pytest.mark.xdist_group("methods")  # in one process, which trains each method once
 STEPS = 6
 CASES = [
     (name, domains)
@@ -29,14 +37,27 @@ def build(name: str) -> Method:
     return method(method.Params())
 
 
-def trained(name: str, domains: str, folder: Path, **options: object) -> tuple[CellTrainer, TaskGraph]:
-    trainer = toy_trainer(folder, domains=domains, steps=STEPS, **options)
-    return trainer, build(name).run(trainer)
+def trained(name: str, domains: str, seed: int = 0) -> tuple[CellTrainer, TaskGraph, tuple[Role, ...]]:
+    """A finished run, for all tests that read one, and the roles whose batches it asked for."""
+    return _trained(name, domains, seed)
+
+
+@functools.cache
+def _trained(name: str, domains: str, seed: int) -> tuple[CellTrainer, TaskGraph, tuple[Role, ...]]:
+    asked: list[Role] = []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = toy_trainer(Path(folder), domains=domains, steps=STEPS, seed=seed)
+        for role, loader in trainer.context.loaders.items():
+            original = loader.training
+            loader.training = lambda *a, role=role, original=original: asked.append(role) or original(*a)
+        graph = build(name).run(trainer)
+    return trainer, graph, tuple(asked)
 
 
 @pytest.mark.parametrize(("name", "domains"), CASES)
-def test_the_deployed_network_serves_all_tasks_and_holds_nothing_else(name: str, domains: str, tmp_path: Path) -> None:
-    trainer, graph = trained(name, domains, tmp_path)
+def test_the_deployed_network_serves_all_tasks_and_holds_nothing_else(name: str, domains: str) -> None:
+    trainer, graph, _ = trained(name, domains)
+    graph = copy.deepcopy(graph)
     assert set(graph.tasks) == {"a", "b"}
     assert build(name).alternates == bool(trainer.search_roles & {Role.FIT, Role.ARCH})
     graph.require_deployable()
@@ -51,8 +72,8 @@ def test_the_deployed_network_serves_all_tasks_and_holds_nothing_else(name: str,
 
 
 @pytest.mark.parametrize(("name", "domains"), CASES)
-def test_the_exported_network_is_deterministic_and_comes_back(name: str, domains: str, tmp_path: Path) -> None:
-    trainer, graph = trained(name, domains, tmp_path)
+def test_the_exported_network_is_deterministic_and_comes_back(name: str, domains: str) -> None:
+    trainer, graph, _ = trained(name, domains)
     batch = next(iter(trainer.context.loaders[Role.FIT].training(("a", "b"), 0, 1, "x")))
     again = TaskGraph.from_json(graph.to_json(), graph.tensors())
     with torch.inference_mode():
@@ -66,31 +87,26 @@ def test_the_exported_network_is_deterministic_and_comes_back(name: str, domains
 
 @pytest.mark.parametrize(("name", "domains"), CASES)
 def test_same_seed_same_bits_and_a_killed_run_ends_there_too(name: str, domains: str, tmp_path: Path) -> None:
-    trainer, graph = trained(name, domains, tmp_path / "one")
-    expected = outcome(trainer, graph)
-    killed = toy_trainer(tmp_path / "two", domains=domains, steps=STEPS, checkpoint_steps=2)
+    expected = outcome(*trained(name, domains)[:2])
+    killed = toy_trainer(tmp_path, domains=domains, steps=STEPS, checkpoint_steps=2)
     kill_after(killed, 4)
     with pytest.raises(Killed):
         build(name).run(killed)
-    assert outcome(*trained(name, domains, tmp_path / "two")) == expected
-    assert outcome(*trained(name, domains, tmp_path / "three", seed=1))["weights"] != expected["weights"]
+    resumed = toy_trainer(tmp_path, domains=domains, steps=STEPS)
+    assert outcome(resumed, build(name).run(resumed)) == expected
+    assert trained(name, domains, seed=1)[1].weights_hash() != expected["weights"]
 
 
 @pytest.mark.parametrize(("name", "domains"), CASES)
-def test_training_reads_neither_select_nor_report(name: str, domains: str, tmp_path: Path) -> None:
-    trainer = toy_trainer(tmp_path, domains=domains, steps=STEPS)
-    asked: list[Role] = []
-    for role, loader in trainer.context.loaders.items():
-        original = loader.training
-        loader.training = lambda *a, role=role, original=original: asked.append(role) or original(*a)
-    build(name).run(trainer)
+def test_training_reads_neither_select_nor_report(name: str, domains: str) -> None:
+    asked = trained(name, domains)[2]
     assert asked
     assert not {Role.SELECT, Role.REPORT} & set(asked)
 
 
 @pytest.mark.parametrize(("name", "domains"), CASES)
-def test_the_final_training_has_the_steps_of_the_budget(name: str, domains: str, tmp_path: Path) -> None:
-    trainer, graph = trained(name, domains, tmp_path)
+def test_the_final_training_has_the_steps_of_the_budget(name: str, domains: str) -> None:
+    trainer, graph, _ = trained(name, domains)
     final, search = trainer.ledger.final, trainer.ledger.search
     assert final.optimizer_steps >= STEPS
     assert final.optimizer_steps % STEPS == 0  # several networks, each with the whole budget
@@ -100,7 +116,20 @@ def test_the_final_training_has_the_steps_of_the_budget(name: str, domains: str,
         assert trainer.weight_steps(graph) == STEPS
 
 
-def test_no_two_methods_are_one_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", method_names())
+def test_what_methods_store_can_be_drawn(name: str) -> None:
+    """From JSON and back. Figures of both kinds of data that differ in their numbers alone are drawn once."""
+    texts = {
+        re.sub(r"-?\d+\.\d+(e-?\d+)?", "0", text): text
+        for domains in ("single", "multi")
+        if (name, domains) in CASES
+        for text in (figure.model_dump_json() for figure in trained(name, domains)[0].figures.values())
+    }
+    for text in texts.values():
+        plt.close(draw(Figure.model_validate_json(text)))
+
+
+def test_no_two_methods_are_one_network() -> None:
     """Methods that choose an architecture may choose the same one, and equal networks then train to equal bits; but not
     at every seed.
     """
@@ -110,7 +139,7 @@ def test_no_two_methods_are_one_network(tmp_path: Path) -> None:
         for names in alike:
             by_weights: dict[str, list[str]] = {}
             for name in names:
-                weights = trained(name, "single", tmp_path / f"{name}-{seed}", seed=seed)[1].weights_hash()
+                weights = trained(name, "single", seed)[1].weights_hash()
                 by_weights.setdefault(weights, []).append(name)
             found += [group for group in by_weights.values() if len(group) > 1]
         alike = found

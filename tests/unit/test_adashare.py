@@ -560,8 +560,9 @@ def test_shipped_suites_hold_the_method() -> None:
     assert [entry.params for entry in standard if entry.name == "adashare"] == [{}, {"random_policy": True}]
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_a_record_holds_policies_course_pictures_and_facts(tmp_path: Path) -> None:
-    (cell,) = plan(suite(methods=with_params(recipe="suite")))
+    (cell,) = plan(suite(data=["toy"], methods=with_params(recipe="suite")))
     record = run_cell(cell, RunSettings(tmp_path))
     assert record.status == "done", record.error
     assert {"policies", "policy_scores", "probabilities", "course", "figure-policy", "figure-policy-course"} <= set(

@@ -394,12 +394,13 @@ def test_a_drawn_row_is_no_search():
 # what a run writes
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_records_of_a_run_leave_no_field_unknown(tmp_path):
     longer = {"name": "hard_sharing", "params": {"steps_factor": 2.0}}
     suite = Suite.model_validate(
         {
             "name": "tiny",
-            "data": [{"dataset": "multi_mnist", "tasks": ["left", "right"]}],
+            "data": ["toy"],
             "backbones": ["test_resnet"],
             "methods": ["single_task", "hard_sharing", longer],
             "seeds": [0],

@@ -18,6 +18,7 @@ from benchmark.executors import LocalExecutor
 from benchmark.store import StorageError, Store
 from tests.unit.test_cell import toy_cells
 
+pytestmark = pytest.mark.xdist_group("workers")  # one process that workers are forked from
 ROOT = Path(__file__).parent.parent.parent
 
 

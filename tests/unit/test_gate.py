@@ -31,6 +31,7 @@ from benchmark.speed_files import MeasurementFile, NetworkEntry, SpeedSettings, 
 from benchmark.store import Store
 from benchmark.suite import Suite
 from datasets.kinds.class_kind import ClassEvaluator
+from tests.conftest import toy_registered
 from tests.unit.records import SHARED, make_failure, make_record
 
 DEVICE = "some processor"
@@ -548,7 +549,7 @@ def _deterministic() -> Iterator[None]:
 def planned(seed: int = 0) -> PlannedCell:
     document: dict[str, Any] = {
         "name": "tiny",
-        "data": [{"dataset": "multi_mnist", "tasks": ["left", "right"]}],
+        "data": ["toy"],
         "backbones": ["test_resnet"],
         "methods": ["hard_sharing"],
         "seeds": [seed],
@@ -559,8 +560,13 @@ def planned(seed: int = 0) -> PlannedCell:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, _deterministic: None) -> Path:
+def real(tmp_path_factory: pytest.TempPathFactory, _deterministic: None) -> Iterator[Path]:
     """A baseline of one real cell."""
+    with toy_registered():
+        yield baseline_of_a_run(tmp_path_factory)
+
+
+def baseline_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gate")
     assert run_cell(planned(), RunSettings(root / "run")).status == "done"
     code, text = accept(root / "run", root / "gate.json", "first")

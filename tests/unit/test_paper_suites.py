@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from datasets.augmentation import augmented_size
 from datasets.registry import dataset_names
 from tests.twins import TWINS, write_twin
 
+pytestmark = pytest.mark.xdist_group("papers")  # in one process, which plans each suite once
 SUITES = {
     "nyuv2_3task_adashare": ("nyuv2", "adashare"),
     "nyuv2_2task_adashare": ("nyuv2", "adashare"),
@@ -26,18 +29,21 @@ DENSE = ("nyuv2", "cityscapes")  # their labels differ by protocol
 PUBLISHED = [name for name in SUITES if not name.endswith("standard")]
 
 
-def cells(name: str, folder: Path) -> list[PlannedCell]:
+@functools.cache
+def cells(name: str) -> list[PlannedCell]:
     """The cells of a shipped suite on a small copy of its data."""
     suite = read_suite(find_suite(name))
     data = tuple(part.model_copy(update={"options": {**part.options, "profile": "twin"}}) for part in suite.data)
-    return plan(suite.model_copy(update={"data": data, "seeds": suite.seeds[:1]}), write_twin(folder, *SUITES[name]))
+    with tempfile.TemporaryDirectory() as folder:
+        twin = write_twin(Path(folder), *SUITES[name])
+        return plan(suite.model_copy(update={"data": data, "seeds": suite.seeds[:1]}), twin)
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_a_suite_of_data_on_disk_plans(name: str, tmp_path: Path) -> None:
+def test_a_suite_of_data_on_disk_plans(name: str) -> None:
     assert SUITES[name] in TWINS
     assert SUITES[name][0] in dataset_names()
-    for cell in cells(name, tmp_path):
+    for cell in cells(name):
         published = name in PUBLISHED
         assert (cell.document["selection"].get("select_on") == "test") == published
         if SUITES[name][0] in DENSE:
@@ -53,11 +59,9 @@ def test_a_suite_of_data_on_disk_plans(name: str, tmp_path: Path) -> None:
         ("cityscapes_2task_adashare", "resnet34", {"semseg": 1, "depth": 20}, (224, 224)),
     ],
 )
-def test_adashare_s_settings(
-    name: str, backbone: str, weights: dict[str, float], crop: tuple[int, int], tmp_path: Path
-) -> None:
+def test_adashare_s_settings(name: str, backbone: str, weights: dict[str, float], crop: tuple[int, int]) -> None:
     """adashare.md 3, and 23 M a head; the baselines get the optimizer of the release's final training."""
-    for cell in cells(name, tmp_path):
+    for cell in cells(name):
         document = cell.document
         assert document["backbone"]["name"] == backbone
         assert document["data"]["task_weights"] == weights
@@ -65,14 +69,14 @@ def test_adashare_s_settings(
         assert augmented_size(document["recipe"]["augmentation"], (480, 640)) == crop
         assert document["recipe"]["batch_size"] == 16
         assert document["recipe"]["schedule"]["milestones"] == [0.2, 0.4, 0.6, 0.8]  # every 4,000 of 20,000 steps
-    method = next(cell for cell in cells(name, tmp_path) if cell.document["method"]["name"] == "adashare")
+    method = next(cell for cell in cells(name) if cell.document["method"]["name"] == "adashare")
     assert method.document["method"]["params"]["n_policies"] == 8
     assert any("4000 warm-up" in note for note in method.notes)
 
 
-def test_libmtl_s_setting(tmp_path: Path) -> None:
+def test_libmtl_s_setting() -> None:
     """200 epochs of 795 images in batches of 8 are 19,900 steps; StepLR halves the rate at half of them."""
-    document = cells("nyuv2_13class_libmtl", tmp_path)[0].document
+    document = cells("nyuv2_13class_libmtl")[0].document
     assert document["budget"]["steps"] == 19_900 == 200 * 796 // 8
     assert document["backbone"]["weights"] == "pretrained"
     assert document["recipe"]["schedule"] | {"milestones": [0.5], "gamma": 0.5} == document["recipe"]["schedule"]
@@ -80,9 +84,9 @@ def test_libmtl_s_setting(tmp_path: Path) -> None:
     assert document["data"]["task_weights"] == {"semseg": 1.0, "normals": 1.0, "depth": 1.0}
 
 
-def test_dmo_s_four_tasks(tmp_path: Path) -> None:
+def test_dmo_s_four_tasks() -> None:
     """The re-run's recipe (board dmo_four_tasks_rerun): 25 epochs of MNIST in batches of 64, and DMO's own settings."""
-    planned = cells("dmo_four_tasks", tmp_path)
+    planned = cells("dmo_four_tasks")
     document = planned[0].document
     assert document["budget"]["steps"] == 23_450 == 25 * 938
     assert document["data"]["tasks"] == ["cifar10", "stl10", "usps", "mnist"]

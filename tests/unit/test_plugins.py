@@ -42,7 +42,7 @@ def _own_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def suite_with(tmp_path: Path, method: str, data: str = "{dataset: multi_mnist, tasks: [left, right]}") -> Path:
+def suite_with(tmp_path: Path, method: str, data: str = "toy") -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(
         f"name: mine\nplugins: [plugin.py]\ndata: [{data}]\nbackbones: [test_resnet]\nmethods: [{method}]\n"
@@ -58,6 +58,7 @@ def example_of_the_readme(with_text: str) -> str:
     return str(example)
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_the_method_of_the_readme_runs_and_shares_what_it_says(tmp_path: Path) -> None:
     example = example_of_the_readme("@register_method")
     assert len(example.splitlines()) <= 52
@@ -104,6 +105,7 @@ def test_the_data_set_of_the_readme_is_verified_and_run(tmp_path: Path) -> None:
         plan(suite, data_root=tmp_path / "data")
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_the_backbone_family_of_the_readme_equals_timm_and_runs(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(example_of_the_readme("@family"), encoding="utf-8")
     suite_file = suite_with(tmp_path, "hard_sharing")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import random
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,15 +63,22 @@ def outcome(trainer: CellTrainer, graph: TaskGraph) -> dict[str, object]:
 METHODS = {"alternating": Alternating, "per task": PerTask, "masked": Masked}
 
 
+@functools.cache
+def straight(name: str) -> dict[str, object]:
+    """The outcome of a training that nothing interrupts."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = toy_trainer(Path(folder), steps=6)
+        return outcome(trainer, METHODS[name]().run(trainer))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_killed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    straight = toy_trainer(tmp_path / "straight")
-    expected = outcome(straight, METHODS[name]().run(straight))
-    for case in range(6):
+    expected = straight(name)
+    for case in range(4):
         points = random.Random(f"{name}/{case}")
         folder = tmp_path / str(case)
         for _ in range(3):  # killed up to three times, later each time
-            trainer = toy_trainer(folder, checkpoint_steps=points.choice([1, 2, 3]))
+            trainer = toy_trainer(folder, steps=6, checkpoint_steps=points.choice([1, 2, 3]))
             kill_after(trainer, points.randint(1, 9))
             try:
                 graph = METHODS[name]().run(trainer)
@@ -77,18 +86,17 @@ def test_killed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, t
                 continue
             break
         else:
-            trainer = toy_trainer(folder, checkpoint_steps=2)
+            trainer = toy_trainer(folder, steps=6, checkpoint_steps=2)
             graph = METHODS[name]().run(trainer)
         assert outcome(trainer, graph) == expected, case
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_kill_between_the_last_step_and_the_end_of_a_stage_loses_nothing(name: str, tmp_path: Path) -> None:
-    straight = toy_trainer(tmp_path / "straight")
-    expected = outcome(straight, METHODS[name]().run(straight))
+    expected = straight(name)
     folder = tmp_path / "killed"
     for _ in range(10):
-        trainer = toy_trainer(folder, checkpoint_steps=1)
+        trainer = toy_trainer(folder, steps=6, checkpoint_steps=1)
         save = trainer._checkpoints.save
 
         def dying(number: int, payload: dict, *, finished: bool, save: Callable = save) -> None:

@@ -18,6 +18,7 @@ from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
 SIZE = 8
 SPLITS = {"train": 80, "val": 20, "test": 20}
 CLASSES = {"left": 4, "right": 2}
+LABELS = (0, 1, 0, 2, 0, 1, 0, 3, 1, 2)  # no two classes are equally frequent: a constant guess tells them apart
 
 
 class ToyOptions(DatasetOptions):
@@ -61,7 +62,7 @@ class Toy(DatasetLoader):
         inputs = {}
         for name in spec.inputs:
             random = np.random.RandomState(list(SPLITS).index(split) + len(name))
-            labels = np.arange(SPLITS[split]) % CLASSES["left"]
+            labels = np.resize(LABELS, SPLITS[split])
             images = random.randint(0, 40, (len(labels), 1, SIZE, SIZE)) + 50 * labels[:, None, None, None]
             targets = {"left": torch.from_numpy(labels), "right": torch.from_numpy(labels % CLASSES["right"])}
             inputs[name] = ToyInput(
