@@ -16,7 +16,6 @@ from benchmark.networks import (
 )
 from tests.conformance.test_methods import CASES, trained
 
-pytestmark = pytest.mark.xdist_group("methods")
 CASES_IN_TURN = [
     pytest.param(name, domains, marks=() if domains == "single" else pytest.mark.slow) for name, domains in CASES
 ]

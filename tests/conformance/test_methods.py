@@ -22,7 +22,6 @@ from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
-pytestmark = pytest.mark.xdist_group("methods")  # in one process, which trains each method once
 STEPS = 6
 CASES = [
     (name, domains)

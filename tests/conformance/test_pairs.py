@@ -18,7 +18,7 @@ from methods.contracts import Role
 from methods.registry import get_method, method_names
 from tests.unit.harness import toy_trainer
 
-STEPS = 4
+STEPS = 3
 FAMILIES = {  # a small model of each; image size
     "test_resnet": 32,
     "test_efficientnet": 32,

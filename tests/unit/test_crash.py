@@ -18,7 +18,6 @@ from benchmark.executors import LocalExecutor
 from benchmark.store import StorageError, Store
 from tests.unit.test_cell import toy_cells
 
-pytestmark = pytest.mark.xdist_group("workers")  # one process that workers are forked from
 ROOT = Path(__file__).parent.parent.parent
 
 

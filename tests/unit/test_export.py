@@ -26,8 +26,6 @@ from tests.unit.graphs import operation
 from tests.unit.records import make_failure, make_record
 from tests.unit.test_throughput import planned, store_cells
 
-pytestmark = pytest.mark.xdist_group("export")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,7 +14,6 @@ from datasets.augmentation import augmented_size
 from datasets.registry import dataset_names
 from tests.twins import TWINS, write_twin
 
-pytestmark = pytest.mark.xdist_group("papers")  # in one process, which plans each suite once
 SUITES = {
     "nyuv2_3task_adashare": ("nyuv2", "adashare"),
     "nyuv2_2task_adashare": ("nyuv2", "adashare"),

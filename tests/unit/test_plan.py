@@ -20,7 +20,6 @@ from methods.contracts import Role, Stage
 from methods.plain import parameter_groups, plain_graph, task_losses
 from tests.unit.harness import toy_trainer
 
-pytestmark = pytest.mark.xdist_group("workers")  # one process that workers are forked from
 SUITE = """
 name: tiny
 plugins: [{toy_data}]

@@ -270,7 +270,6 @@ def test_the_command_reads_a_folder_of_boards(tmp_path: Path) -> None:
         compare_with_boards(tmp_path / "boards")
 
 
-@pytest.mark.xdist_group("papers")  # beside the tests that plan these suites
 @pytest.mark.parametrize(
     ("suite", "verdict"), [("nyuv2_3task_adashare", "consistent"), ("nyuv2_standard", "not comparable")]
 )

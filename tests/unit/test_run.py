@@ -22,7 +22,6 @@ from benchmark.speed_jobs import SpeedProtocol
 from benchmark.suite import read_suite
 from datasets.errors import UsageError
 
-pytestmark = pytest.mark.xdist_group("workers")  # one process that workers are forked from
 SUITE = """
 name: tiny
 plugins: [{toy_data}]

@@ -58,7 +58,6 @@ from methods.plain import plain_graph
 from methods.task_graph import TaskGraph, merged
 from tests.unit.records import make_record
 
-pytestmark = pytest.mark.xdist_group("throughput")
 TINY = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
 CPU = torch.device("cpu")
 
