@@ -133,6 +133,8 @@ def toy_trainer(
         version="test",
     )
     made = dataclasses.replace(made, **context)
+    for loader in made.loaders.values():
+        loader.spec = made.data
 
     def single_task(task: str) -> tuple[TaskGraph, list[float], Spending, str]:
         nested = dataclasses.replace(made, data=spec.with_tasks([task]), single_task=None)

@@ -330,14 +330,17 @@ def test_the_best_cycle_on_select_is_drawn_from(tmp_path: Path, monkeypatch: pyt
 def test_gain_on_the_first_policy_judged() -> None:
     spec = toy_spec()
     tasks = (
-        dataclasses.replace(spec.tasks[0], metrics=("up", "down")),
-        dataclasses.replace(spec.tasks[1], metrics=("up", "gone")),
+        TaskSpec("a", "depth", 1, ("delta_1_25", "abs_err")),
+        TaskSpec("b", "class", 2, ("accuracy", "balanced_accuracy")),
     )
     data = dataclasses.replace(spec, tasks=tasks)
 
     def metrics(*values: float | None) -> Any:
         scores = [Score(value, "", higher, 1) for value, higher in zip(values, (True, False, True, True), strict=True)]
-        return {"a": {"up": scores[0], "down": scores[1]}, "b": {"up": scores[2], "gone": scores[3]}}
+        return {
+            "a": {"delta_1_25": scores[0], "abs_err": scores[1]},
+            "b": {"accuracy": scores[2], "balanced_accuracy": scores[3]},
+        }
 
     # a: +50 % and 10 % lower where lower is better; b: -20 %, and a metric that was 0 is left out.
     assert gain(metrics(0.6, 0.9, 0.4, 1.0), [0.4, 1.0, 0.5, 0.0], data) == pytest.approx(((0.5 + 0.1) / 2 - 0.2) / 2)

@@ -323,7 +323,7 @@ def test_layouts_are_told_apart_and_missing_ones_described(tmp_path: Path, roots
         "no train/depth for layout 'mtan_npy'",
         "no cityscape.json for layout 'adashare'",
         "https://www.cityscapes-dataset.com",
-        "licence: non-commercial",
+        "Licence: non-commercial",
         "about 15 GB",
     ):
         assert part in message

@@ -174,7 +174,7 @@ def test_an_epoch_is_that_of_the_sample_not_of_its_batch() -> None:
     def drawn(batch_size: int) -> torch.Tensor:
         order = SampleOrder(10, batch_size, seed=0, stream="s")
         loader = input_loader(ToyInput(10, seed=0), augment=("shift",))
-        return torch.cat([images for images, _, _ in loader.training(order, 0, 20 // batch_size)])
+        return torch.cat([images for images, *_ in loader.training(order, 0, 20 // batch_size)])
 
     assert torch.equal(drawn(4), drawn(1))
     assert SampleOrder(10, 4, seed=0, stream="s").batch(2)[1].tolist() == [0, 0, 1, 1]
@@ -185,7 +185,7 @@ def test_an_epoch_is_that_of_the_sample_not_of_its_batch() -> None:
 def test_gray_images_stay_gray_where_the_backbone_takes_one_channel(augment: tuple[str, ...], cached: bool) -> None:
     data = ToyInput(10, seed=0, cached=cached)
     order = SampleOrder(10, 4, seed=0, stream="s")
-    (images, _, _), *_ = input_loader(data, in_chans=1, augment=augment).training(order, 0, 1)
+    (images, *_), *_ = input_loader(data, in_chans=1, augment=augment).training(order, 0, 1)
     assert images.shape == (4, 1, 8, 8)
     if not augment:
         expected = (data.images[order.batch(0)[0]].float() / 255 - 0.4) / 0.3
@@ -197,7 +197,7 @@ def test_colour_images_do_not_enter_one_channel(cached: bool) -> None:
     data = ToyInput(10, seed=0, cached=cached)
     data.images = data.images.repeat(1, 3, 1, 1)
     order = SampleOrder(10, 4, seed=0, stream="s")
-    (images, _, _), *_ = input_loader(data, in_chans=1).training(order, 0, 1)  # three equal channels are gray
+    (images, *_), *_ = input_loader(data, in_chans=1).training(order, 0, 1)  # three equal channels are gray
     assert images.shape == (4, 1, 8, 8)
     data.images[:, 2] += 1
     with pytest.raises(UsageError, match="in_chans = 1"):

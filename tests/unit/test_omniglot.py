@@ -185,7 +185,7 @@ def test_missing_drawers_and_missing_layouts_are_named(tmp_path: Path) -> None:
         "no omniglot-py/images_evaluation for layout 'torchvision'",
         "2.9 MB",
         "https://github.com/brendenlake/omniglot",
-        "licence: MIT",
+        "Licence: MIT",
     ):
         assert part in message
     assert "\n" not in message

@@ -173,7 +173,7 @@ def test_other_data_are_seen_and_their_times_are_not(project: Path, edit: Callab
     file.touch()
     assert reason(project) is None
     data = file.read_bytes()
-    np.savez(file, images=np.zeros((40, 3, 8, 8), np.uint8))
+    np.savez(file, images=np.full((40, 3, 8, 8), 200, np.uint8))
     assert reason(project) == "made on other data: what the files hold has changed"
     file.write_bytes(data)
     assert reason(project) is None

@@ -50,6 +50,7 @@ class Toy(DatasetLoader):
             domains="multi" if options.multi else "single",
             tasks=tuple(TaskSpec(name, "class", n, ("accuracy",)) for name, n in CLASSES.items()),
             splits={split: n * (len(CLASSES) if options.multi else 1) for split, n in SPLITS.items()},
+            counts={split: dict.fromkeys(CLASSES, n) for split, n in SPLITS.items()} if options.multi else {},
             native_size=(SIZE, SIZE),
             mean=(0.4, 0.4, 0.4),
             std=(0.3, 0.3, 0.3),
