@@ -311,9 +311,14 @@ def _measure(config: BackboneConfig) -> _Geometry:
     return _Geometry(tuple(shapes), tuple(group_stages([shape.reduction for shape in native[1:]])), num_features, grids)
 
 
-@functools.lru_cache(maxsize=8)
 def _skeleton(config: BackboneConfig) -> Cut:
     """The cut model on the meta device, for all to read: a graph asks for it once an operation."""
+    return _skeleton_of(config, torch.get_default_dtype())
+
+
+@functools.lru_cache(maxsize=8)
+def _skeleton_of(config: BackboneConfig, dtype: torch.dtype) -> Cut:
+    """As `_skeleton`; dtype is the default one, in which a model is built."""
     with seeded(0, "backbone-skeleton"):  # timm tries some layers on the CPU, which would move the global stream
         return find_family(config.name).cut(_build(config, device="meta"))
 

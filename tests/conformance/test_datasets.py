@@ -433,14 +433,8 @@ def test_who_lacks_a_layout_is_told_how_to_get_it(form: Form, tmp_path: pathlib.
         registry.load(name, tmp_path, "train", layout=layout)
     spec, expected = full_spec(form), get_dataset(name).layouts[str(layout)]
     first = expected.marks[0].replace("|", " or ")
-    for part in (
-        str(tmp_path / name),
-        f"no {first}",
-        expected.tree,
-        expected.size,
-        expected.source or spec.home,
-        spec.licence,
-    ):
+    source = expected.source or spec.home
+    for part in (str(tmp_path / name), f"no {first}", expected.tree, expected.size, source, spec.licence):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 

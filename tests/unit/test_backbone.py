@@ -345,3 +345,12 @@ def test_dilation_is_refused_where_there_is_none_to_choose() -> None:
         create_backbone(BackboneConfig("test_vit", image_size=(32, 32), dilation="deeplab"), seed=0)
     with pytest.raises(UsageError, match=r"'deplab'.*deeplab"):
         BackboneConfig("resnet18", dilation="deplab")  # type: ignore[arg-type]
+
+
+def test_a_rebuilt_part_has_the_default_dtype_of_the_moment(float64: None) -> None:
+    """What is built once for all is built for one dtype: another default is another skeleton."""
+    operation = create_backbone(BackboneConfig("test_resnet"), seed=0).stem_operation()
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        rebuilt = build_module(operation.kind, operation.config)
+        assert {parameter.dtype for parameter in rebuilt.parameters()} == {dtype}

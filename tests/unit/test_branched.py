@@ -390,7 +390,7 @@ def test_plans_say_what_a_copy_costs_and_refuse_what_cannot_run() -> None:
     many = dataclasses.replace(spec, tasks=tuple(dataclasses.replace(spec.tasks[0], name=f"t{n}") for n in range(9)))
     with pytest.raises(UsageError, match="up to 8 tasks, not 9"):
         Branched(BranchedParams(search="exhaustive")).check(many, backbone, Budget(10))
-    with pytest.raises(UsageError, match="up to 8 tasks, .* has 9. Ask for fewer"):
+    with pytest.raises(UsageError, match=r"up to 8 tasks, .* has 9\. Ask for fewer"):
         RandomTree(RandomTreeParams()).check(many, backbone, Budget(10))
     with pytest.raises(UsageError, match="up to 7 tasks, not 9"):
         Bmtas(BmtasParams()).check(many, backbone, Budget(10))

@@ -324,7 +324,7 @@ def test_plans_of_controls_say_so_and_count_few_tasks_only() -> None:
         assert notes[-1] == "control: a random tree of the size of the one that this finds, within 5 %"
         assert method(params()).check(spec, backbone, Budget(100)) == notes[:-1]
     many = dataclasses.replace(spec, tasks=tuple(dataclasses.replace(spec.tasks[0], name=f"t{n}") for n in range(9)))
-    with pytest.raises(UsageError, match="up to 8 tasks, .* has 9. Ask for fewer"):
+    with pytest.raises(UsageError, match=r"up to 8 tasks, .* has 9\. Ask for fewer"):
         Branched(BranchedParams(search="beam", random_tree=True)).check(many, backbone, Budget(10))
     assert size_of(segments_of(backbone, spec, "block"), (apart(2),) * 4, spec).macs is not None
 
