@@ -1,7 +1,7 @@
 """How it is judged: suites, the training loop, measures, records, tables and the commands.
 
-From Python: `run_suite`, `Results` and `load_network` (see `benchmark.api` and `benchmark.networks`). They are imported
-when they are first asked for: a command must start before torch is loaded.
+From Python: `run_suite`, `Results` and `load_network` (see `benchmark.api` and `benchmark.deploy.network`). They are
+imported when they are first asked for: a command must start before torch is loaded.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.version import __version__
+
 if TYPE_CHECKING:
     from benchmark.api import Results, run_suite
-    from benchmark.networks import load_network
+    from benchmark.deploy.network import load_network
 
-__version__ = "0.1.0"
-__all__ = ["Results", "load_network", "run_suite"]
+__all__ = ["Results", "__version__", "load_network", "run_suite"]
 
 
 def _assert_own_packages() -> None:
@@ -47,5 +48,5 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "benchmark.networks" if name == "load_network" else "benchmark.api"
+    module = "benchmark.deploy.network" if name == "load_network" else "benchmark.api"
     return getattr(importlib.import_module(module), name)

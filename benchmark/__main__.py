@@ -8,7 +8,7 @@ import typer
 
 from benchmark import check, data, export, report, run, throughput
 from benchmark import list as list_
-from benchmark.entry import start
+from benchmark.cli import start
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

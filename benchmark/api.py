@@ -16,19 +16,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.quantities import seed_of_record
-from benchmark.record import INVALID, Record, canonical_json, row_key, table_key
-from benchmark.store import Store
-from benchmark.suite import Suite
+from benchmark.cli import pick_device
+from benchmark.plan.suite import BudgetSettings, Suite
+from benchmark.records.keys import canonical_json, row_key, table_key
+from benchmark.records.record import INVALID, Record, seed_of_record
+from benchmark.records.store import Store
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
-    from benchmark.delta import Variant
-    from benchmark.networks import DeployedNetwork
-    from benchmark.report import Format
-    from benchmark.tables import Table
+    from benchmark.deploy.network import DeployedNetwork
+    from benchmark.plan.cells import PlannedCell
+    from benchmark.plan.staleness import Present
+    from benchmark.records.delta import Variant
+    from benchmark.show.render import Format
+    from benchmark.tables.table import Table
+    from benchmark.train.cell import RunSettings
 
 FRAME_COLUMNS = (
     *("table", "data", "protocol", "backbone", "budget", "method", "label", "params", "seed", "cell", "status"),
@@ -82,7 +87,7 @@ class Results:
         allow_red: bool = False,
     ) -> str:
         """The tables as text, as `report` prints them: terminal, markdown, csv or latex. Raises UsageError."""
-        from benchmark.report import report
+        from benchmark.show.render import report
 
         return report(
             self.out, format=format, variant=variant, keys=self.keys, reference=reference, allow_red=allow_red
@@ -99,7 +104,7 @@ class Results:
         """
         import pandas as pd
 
-        from benchmark.report import tables_of
+        from benchmark.tables.folder import tables_of
 
         tables, _ = tables_of(self.out, variant=variant, keys=self.keys)
         keys = {
@@ -114,7 +119,7 @@ class Results:
         self, row: str | None = None, *, seed: int | None = None, tasks: Sequence[str] | None = None
     ) -> DeployedNetwork:
         """The trained network of a row: see `load_network`, whose `row`, `seed` and `tasks` these are."""
-        from benchmark.networks import load_network
+        from benchmark.deploy.network import load_network
 
         return load_network(self.out, row, seed=seed, tasks=tasks)
 
@@ -148,8 +153,8 @@ def run_suite(
     core, or one on CUDA. speed: measure throughput at the end. show: print progress.
     Raises UsageError before the first step for what cannot be run; a cell that fails later says so in its record.
     """
-    from benchmark.console import make_console
-    from benchmark.run import data_root_of_environment, execute, select
+    from benchmark.cli import data_root_of_environment, make_console
+    from benchmark.plan.suite_file import select
 
     narrowed = (methods, datasets, tasks, backbones, seeds)
     if isinstance(suite, Suite):
@@ -176,3 +181,203 @@ def run_suite(
         print_tables=False,
     )
     return Results(folder, keys)
+
+
+SMOKE_STEPS = 3  # a method may correlate loss curves, which takes three points
+
+
+TABLES: dict[Format, str] = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
+
+
+def execute(
+    suite: Suite,
+    out: Path,
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    data_root: Path | None = None,
+    refresh_stale: bool = False,
+    speed: bool = True,
+    step_limit: int | None = None,
+    console: Console | None = None,
+    print_tables: bool = True,
+) -> list[str]:
+    """Run what has no record yet and write the tables; returns the keys of the suite's cells. step_limit: of every
+    stage, for smoke runs. Raises UsageError before the first step.
+    """
+    check_names(suite)
+    chosen = pick_device(device)
+
+    from benchmark.cli import make_console
+    from benchmark.plan.cells import missing_reference, notes_of, plan
+    from benchmark.plan.staleness import Present
+    from benchmark.records.store import Store
+    from benchmark.train.cell import RunSettings
+    from benchmark.workers.executors import LocalExecutor
+    from benchmark.workers.progress import RunView
+
+    console = console or make_console()
+    cells = plan(suite, data_root)
+    store = Store(out)
+    store.require_writable()
+    pending = _pending(cells, store, Present(data_root), refresh_stale, console)
+    n_jobs = _jobs(jobs, chosen)
+    kept = len(cells) - len(pending)
+    console.print(
+        f"Suite {suite.name}: {len(cells)} cells, {kept} with a record, {len(pending)} to run "
+        f"({min(n_jobs, max(1, len(pending)))} workers on {chosen}). Results: {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if missing_reference(cells):
+        console.print("Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
+    for line in notes_of(pending):
+        console.print(f"Note: {line}", highlight=False, markup=False, soft_wrap=True)
+    settings = RunSettings(
+        out=out,
+        data_root=data_root,
+        device=chosen,
+        plugins=suite.plugins,
+        refresh_stale=refresh_stale,
+        step_limit=step_limit,
+    )
+    if pending:
+        with RunView(console, [cell.title for cell in pending]) as view:
+            for event in LocalExecutor(settings, n_jobs).run(pending):
+                view.show(event)
+    if not store.load_all():
+        console.print("No cell left a record; there is nothing to print.", highlight=False)
+        return [cell.key for cell in cells]
+    if speed:
+        _measure_speed(store, cells, settings, console)
+    _write_tables(out, console, print_tables)
+    _draw_figures(store, cells, console)
+    return [cell.key for cell in cells]
+
+
+def smoke_suite(suite: Suite) -> Suite:
+    """The same suite with two final steps: does every cell run at all?"""
+    return suite.model_copy(update={"budget": BudgetSettings(steps=SMOKE_STEPS, cycles=SMOKE_STEPS)})
+
+
+def print_plan(
+    suite: Suite,
+    out: Path,
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    data_root: Path | None = None,
+    probe: bool = True,
+    console: Console | None = None,
+) -> int:
+    """Print what a run would do and take; returns 0, or 1 where a probe failed. Raises UsageError."""
+    check_names(suite)
+    chosen = pick_device(device)
+
+    from benchmark.cli import make_console
+    from benchmark.plan.cells import plan
+    from benchmark.records.store import Store
+    from benchmark.train.cell import RunSettings
+    from benchmark.workers.show_plan import show_plan
+
+    cells = plan(suite, data_root)
+    settings = RunSettings(out=out, data_root=data_root, device=chosen, plugins=suite.plugins)
+    return show_plan(cells, Store(out), settings, _jobs(jobs, chosen), probe, console or make_console())
+
+
+def _jobs(jobs: int | None, device: str) -> int:
+    """One worker per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
+    if jobs is not None:
+        return jobs
+    if device != "cpu":
+        return 1
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def _pending(
+    cells: Sequence[PlannedCell], store: Store, present: Present, refresh_stale: bool, console: Console
+) -> list[PlannedCell]:
+    """Cells without a finished record; stale ones are kept and said so, unless they are to be refreshed."""
+    pending = []
+    for cell in cells:
+        record = store.read(cell.key)
+        if record is None or record.status != "done":
+            pending.append(cell)
+            continue
+        reason = present.stale_reason(record, cell)
+        if reason is not None and refresh_stale:
+            pending.append(cell)
+            continue
+        if reason is None:
+            store.unmark_stale(record)
+        else:
+            store.mark_stale(record, reason)
+            console.print(
+                f"stale: {cell.title}: {reason}; kept (--refresh-stale runs it again)",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    return pending
+
+
+def _measure_speed(store: Store, cells: Sequence[PlannedCell], settings: RunSettings, console: Console) -> None:
+    """The light measurement of what is new, with no worker busy. Speed never decides the exit code of a run."""
+    from benchmark.speed.light import measure_light
+
+    keys = {cell.key for cell in cells if store.is_done(cell.key)}
+    if not keys:
+        return
+    console.print("Measuring throughput; keep the machine quiet for a moment ...")
+    try:
+        found = measure_light(store, keys=keys, device=settings.device, plugins=settings.plugins)
+    except UsageError as error:
+        console.print(f"Speed was not measured: {error}", highlight=False, markup=False, soft_wrap=True)
+        return
+    for line in found.failures:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_tables(out: Path, console: Console, print_too: bool) -> None:
+    """Tables to the terminal, and as files beside the records."""
+    from benchmark.records.store import write_atomic
+    from benchmark.show.render import report
+
+    for form, file in TABLES.items():
+        write_atomic(out / file, report(out, format=form).encode())
+    if print_too:
+        print(report(out, width=max(console.width, 120), color=console.is_terminal))
+    console.print(f"Tables: {', '.join(str(out / file) for file in TABLES.values())}", highlight=False, soft_wrap=True)
+
+
+def _draw_figures(store: Store, cells: Sequence[PlannedCell], console: Console) -> None:
+    """Pictures of what the methods found, beside the records; a picture that fails never decides the exit code."""
+    from benchmark.records.store import StorageError
+    from benchmark.show.plots import draw_records
+
+    records = [record for cell in cells if (record := store.read(cell.key)) is not None]
+    folder = store.root / "figures"
+    try:
+        drawn = list(draw_records(records, store, folder))
+    except (StorageError, OSError) as error:
+        console.print(f"Figures were not drawn: {error}", highlight=False, markup=False, soft_wrap=True)
+        return
+    if drawn:
+        console.print(f"Figures: {len(drawn)} new files in {folder}", highlight=False, soft_wrap=True)
+
+
+def check_names(suite: Suite) -> None:
+    """Load the suite's plug-ins and look up its methods and data sets, before torch is imported where no plug-in does.
+    Raises UsageError.
+    """
+    from benchmark.plan.plugins import load_plugins
+    from datasets.registry import require_dataset
+    from methods.registry import require_method
+
+    load_plugins(suite.plugins)
+    for method in suite.methods:
+        require_method(method.name)
+    for data in suite.data:
+        require_dataset(data.dataset)

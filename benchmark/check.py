@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmark.entry import start
+from benchmark.cli import start
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
-    from benchmark.gate import Finding
-    from benchmark.record import Record
-    from benchmark.speed_files import MeasurementFile
+    from benchmark.compare.gate import Finding
+    from benchmark.records.measurements import MeasurementFile
+    from benchmark.records.record import Record
 
 EXIT_USAGE = 2
 
@@ -29,8 +29,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def read_run(directory: Path) -> tuple[list[Record], list[MeasurementFile], list[str]]:
     """(records, speed measurements, a line for each speed file that cannot be read). Raises UsageError."""
-    from benchmark.speed_files import FOLDER, read_measurement
-    from benchmark.store import Store
+    from benchmark.records.measurements import FOLDER, read_measurement
+    from benchmark.records.store import Store
 
     if not directory.is_dir():
         state = "is not a folder" if directory.exists() else "does not exist"
@@ -46,7 +46,7 @@ def read_run(directory: Path) -> tuple[list[Record], list[MeasurementFile], list
 
 def stale_cells(directory: Path, records: Sequence[Record]) -> dict[str, str]:
     """{key: why} of the records that the latest run on the folder has called stale and kept."""
-    from benchmark.store import Store
+    from benchmark.records.store import Store
 
     store = Store(directory)
     found = {record.key: store.stale_reason(record) for record in records if record.cell}
@@ -59,8 +59,8 @@ def stale_cells(directory: Path, records: Sequence[Record]) -> dict[str, str]:
 
 def check(directory: Path, against: Path, *, strict: bool = False) -> tuple[int, str]:
     """(exit code, what to print). Raises UsageError for a folder or a baseline that cannot be read."""
-    from benchmark.baseline import read_baseline
-    from benchmark.gate import compare, exit_code
+    from benchmark.compare.baseline import read_baseline
+    from benchmark.compare.gate import compare, exit_code
 
     baseline = read_baseline(against)
     records, measurements, unread = read_run(directory)
@@ -74,9 +74,9 @@ def accept(directory: Path, against: Path, reason: str) -> tuple[int, str]:
 
     Raises UsageError for an empty reason, and for a file that is there and is no baseline.
     """
-    from benchmark.baseline import accepted, baseline_bytes, is_noisy, read_baseline, unfit
-    from benchmark.gate import Exit, compare, superseded
-    from benchmark.store import write_atomic
+    from benchmark.compare.baseline import accepted, baseline_bytes, is_noisy, read_baseline, unfit
+    from benchmark.compare.gate import Exit, compare, superseded
+    from benchmark.records.store import write_atomic
 
     if not reason.strip():
         raise UsageError("--accept needs a reason: what changed, and why that is right.")
@@ -107,7 +107,7 @@ def accept(directory: Path, against: Path, reason: str) -> tuple[int, str]:
 
 def lines(findings: Sequence[Finding]) -> list[str]:
     """Cell by cell: what is equal in one line, what differs in full."""
-    from benchmark.gate import Verdict
+    from benchmark.compare.gate import Verdict
 
     cells: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -128,7 +128,7 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def _summary(findings: Sequence[Finding], code: int, strict: bool) -> str:
-    from benchmark.gate import Exit, Verdict
+    from benchmark.compare.gate import Exit, Verdict
 
     counts = Counter(finding.verdict for finding in findings)
     parts = [f"{counts[verdict]} {verdict.value}" for verdict in Verdict if verdict is not Verdict.SAME]

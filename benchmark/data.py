@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmark.entry import start
-from benchmark.plugins import PluginOption, load_plugins
-from benchmark.run import data_root_of_environment, fail
+from benchmark.cli import data_root_of_environment, fail, start
+from benchmark.plan.plugins import PluginOption, load_plugins
 from datasets.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from datasets.verify import FieldSummary, Report
+    from datasets.on_disk.verify import FieldSummary, Report
 
 EXIT_BAD = 1
 SPLITS = ("train", "val", "test")
@@ -73,12 +72,12 @@ def verify(
     plugin: PluginOption = None,
 ) -> None:
     """Counts, files, checksums, shapes, ranges, ids; every bad file is named."""
-    from benchmark.console import make_console
+    from benchmark.cli import make_console
 
     console = make_console()
     try:
         _require(name, plugin)
-        from datasets.verify import verify as examine
+        from datasets.on_disk.verify import verify as examine
 
         with _progress(console, f"verify {name}") as report_progress:
             report = examine(
@@ -145,7 +144,7 @@ def _write_json(report: Report, path: Path) -> None:
     import dataclasses
     import json
 
-    from benchmark.store import write_atomic
+    from benchmark.records.store import write_atomic
 
     document: dict[str, Any] = {
         "dataset": report.spec.name,
@@ -173,13 +172,13 @@ def show(
     plugin: PluginOption = None,
 ) -> None:
     """A contact sheet: images of a split with every label beside them."""
-    from benchmark.store import safe_name
+    from benchmark.records.store import safe_name
 
     try:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         _require(name, plugin)
-        from benchmark.contact_sheet import contact_sheet
+        from benchmark.show.contact_sheet import contact_sheet
         from datasets.registry import load
 
         options, folder, found = _chosen(name, data_root, layout, twin)
@@ -204,12 +203,12 @@ def prepare(
     plugin: PluginOption = None,
 ) -> None:
     """A lossless, memory-mapped copy that later runs read instead of the files; goes on where it was interrupted."""
-    from benchmark.console import make_console
+    from benchmark.cli import make_console
 
     console = make_console()
     try:
         _require(name, plugin)
-        from datasets.prepare import prepare as copy
+        from datasets.on_disk.prepare import prepare as copy
 
         options, folder, found = _chosen(name, data_root, layout, twin)
         with _progress(console, f"prepare {name}") as report_progress:

@@ -1,6 +1,7 @@
 """Text of others (names of methods, tasks and data sets, errors) in a form whose syntax it must not speak.
 
-Everything that a report or a console shows passes one of these; `benchmark.render` adds what Markdown and LaTeX need.
+Everything that a report or a console shows passes one of these; `benchmark.show.render` adds what Markdown and LaTeX
+need.
 """
 
 from __future__ import annotations

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from benchmark.entry import start
-from benchmark.find_record import find_record
-from benchmark.plugins import PluginOption
-from benchmark.run import fail
+from benchmark.cli import fail, start
+from benchmark.deploy.find import find_record
+from benchmark.plan.plugins import PluginOption
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.networks import DeployedNetwork
+    from benchmark.deploy.network import DeployedNetwork
 
 EXIT_NOT_EXPORTED = 1
 DESCRIPTION_FILE = "sharebench.json"  # inside a pt2 file; in ONNX and safetensors it is metadata
@@ -132,8 +131,8 @@ def _pt2(network: DeployedNetwork, batch: int | None) -> Exported:
 def _safetensors(network: DeployedNetwork, batch: int | None) -> Exported:
     import safetensors.torch
 
-    from benchmark.networks import exported_bytes
-    from methods.task_graph import TaskGraph
+    from benchmark.deploy.network import exported_bytes
+    from methods.graph.task_graph import TaskGraph
 
     if batch is not None:
         raise UsageError("--batch goes with pt2 and onnx; safetensors holds weights and graph, which take any batch.")
@@ -222,7 +221,7 @@ def _batch(text: str) -> int | None:
 
 def file_name(network: DeployedNetwork, form: Form, tasks: Sequence[str] | None = None) -> str:
     """The file that is written where none is named: method, start of the cell's key, seed, and tasks if not all."""
-    from benchmark.store import safe_name
+    from benchmark.records.store import safe_name
 
     description = network.description
     parts = [description.method["name"], description.cell[:8], f"seed{description.seed}", *(tasks or ())]
@@ -282,13 +281,13 @@ def export(
 
       python -m benchmark.export results/runs/quick 1f3a09c2 --task left --out left.pt2
     """
-    from benchmark.store import write_atomic
+    from benchmark.records.store import write_atomic
 
     try:
         size = _batch(batch)
         tasks = [part.strip() for part in task.split(",") if part.strip()] if task is not None else None
         store, found = find_record(record, row, seed)  # before torch is loaded: mistakes are answered at once
-        from benchmark.networks import load_network
+        from benchmark.deploy.network import load_network
 
         network = load_network(found, out=store.root, tasks=tasks, plugins=[str(path) for path in plugin or ()])
         file = out or Path(file_name(network, to, tasks))

@@ -10,12 +10,11 @@ from typing import Annotated
 
 import typer
 
-from benchmark import boards
-from benchmark.entry import start
+from benchmark.cli import fail, start
+from benchmark.compare import boards
 from benchmark.escape import plain
-from benchmark.plugins import PluginOption, load_plugins
-from benchmark.run import fail
-from benchmark.suite import find_suite, read_suite, suite_names
+from benchmark.plan.plugins import PluginOption, load_plugins
+from benchmark.plan.suite_file import find_suite, read_suite, suite_names
 from datasets.errors import UsageError, unknown
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,8 +47,8 @@ def describe(name: str | None) -> str:
     # A suite of published settings and its board have one name.
     found = [line for names, describer in kinds if name in names for line in describer(name)]
     if not found:
-        from benchmark.balancing import balancing_names
-        from methods.backbone import supported_backbones
+        from benchmark.plan.balancing import balancing_names
+        from methods.backbones.backbone import supported_backbones
 
         kinds += [(balancing_names(), _balancing), (supported_backbones(), _backbone)]
         found = [line for names, describer in kinds if name in names for line in describer(name)]
@@ -80,14 +79,14 @@ def _overview() -> Iterator[str]:
 
 
 def _all_backbones() -> Iterator[str]:
-    from methods.backbone import supported_backbones
+    from methods.backbones.backbone import supported_backbones
 
     yield from supported_backbones()
 
 
 def _all_balancing() -> Iterator[str]:
     """Every way to balance losses, with its paper."""
-    from benchmark.balancing import BALANCERS, EQUAL
+    from benchmark.plan.balancing import BALANCERS, EQUAL
 
     yield "Loss balancing"
     yield f"  {EQUAL:<16} the sum of the weighted losses"
@@ -98,7 +97,7 @@ def _all_balancing() -> Iterator[str]:
 
 
 def _balancing(name: str) -> Iterator[str]:
-    from benchmark.balancing import BALANCERS, EQUAL
+    from benchmark.plan.balancing import BALANCERS, EQUAL
 
     if name == EQUAL:
         yield f"Loss balancing {EQUAL}: the sum of the weighted losses. No parameters."
@@ -127,7 +126,7 @@ def _first_line(text: str | None) -> str:
 
 
 def _method(name: str) -> Iterator[str]:
-    from benchmark.record import flat_params
+    from benchmark.records.keys import flat_params
     from methods.registry import get_method
 
     method = get_method(name)
@@ -246,7 +245,7 @@ def _suite(name: str) -> Iterator[str]:
 
 
 def _backbone(name: str) -> Iterator[str]:
-    from methods.backbone import BackboneConfig, create_backbone
+    from methods.backbones.backbone import BackboneConfig, create_backbone
 
     config = BackboneConfig(name=name)
     try:

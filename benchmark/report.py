@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 import shutil
 import sys
-from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
 
-from benchmark.delta import Variant
-from benchmark.entry import start
-from benchmark.plugins import PluginOption, load_plugins
-from benchmark.record import Record, value_at
-from benchmark.render import render_csv, render_latex, render_markdown, render_terminal
-from benchmark.speed_files import NetworkSpeed, SpeedResults, read_speed
-from benchmark.speed_jobs import light_settings
-from benchmark.store import Store, write_atomic
-from benchmark.tables import Table, aggregate, invalid_lines
+from benchmark.cli import start
+from benchmark.plan.plugins import PluginOption, load_plugins
+from benchmark.records.delta import Variant
+from benchmark.records.store import Store, write_atomic
+from benchmark.show.render import (
+    WIDTH_OF_FILES,
+    Format,
+    report,
+)
+from benchmark.tables.folder import read_records, read_tables
 from datasets.errors import UsageError
 
-Format = Literal["terminal", "markdown", "csv", "latex"]
 ALL_BOARDS = "all"
 _DEFAULT_PAGE = ":report:"  # --html without a file
-WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
 
 
 class FormatChoice(str, Enum):
@@ -53,47 +50,6 @@ class VariantChoice(str, Enum):
     one_metric = "one-metric"
 
 
-def report(
-    directory: Path,
-    *,
-    format: Format = "terminal",
-    variant: Variant = "mean-metrics",
-    width: int = WIDTH_OF_FILES,
-    color: bool = False,
-    keys: Collection[str] | None = None,
-    reference: str | None = None,
-    allow_red: bool = False,
-) -> str:
-    """The tables of all records below a folder, or of the cells `keys`, as text.
-
-    Files that cannot be trusted are listed beneath. width, color: of terminal output. reference, allow_red: see
-    `benchmark.tables.aggregate`. Raises UsageError where the folder holds no records, or no table that reference.
-    """
-    tables, invalid = tables_of(directory, variant=variant, keys=keys, reference=reference, allow_red=allow_red)
-    match format:
-        case "terminal":
-            return render_terminal(tables, invalid, width, color)
-        case "markdown":
-            return render_markdown(tables, invalid)
-        case "csv":
-            return render_csv(tables, invalid)
-        case "latex":
-            return render_latex(tables, invalid)
-
-
-def tables_of(
-    directory: Path,
-    *,
-    variant: Variant = "mean-metrics",
-    keys: Collection[str] | None = None,
-    reference: str | None = None,
-    allow_red: bool = False,
-) -> tuple[list[Table], list[str]]:
-    """The tables of `report`, and a line for each file that cannot be trusted. Raises UsageError as `report` does."""
-    _, tables, invalid = _read(directory, variant, reference, allow_red, keys)
-    return tables, invalid
-
-
 def compare_with_boards(
     directory: Path,
     board: str = ALL_BOARDS,
@@ -108,12 +64,12 @@ def compare_with_boards(
     board: a name, or `all` for those that have a table of ours beside them. published: a folder of boards, None for
     those that are shipped. Raises UsageError where there are no records, no such board, or none that fits.
     """
-    from benchmark.boards import FOLDER, board_names, read_board
-    from benchmark.reproduction import fitting_boards, reproduction
-    from benchmark.reproduction_text import render_reproduction
+    from benchmark.compare.boards import FOLDER, board_names, read_board
+    from benchmark.compare.reproduction import fitting_boards, reproduction
+    from benchmark.compare.reproduction_text import render_reproduction
 
     folder = FOLDER if published is None else published
-    records = _records(directory)
+    records = read_records(directory)
     if not board_names(folder):
         raise UsageError(f"{folder} holds no boards; expected NAME.yaml files as in benchmark/published.")
     if board == ALL_BOARDS:
@@ -133,9 +89,9 @@ def compare_runs(directory: Path, against: Path, *, format: Format = "terminal")
     """What changed from the run in `against` to the one in `directory`, as text. Raises UsageError for a folder without
     records.
     """
-    from benchmark.difference import difference, render_difference
+    from benchmark.compare.difference import difference, render_difference
 
-    runs = [_records(folder) for folder in (against, directory)]
+    runs = [read_records(folder) for folder in (against, directory)]
     if format == "latex":
         raise UsageError("A difference of runs has the formats terminal, markdown and csv, not latex.")
     return render_difference(difference(*runs), format)
@@ -149,12 +105,12 @@ def page(
     allow_red: bool = False,
 ) -> str:
     """The same tables as one HTML page that needs no network, with charts, pictures and provenance. As `report`."""
-    from benchmark.boards import board_names, read_board
-    from benchmark.page import render_page
-    from benchmark.reproduction import fitting_boards, reproduction
-    from benchmark.reproduction_text import page_sections
+    from benchmark.compare.boards import board_names, read_board
+    from benchmark.compare.reproduction import fitting_boards, reproduction
+    from benchmark.compare.reproduction_text import page_sections
+    from benchmark.show.page import render_page
 
-    records, tables, invalid = _read(directory, variant, reference, allow_red, None)
+    records, tables, invalid = read_tables(directory, variant, reference, allow_red, None)
     options = ["--html", f"--metric-variant {variant}"]
     options += [f"--reference {shlex.quote(reference)}"] if reference is not None else []
     options += ["--allow red"] if allow_red else []
@@ -162,54 +118,6 @@ def page(
     boards = fitting_boards(records, [read_board(name) for name in board_names()])
     sections = page_sections(reproduction(records, boards))
     return render_page(tables, records, invalid, Store(directory), command=command, sections=sections)
-
-
-def _read(
-    directory: Path, variant: Variant, reference: str | None, allow_red: bool, keys: Collection[str] | None
-) -> tuple[list[Record], list[Table], list[str]]:
-    """Records, their tables, and a line for each file that cannot be trusted."""
-    records = _records(directory)
-    if keys is not None:
-        records = [record for record in records if not record.cell or record.key in keys]
-    speed = read_speed(directory)
-    tables = aggregate(
-        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
-    )
-    return records, tables, [*invalid_lines(records), *speed.problems]
-
-
-def _records(directory: Path) -> list[Record]:
-    """All records below a folder. Raises UsageError where there are none."""
-    records = Store(directory).load_all() if _holds_records(directory) else []
-    if not records:
-        raise UsageError(_nothing_to_report(directory))
-    return records
-
-
-def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
-    """The light measurement of a record's network, of the device that it was trained on where there are several."""
-    graph = record.graph.get("hash")
-    devices = ("cpu", "cuda") if value_at(record.environment, "device") == "cpu" else ("cuda", "cpu")
-    for device in devices:
-        for mode in ("joint", "mixed"):
-            found = speed.find(str(graph), light_settings(device).name, mode)
-            if found is not None:
-                return found
-    return None
-
-
-def _holds_records(directory: Path) -> bool:
-    return (directory / "records").is_dir()
-
-
-def _nothing_to_report(directory: Path) -> str:
-    if not directory.is_dir():
-        return (
-            f"{directory} {'is not a folder' if directory.exists() else 'does not exist'}; expected the --out of a run."
-        )
-    below = [path.name for path in sorted(directory.iterdir()) if path.is_dir() and _holds_records(path)]
-    hint = f" Folders in it that do: {', '.join(below)}." if below else " It is the folder that `run --out` wrote to."
-    return f"{directory} holds no records.{hint}"
 
 
 class _Command(TyperCommand):
@@ -319,10 +227,10 @@ def command(
 
 
 def _draw(directory: Path, folder: Path) -> None:
-    from benchmark.plots import draw_records
-    from benchmark.table_plots import draw_tables
+    from benchmark.show.plots import draw_records
+    from benchmark.show.table_plots import draw_tables
 
-    records, tables, _ = _read(directory, "mean-metrics", None, False, None)
+    records, tables, _ = read_tables(directory, "mean-metrics", None, False, None)
     drawn = [*draw_tables(tables, folder), *draw_records(records, Store(directory), folder)]
     typer.echo(f"Figures: {len(drawn)} new files in {folder}", err=True)
 

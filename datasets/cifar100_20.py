@@ -20,11 +20,11 @@ import torch
 from datasets.cifar100_classes import CLASSES, SUPERCLASSES
 from datasets.contracts import DatasetSpec, IndexArray, Split, TaskSpec
 from datasets.errors import ProtocolError
-from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Array, FileError, read_bytes
-from datasets.pickles import read_pickle
+from datasets.on_disk.files import Array, FileError, read_bytes
+from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.pickles import read_pickle
+from datasets.on_disk.sources import Fault, Field, Source, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.sources import Fault, Field, Source, scale_uint8
 
 SIZE = 32
 PER_CLASS: Mapping[str, int] = {"train": 500, "test": 100}

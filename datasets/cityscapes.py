@@ -21,7 +21,8 @@ from typing import ClassVar, Literal
 from datasets.cityscapes_files import FOLDERS, PARTS, official_source
 from datasets.cityscapes_labels import CLASS_NAMES
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, Split, TaskSpec
-from datasets.dense_files import (
+from datasets.errors import ProtocolError, UsageError
+from datasets.on_disk.dense import (
     decode_depth,
     decode_labels,
     decode_unit_image,
@@ -29,12 +30,11 @@ from datasets.dense_files import (
     read_labels_array,
     read_unit_image,
 )
-from datasets.errors import ProtocolError, UsageError
-from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import FileError
+from datasets.on_disk.files import FileError
+from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.releases import FieldForm, block_of, listed_rows, number_of, numbered_files, source_of_files
+from datasets.on_disk.sources import Source
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.releases import FieldForm, block_of, listed_rows, number_of, numbered_files, source_of_files
-from datasets.sources import Source
 
 SPLITS: Mapping[str, int] = {"train": 2975, "test": 500}
 ADASHARE_LIST = "cityscape.json"

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from datasets.cityscapes_labels import LARGEST_ID, class_table
 from datasets.contracts import Split
-from datasets.dense_files import decode_labels, read_colours, read_labels
-from datasets.files import Array, FileError, expect, read_image
-from datasets.releases import FieldForm, source_of_files
-from datasets.sources import Source, scale_uint8
-from datasets.transforms import nearest_centre
+from datasets.images.transforms import nearest_centre
+from datasets.on_disk.dense import decode_labels, read_colours, read_labels
+from datasets.on_disk.files import Array, FileError, expect, read_image
+from datasets.on_disk.releases import FieldForm, source_of_files
+from datasets.on_disk.sources import Source, scale_uint8
 
 FULL_SIZE = (1024, 2048)
 FOLDERS = ("leftImg8bit", "gtFine", "disparity")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from datasets.dense_files import IGNORE
-from datasets.files import Array
+from datasets.on_disk.dense import IGNORE
+from datasets.on_disk.files import Array
 
 LARGEST_ID = 33
 CLASSES_19 = (

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.contracts import IndexArray
-from datasets.files import Array, FileError, read_bytes
-from datasets.pickles import read_pickle
+from datasets.on_disk.files import Array, FileError, read_bytes
+from datasets.on_disk.pickles import read_pickle
 
 N_CLASSES = 10
 

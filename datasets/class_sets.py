@@ -35,10 +35,10 @@ from datasets.class_set_files import (
 )
 from datasets.contracts import DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError
-from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Array, FileError
+from datasets.on_disk.files import Array, FileError
+from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.sources import Field, Source
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.sources import Field, Source
 
 DIGITS = tuple(str(digit) for digit in range(10))
 _BATCHES = ("c99cafc152244af753f735de768cd75f", "d4bba439e000b95fd0a9bffe97cbabec", "54ebc095f3ab1f0389bbae665268c751",

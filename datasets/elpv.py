@@ -23,10 +23,10 @@ import torch
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, MultiTaskDataset, Split, TaskSpec
 from datasets.errors import DatasetMissingError, ProtocolError
-from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Array, FileError, expect, read_bytes, read_image, reduced
+from datasets.on_disk.files import Array, FileError, expect, read_bytes, read_image, reduced
+from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.sources import Fault, Field, Source, field_of_files, scale_uint8
 from datasets.registry import DatasetOptions, register_dataset
-from datasets.sources import Fault, Field, Source, field_of_files, scale_uint8
 
 VERSION = "v1"
 SIZE = 300

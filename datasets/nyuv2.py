@@ -20,7 +20,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, NormalsFrame, Split, TaskSpec, Tier
-from datasets.dense_files import (
+from datasets.errors import ProtocolError, UsageError
+from datasets.nyuv2_mat import CHECKSUMS, FILE, LISTS, MAP_40, mat_source
+from datasets.on_disk.dense import (
     IGNORE,
     decode_depth,
     decode_labels,
@@ -34,14 +36,12 @@ from datasets.dense_files import (
     read_labels_array,
     read_unit_image,
 )
-from datasets.errors import ProtocolError, UsageError
-from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Array, FileError
-from datasets.nyuv2_mat import CHECKSUMS, FILE, LISTS, MAP_40, mat_source
+from datasets.on_disk.files import Array, FileError
+from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.releases import FieldForm, block_of, listed_rows, number_of, numbered_files, source_of_files
+from datasets.on_disk.sources import Source, scale_uint8
 from datasets.protocols import get_protocol
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.releases import FieldForm, block_of, listed_rows, number_of, numbered_files, source_of_files
-from datasets.sources import Source, scale_uint8
 
 SPLITS: Mapping[str, int] = {"train": 795, "test": 654}
 CLASSES_40 = (

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from datasets.contracts import SINGLE_INPUT, IndexArray, Split
-from datasets.dense_files import IGNORE, decode_depth, decode_labels
 from datasets.errors import UsageError
-from datasets.files import Array, FileError, expect
-from datasets.releases import block_of
-from datasets.sources import Field, Source, scale_uint8
+from datasets.on_disk.dense import IGNORE, decode_depth, decode_labels
+from datasets.on_disk.files import Array, FileError, expect
+from datasets.on_disk.releases import block_of
+from datasets.on_disk.sources import Field, Source, scale_uint8
 
 FILE, LISTS, MAP_40 = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
 CHECKSUMS = {  # sha256 of the published lists; of the 2.8 GB file none is published

@@ -19,11 +19,11 @@ import torch
 
 from datasets.contracts import DatasetSpec, Split, TaskSpec, Tier
 from datasets.errors import ProtocolError, unknown
-from datasets.file_loader import FileLoader, FileOptions
-from datasets.files import Archive, Array, FileError, expect, image_array, read_bytes, reduced
 from datasets.omniglot_alphabets import BACKGROUND, EVALUATION, SMALL
+from datasets.on_disk.files import Archive, Array, FileError, expect, image_array, read_bytes, reduced
+from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.sources import Fault, Field, Source, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
-from datasets.sources import Fault, Field, Source, scale_uint8
 
 VERSION = "v1"
 SIZE = 105

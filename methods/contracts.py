@@ -26,9 +26,9 @@ from datasets.settings import Checked
 if TYPE_CHECKING:
     import numpy as np
 
-    from methods.backbone import Backbone
+    from methods.backbones.backbone import Backbone
     from methods.figures import Figure
-    from methods.task_graph import Operation, TaskGraph
+    from methods.graph.task_graph import Operation, TaskGraph
 
 
 class Role(str, Enum):
@@ -232,7 +232,7 @@ class SingleTask:
 
 
 class Trainer(Protocol):
-    """The only training loop, as a method sees it. Implemented by `benchmark.trainer`."""
+    """The only training loop, as a method sees it. Implemented by `benchmark.train.trainer`."""
 
     @property
     def data(self) -> DatasetSpec:

@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
+from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
 from methods.registry import register_method
-from methods.task_graph import TaskGraph
 
 
 class HardSharingParams(MethodParams):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from datasets.contracts import Batch, DatasetSpec
 from datasets.protocols import get_protocol
 from methods.contracts import LossFunction, ParameterGroup, Role, Stage, StageResult, Trainer
-from methods.task_graph import TaskGraph
+from methods.graph.task_graph import TaskGraph
 
 if TYPE_CHECKING:
-    from methods.backbone import Backbone
-    from methods.operations import Operation
+    from methods.backbones.backbone import Backbone
+    from methods.graph.operations import Operation
 
 
 def plain_graph(

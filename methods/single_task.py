@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
+from methods.graph.task_graph import TaskGraph, merged
 from methods.registry import register_method
-from methods.task_graph import TaskGraph, merged
 
 
 class SingleTaskParams(MethodParams):

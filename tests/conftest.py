@@ -58,7 +58,7 @@ TOY_DATA = Path(__file__).parent / "unit" / "toy_data.py"
 @contextlib.contextmanager
 def toy_registered() -> Iterator[Path]:
     """The data set `toy` in the registry within the block; gives its file, for `plugins:`."""
-    from benchmark import plugins
+    from benchmark.plan import plugins
     from datasets import registry
 
     registry.load_datasets()  # else what is imported in the block registers in the copy, and is gone after it
@@ -83,5 +83,5 @@ def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmark.cell", "benchmark.planning", "benchmark.speed_session"])
+    context.set_forkserver_preload(["benchmark.train.cell", "benchmark.plan.cells", "benchmark.speed.session"])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context)

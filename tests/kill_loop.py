@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from benchmark.cell import RunSettings, configure_process, run_cell
-from benchmark.planning import PlannedCell, plan
-from benchmark.plugins import load_plugins
-from benchmark.store import Store
-from benchmark.suite import Suite
+from benchmark.plan.cells import PlannedCell, plan
+from benchmark.plan.plugins import load_plugins
+from benchmark.plan.suite import Suite
+from benchmark.records.store import Store
+from benchmark.train.cell import RunSettings, configure_process, run_cell
 
 
 def cells() -> list[PlannedCell]:

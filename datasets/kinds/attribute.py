@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from datasets.contracts import TaskSpec
 from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid, single_prediction
 from datasets.kinds.class_kind import IGNORE, ClassEvaluator
+from datasets.kinds.metrics import Evaluator
 from datasets.kinds.registry import register_kind
-from datasets.metrics import Evaluator
 from datasets.protocols import STANDARD, ProtocolFlags
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 
 @register_kind

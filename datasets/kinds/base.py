@@ -7,17 +7,19 @@ resolution in the loss and in metrics. Labels are never resized.
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision import tv_tensors
 
-from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
-from datasets.metrics import Evaluator, LabelError, check_metrics
+from datasets.kinds.metrics import Evaluator, LabelError, check_metrics
 from datasets.protocols import STANDARD, ProtocolFlags
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 
 class Kind(abc.ABC):

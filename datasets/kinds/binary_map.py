@@ -6,17 +6,20 @@ Predictions are one logit per pixel. Loss: cross-entropy in which positives weig
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision import tv_tensors
 
-from datasets.contracts import TaskSpec
 from datasets.kinds.base import Kind, check_integer, dense_prediction, mean_of_valid
+from datasets.kinds.metrics import Evaluator, MetricResult, histogram
 from datasets.kinds.registry import register_kind
-from datasets.metrics import Evaluator, MetricResult, histogram
 from datasets.protocols import STANDARD, ProtocolFlags
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 IGNORE = 255
 IOU_THRESHOLDS = tuple(k / 20 for k in range(4, 19))  # measurement 1.2: max_iou

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
 from datasets.kinds.base import Kind, at_least_float32, check_integer, shapes
+from datasets.kinds.metrics import Evaluator, MetricResult, histogram, share
 from datasets.kinds.registry import register_kind
-from datasets.metrics import Evaluator, MetricResult, histogram, share
 from datasets.protocols import STANDARD, ProtocolFlags
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 IGNORE = -1  # class ids may exceed 255
 

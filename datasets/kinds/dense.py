@@ -6,16 +6,19 @@ Every number is a label of its own: a pixel may be known in one channel only.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torchvision import tv_tensors
 
-from datasets.contracts import TaskSpec
+from datasets.images.transforms import Dense
 from datasets.kinds.base import dense_prediction
 from datasets.kinds.registry import register_kind
 from datasets.kinds.regression import RegressionKind
 from datasets.protocols import STANDARD, ProtocolFlags
-from datasets.transforms import Dense
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 
 @register_kind

@@ -6,18 +6,21 @@ Distances must be > 0; inverse depth and disparity (units `inverse_depth`, `disp
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from datasets.contracts import TaskSpec
+from datasets.images.transforms import Depth, InverseDepth
 from datasets.kinds.base import check_floating, dense_prediction
+from datasets.kinds.metrics import Evaluator, MetricResult, ratio, share
 from datasets.kinds.registry import register_kind
 from datasets.kinds.regression import RegressionKind
-from datasets.metrics import Evaluator, MetricResult, ratio, share
 from datasets.protocols import STANDARD, ProtocolFlags
-from datasets.transforms import Depth, InverseDepth
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 INVERSE_UNITS = ("inverse_depth", "disparity_px")
 SMALLEST_DEPTH = 3e-5  # relative errors and ratios only above it (measurement 1.2)

@@ -6,18 +6,22 @@ between those are compressed and out of order, so neither form of labels is ever
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision import tv_tensors
 
-from datasets.contracts import TaskSpec
 from datasets.errors import ProtocolError, UsageError
+from datasets.images.transforms import EncodedNormals, Normals, NormalsOfUnknownFrame
 from datasets.kinds.base import Kind, check_floating, dense_prediction, mean_of_valid
+from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio, share
 from datasets.kinds.registry import register_kind
-from datasets.metrics import Evaluator, MetricResult, histogram, ratio, share
 from datasets.protocols import STANDARD, ProtocolFlags
-from datasets.transforms import EncodedNormals, Normals, NormalsOfUnknownFrame
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 BOUNDS = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}  # degrees
 SHORTEST, LONGEST = 0.9, 1.1  # of a unit vector that was stored in 8 bits (measurement 1.2)

@@ -6,14 +6,17 @@ import abc
 import functools
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from datasets.contracts import TaskSpec
 from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid
-from datasets.metrics import Evaluator, MetricResult, ratio
+from datasets.kinds.metrics import Evaluator, MetricResult, ratio
 from datasets.protocols import STANDARD, ProtocolFlags
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 
 class RegressionKind(FloatingKind):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision import tv_tensors
 
-from datasets.contracts import TaskSpec
 from datasets.kinds.base import Kind, check_integer, dense_prediction
+from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio
 from datasets.kinds.registry import register_kind
-from datasets.metrics import Evaluator, MetricResult, histogram, ratio
 from datasets.protocols import STANDARD, ProtocolFlags
+
+if TYPE_CHECKING:
+    from datasets.contracts import TaskSpec
 
 IGNORE = 255
 

@@ -15,12 +15,12 @@ from torch import nn
 from datasets.contracts import DatasetSpec
 from methods.adashare.network import norm_parameters, units_of
 from methods.adashare.policy import Policy
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.control import ArchitectureSize
-from methods.cost import Shape, count
-from methods.operations import Operation
-from methods.task_graph import TaskGraph
-from methods.task_norms import BatchNormRule
+from methods.graph.cost import Shape, count
+from methods.graph.norms import BatchNormRule
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
 
 
 def deploy(

@@ -20,7 +20,7 @@ from methods.adashare.parameters import AdaShareParams
 from methods.adashare.pictures import agreement, course_figure, policy_figure
 from methods.adashare.policy import Policies, Policy, draw_policy
 from methods.adashare.schedule import Schedule, check_preset, check_units, schedule
-from methods.backbone import Backbone, count_units
+from methods.backbones.backbone import Backbone, count_units
 from methods.contracts import (
     Budget,
     Fidelity,
@@ -32,10 +32,10 @@ from methods.contracts import (
     Trainer,
 )
 from methods.control import AMBER_DEVIATION, ArchitectureSize, random_architecture
+from methods.graph.norms import BatchNormRule
+from methods.graph.task_graph import TaskGraph, estimate_statistics
 from methods.plain import fit_graph, parameter_groups, task_losses
 from methods.registry import register_method
-from methods.task_graph import TaskGraph, estimate_statistics
-from methods.task_norms import BatchNormRule
 
 _EXAMPLES = (  # backbones whose units `list` shows
     *("resnet18", "resnet34", "resnet50", "efficientnet_b0", "mobilenetv2_100", "mobilenetv3_small_100"),

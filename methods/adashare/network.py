@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec
 from methods.adashare.policy import Policies, Policy, execute_probabilities
-from methods.backbone import Backbone, Block
-from methods.operations import Operation
-from methods.task_norms import BatchNormRule, has_statistics
+from methods.backbones.backbone import Backbone, Block
+from methods.graph.norms import BatchNormRule, has_statistics
+from methods.graph.operations import Operation
 
 Decision = Tensor | bool  # executed, skipped, or mixed with weight p
 Decisions = Sequence[Sequence[Decision]]  # [K][L]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from methods.adashare.presets import PRESETS, Phase, Preset, PresetName
 from methods.contracts import MethodParams
-from methods.task_norms import BatchNormRule
+from methods.graph.norms import BatchNormRule
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -9,7 +9,7 @@ from datasets.errors import UsageError
 from methods.adashare.parameters import AdaShareParams
 from methods.adashare.policy import cycles_to_unlock
 from methods.adashare.presets import Phase
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.contracts import Budget
 
 ARCH_FRACTION = 0.2  # of the training images, the official 80/20 split: how many an `epoch` of each phase holds

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datasets.contracts import Batch
 from datasets.errors import UsageError
-from methods.task_graph import TaskGraph, Value
+from methods.graph.task_graph import TaskGraph, Value
 
 FloatArray = npt.NDArray[np.float64]
 Degenerate = Literal["error", "one"]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.branched.network import FinalRecipe
 from methods.branched.pictures import tell_choices
 from methods.branched.published import (
@@ -46,7 +46,7 @@ from methods.branched.supernet import Labelled, Search, Supernet, last_norm, mix
 from methods.branched.tree_method import ChoosingMethod, Chosen
 from methods.branched.trees import Partition, Tree, nested, of_labels
 from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer
-from methods.cost import count
+from methods.graph.cost import count
 from methods.registry import register_method
 
 PUBLISHED_SUM = 4.7605  # GFLOPs of all layers at 512 x 512, for which resource_weight 0.05 was set (official code)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.branched.affinity import Affinity, Degenerate, FeatureDtype, affinity, features_of
 from methods.branched.network import Copies, FinalRecipe
 from methods.branched.pictures import affinity_picture, budget_picture
@@ -51,7 +51,7 @@ from methods.branched.selection import (
 from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, Size, TreeParams
 from methods.branched.trees import Tree
 from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
-from methods.operations import Operation
+from methods.graph.operations import Operation
 from methods.registry import register_method
 
 MOST_TASKS_AUTO = 6  # up to here `search: auto` is exhaustive

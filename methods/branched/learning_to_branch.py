@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.branched.libmtl import run_libmtl
 from methods.branched.pictures import tell_choices
 from methods.branched.schedule import Schedule, SearchParams, search_notes
@@ -38,8 +38,8 @@ from methods.branched.supernet import Labelled, Search, Supernet, mixture, searc
 from methods.branched.tree_method import ChoosingMethod, Chosen
 from methods.branched.trees import Tree, of_labels
 from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
+from methods.graph.task_graph import TaskGraph
 from methods.registry import register_method
-from methods.task_graph import TaskGraph
 
 MOST_TASKS_BUDGET = 6  # 46,656 assignments of parents a level
 BUDGET_BEAM = 50  # partial assignments kept per level where a budget is asked for

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from datasets.errors import UsageError
 from methods.branched.supernet import gumbel, mixture, views
 from methods.contracts import ParameterGroup, Role, Stage, Trainer
-from methods.operations import Operation, parameterless
+from methods.graph.operations import Operation, parameterless
+from methods.graph.task_graph import TaskGraph, Value
 from methods.plain import task_losses
-from methods.task_graph import TaskGraph, Value
 
 SLICES = 6
 

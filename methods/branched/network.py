@@ -13,9 +13,9 @@ from typing import Literal
 from methods.branched.segments import Segments, segment_operations
 from methods.branched.trees import Tree, labels_of
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
-from methods.operations import Operation
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
 from methods.plain import parameter_groups, task_losses
-from methods.task_graph import TaskGraph
 
 # (segment, cluster) -> the operations of that copy, in order
 Copies = Callable[[int, int], list[Operation]]

@@ -13,7 +13,7 @@ from methods.branched.trees import Tree, labels_of
 from methods.contracts import Trainer
 from methods.figures import Branch, Figure, Heatmap, Lines, Series
 from methods.figures import Tree as TreePanel
-from methods.task_graph import TaskGraph
+from methods.graph.task_graph import TaskGraph
 
 
 def tree_picture(tree: Tree, segments: Segments, tasks: Sequence[str], heads: Sequence[int]) -> Figure:

@@ -14,7 +14,7 @@ from pydantic import model_validator
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.branched.branched import BudgetParams
 from methods.branched.counting import EncoderSize, TreeCounter, require_countable, require_trees
 from methods.branched.segments import Granularity, Segments, budget_notes, size_budget

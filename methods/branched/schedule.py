@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
 from methods.branched.tree_method import ChoiceParams, Size
 

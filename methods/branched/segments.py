@@ -11,11 +11,11 @@ from typing import Literal
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
+from methods.backbones.heads import create_head
 from methods.branched.trees import Tree
-from methods.cost import Shape, count
-from methods.heads import create_head
-from methods.operations import Operation
+from methods.graph.cost import Shape, count
+from methods.graph.operations import Operation
 
 Granularity = Literal["stage", "block"]
 BudgetUnit = Literal["params", "macs"]

@@ -19,14 +19,14 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from datasets.contracts import Batch, DatasetSpec
 from datasets.kinds import get_kind
-from methods.backbone import Backbone, Block
-from methods.backbone_forms import Residual
+from methods.backbones.backbone import Backbone, Block
+from methods.backbones.forms import Residual
 from methods.branched.network import Copies
 from methods.branched.schedule import BatchNorm, Schedule, SearchParams
 from methods.branched.segments import segment_operations
 from methods.branched.trees import Tree
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
-from methods.operations import Operation, view_with_own_statistics
+from methods.graph.operations import Operation, view_with_own_statistics
 from methods.plain import task_losses
 
 

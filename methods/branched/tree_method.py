@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.branched.counting import require_countable, size_of, trees_of_size
 from methods.branched.network import Copies, FinalRecipe, ShareScaling, fit_tree, initial_copies, tree_graph
 from methods.branched.pictures import tell_tree
@@ -24,8 +24,8 @@ from methods.branched.segments import Granularity, Segments, segments_of
 from methods.branched.trees import Labels, Tree, read_tree
 from methods.contracts import Budget, Method, MethodParams, Trainer
 from methods.control import AMBER_DEVIATION
-from methods.operations import Operation
-from methods.task_graph import TaskGraph
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
 
 Size = Annotated[float, Field(ge=1)] | Annotated[int, Field(ge=1)]
 Tolerance = Annotated[float, Field(ge=0, lt=1)]

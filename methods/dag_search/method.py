@@ -19,7 +19,7 @@ import torch
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.contracts import (
     Budget,
     Fidelity,
@@ -39,10 +39,10 @@ from methods.dag_search.pictures import gate_paths, jaccard, overlap, topology
 from methods.dag_search.reduction import Reduction, reduce
 from methods.dag_search.space import DagSpace, OwnOperation, build_space, edge_name
 from methods.dag_search.supernet import Gates, Supernet
-from methods.operations import Operation
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph, estimate_statistics
 from methods.plain import fit_graph, task_losses
 from methods.registry import register_method
-from methods.task_graph import TaskGraph, estimate_statistics
 
 PROBE_IMAGES = 512  # of fit, per input: norm statistics of the network that was just cut
 CLOSING_RATE = 4.0  # gate_lr x steps below which Adam cannot close a gate (specification 5)

@@ -17,11 +17,11 @@ from typing import Protocol
 import numpy as np
 
 from datasets.contracts import DatasetSpec
-from methods.alignment import Aligner
-from methods.backbone import Backbone, create_backbone
+from methods.backbones.alignment import Aligner
+from methods.backbones.backbone import Backbone, create_backbone
 from methods.dag_search.flow import BoolArray, Edge, FlowGraph, flow_edges
-from methods.operations import Operation, parameterless
-from methods.task_graph import TaskGraph, Value
+from methods.graph.operations import Operation, parameterless
+from methods.graph.task_graph import TaskGraph, Value
 
 
 class OwnOperation(Protocol):

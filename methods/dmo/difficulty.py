@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.contracts import Batch, DatasetSpec
 from datasets.kinds import get_kind
 from datasets.protocols import get_protocol
-from methods.task_graph import TaskGraph
+from methods.graph.task_graph import TaskGraph
 
 MuRule = Literal["mean_of_task_means", "pooled"]
 CROSS_ENTROPIES = frozenset({"class", "semantic", "attribute", "binary_map"})  # kinds whose losses share a unit

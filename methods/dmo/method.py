@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone, create_backbone
+from methods.backbones.backbone import Backbone, create_backbone
 from methods.contracts import (
     Budget,
     Fidelity,
@@ -43,10 +43,10 @@ from methods.dmo.pruning import (
 )
 from methods.dmo.similarity import combined, loss_similarity, resolved_threshold, weight_similarity
 from methods.dmo.telling import tell_cliques, tell_groups, tell_kept, tell_similarity
-from methods.operations import Operation
+from methods.graph.operations import Operation
+from methods.graph.task_graph import GraphNetwork, TaskGraph, merged
 from methods.plain import parameter_groups, plain_graph, task_losses
 from methods.registry import register_method
-from methods.task_graph import GraphNetwork, TaskGraph, merged
 
 _FEWEST_POINTS = 3  # two points of two curves always correlate perfectly
 

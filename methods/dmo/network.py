@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from datasets.contracts import Batch, DatasetSpec
 from methods.contracts import LossFunction
-from methods.cost import CostTable, Shape
 from methods.dmo.parameters import PublishedParams
-from methods.graph_norms import with_own_norms, with_shared_statistics
-from methods.operations import Operation
+from methods.graph.cost import CostTable, Shape
+from methods.graph.graph_norms import with_own_norms, with_shared_statistics
+from methods.graph.norms import BatchNormRule
+from methods.graph.operations import Operation
+from methods.graph.task_graph import Node, TaskGraph
 from methods.plain import task_losses
-from methods.task_graph import Node, TaskGraph
-from methods.task_norms import BatchNormRule
 
 
 def group_graph(

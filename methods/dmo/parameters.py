@@ -11,7 +11,7 @@ from methods.contracts import MethodParams
 from methods.dmo.difficulty import MuRule
 from methods.dmo.grouping import CliqueOrder
 from methods.dmo.pruning import MergeRule, PruneScope
-from methods.task_norms import BatchNormRule
+from methods.graph.norms import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -14,7 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from methods.operations import Operation
+from methods.graph.operations import Operation
 
 PruneScope = Literal["global", "layer"]
 MergeRule = Literal["hardest", "mean"]

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from methods.contracts import Trainer
-from methods.cost import Shape
 from methods.dmo.grouping import Groups, groups_of, maximal_cliques, task_graph_of
 from methods.dmo.network import macs_nonzero
 from methods.dmo.parameters import DmoParams
 from methods.dmo.pictures import groups_figure, kept_figure
 from methods.dmo.pruning import Masks
 from methods.dmo.similarity import FloatArray, combined, pairs_of, resolved_threshold
-from methods.task_graph import TaskGraph
+from methods.graph.cost import Shape
+from methods.graph.task_graph import TaskGraph
 
 _ALIKE = 0.01  # similarities within this of each other rank noise
 _WORDS = {"S_W": "weight similarity", "S_L": "loss similarity", "S": "similarity"}

@@ -1,9 +1,8 @@
 """Soft parameter sharing: networks that stay the tasks' own and exchange features between stages.
 
 `cross_stitch`, `sluice` and `nddr_cnn` put T single-task networks side by side (`towers`) and mix them through `units`;
-`mtan` has one shared backbone with `attention` of each task. `taps` freezes a backbone of which every task replaces
-layers (`task_weights`); `task_switching` tells one network by a code which task it is to do (`task_codes`). Each ends
-in one training of all tasks and deploys to a task graph. What comes from which source is said in each module and by
+`mtan` has one shared backbone with `attention` of each task. Each ends in one training of all tasks and deploys to a
+task graph. What comes from which source is said in each module and by
 each method's `fidelity`.
 """
 
@@ -11,7 +10,5 @@ from methods.soft_sharing.cross_stitch import CrossStitch
 from methods.soft_sharing.mtan import Mtan
 from methods.soft_sharing.nddr_cnn import NddrCnn
 from methods.soft_sharing.sluice import Sluice
-from methods.soft_sharing.taps import Taps
-from methods.soft_sharing.task_switching import TaskSwitching
 
-__all__ = ["CrossStitch", "Mtan", "NddrCnn", "Sluice", "Taps", "TaskSwitching"]
+__all__ = ["CrossStitch", "Mtan", "NddrCnn", "Sluice"]

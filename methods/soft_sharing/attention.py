@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.operations import Config, Operation, build_module, register_operation
+from methods.graph.operations import Config, Operation, build_module, register_operation
 from methods.streams import seeded
 
 Refinement = Literal["bottleneck", "conv3x3"]

@@ -20,16 +20,16 @@ from torch import Tensor
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
-from methods.graph_norms import with_shared_statistics
+from methods.graph.graph_norms import with_shared_statistics
+from methods.graph.task_graph import TaskGraph
 from methods.registry import register_method
 from methods.soft_sharing.parameters import TowerParams
 from methods.soft_sharing.pictures import tell_reads
 from methods.soft_sharing.towers import Units, place_channels, place_names, tower_graph, tower_passes, towers_of
 from methods.soft_sharing.training import joint_stage, require_tasks, tower_notes
 from methods.soft_sharing.units import Stitch, stitch
-from methods.task_graph import TaskGraph
 
 
 class CrossStitchParams(TowerParams):

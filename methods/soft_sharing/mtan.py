@@ -23,19 +23,19 @@ from torch import Tensor
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.alignment import feature_grids
-from methods.backbone import Backbone
+from methods.backbones.alignment import feature_grids
+from methods.backbones.backbone import Backbone
 from methods.contracts import Budget, Fidelity, Method, Reference, Role, Statement, Trainer
 from methods.figures import Figure
-from methods.graph_norms import with_own_norms, with_shared_statistics
-from methods.operations import Operation
+from methods.graph.graph_norms import with_own_norms, with_shared_statistics
+from methods.graph.operations import Operation
+from methods.graph.task_graph import GraphNetwork, TaskGraph, Value
 from methods.registry import register_method
 from methods.soft_sharing.attention import Attention, Pooling, Refinement, attention, refinement
 from methods.soft_sharing.parameters import SoftSharingParams
 from methods.soft_sharing.pictures import stage_heatmap
 from methods.soft_sharing.towers import place_channels, place_names
 from methods.soft_sharing.training import joint_stage, recipe_notes, require_tasks
-from methods.task_graph import GraphNetwork, TaskGraph, Value
 
 _PROBES = 256  # images of fit whose masks the picture shows
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
-from methods.backbone import Backbone
-from methods.backbone_forms import Residual
+from methods.backbones.backbone import Backbone
+from methods.backbones.forms import Residual
 from methods.contracts import Budget, Fidelity, Method, Reference, Role, Statement, Trainer
-from methods.graph_norms import with_shared_statistics
+from methods.graph.graph_norms import with_shared_statistics
+from methods.graph.task_graph import GraphNetwork, TaskGraph
 from methods.registry import register_method
 from methods.soft_sharing.cross_stitch import initial_alpha
 from methods.soft_sharing.parameters import Count, TowerParams
@@ -31,7 +32,6 @@ from methods.soft_sharing.pictures import tell_reads
 from methods.soft_sharing.towers import Units, place_channels, place_names, tower_graph, tower_passes, towers_of
 from methods.soft_sharing.training import joint_stage, require_tasks, tower_notes
 from methods.soft_sharing.units import Nddr, channel_axis, nddr
-from methods.task_graph import GraphNetwork, TaskGraph
 
 
 class NddrCnnParams(TowerParams):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from methods.contracts import MethodParams, OptimizerSpec
-from methods.task_norms import BatchNormRule
+from methods.graph.norms import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.alignment import feature_grids
-from methods.backbone import Backbone
+from methods.backbones.alignment import feature_grids
+from methods.backbones.backbone import Backbone
 from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
 from methods.figures import Figure
-from methods.graph_norms import with_shared_statistics
-from methods.operations import Operation
+from methods.graph.graph_norms import with_shared_statistics
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph, Value
 from methods.registry import register_method
 from methods.soft_sharing.cross_stitch import initial_alpha
 from methods.soft_sharing.parameters import NonNegative, TowerParams
@@ -45,7 +46,6 @@ from methods.soft_sharing.towers import (
 )
 from methods.soft_sharing.training import joint_stage, require_tasks, tower_notes
 from methods.soft_sharing.units import LayerMix, SubspaceStitch, layer_mix, projection, subspace_stitch
-from methods.task_graph import TaskGraph, Value
 
 _GATES = (SEModule, EffectiveSEModule, SqueezeExcite)  # their last layer has C outputs and is no convolution of a stage
 

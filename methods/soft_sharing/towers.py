@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from datasets.contracts import DatasetSpec
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.contracts import Trainer
-from methods.operations import Operation, parameterless
-from methods.task_graph import TaskGraph, Value
+from methods.graph.operations import Operation, parameterless
+from methods.graph.task_graph import TaskGraph, Value
 
 # (graph, task, its features after every stage) -> what its tail reads
 ReadOut = Callable[[TaskGraph, int, Sequence[Value]], Value]

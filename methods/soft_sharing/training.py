@@ -9,10 +9,10 @@ from torch import Tensor
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.contracts import Budget, ParameterGroup, Role, Stage, Trainer
+from methods.graph.task_graph import TaskGraph
 from methods.plain import task_losses
 from methods.soft_sharing.parameters import SoftSharingParams, TowerParams
 from methods.soft_sharing.towers import tower_passes
-from methods.task_graph import TaskGraph
 
 
 def parameter_groups(graph: TaskGraph, params: SoftSharingParams) -> list[ParameterGroup]:

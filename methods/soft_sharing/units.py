@@ -12,9 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from methods.alignment import Align
-from methods.backbone_family import Layout, Size
-from methods.operations import Config, Operation, build_module, register_operation
+from methods.backbones.alignment import Align
+from methods.backbones.family import Layout, Size
+from methods.graph.operations import Config, Operation, build_module, register_operation
 from methods.streams import seeded
 
 

@@ -11,11 +11,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import methods.backbone
+import methods.backbones.backbone
 from datasets.errors import UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
-from methods.backbone_family import find_family
-from methods.operations import Operation, build_module
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
+from methods.backbones.family import find_family
+from methods.graph.operations import Operation, build_module
 
 SIZES = {  # (height, width); the others take any size
     "test_vit": (32, 48),
@@ -289,6 +289,6 @@ def test_every_listed_name_can_be_cut(request: pytest.FixtureRequest) -> None:
         size = tuple(side // 14 * 14 if "patch14" in name else side for side in native)
         for stride in {member.output_strides[0], member.output_strides[-1]}:
             config = BackboneConfig(name, image_size=size if member.fixed_size else None, output_stride=stride)
-            geometry = methods.backbone._measure(config)
+            geometry = methods.backbones.backbone._measure(config)
             assert len(geometry.stages) == 4, name
             assert member.layout == "tokens" or geometry.shapes[-1].reduction == stride, name

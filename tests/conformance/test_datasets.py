@@ -24,11 +24,15 @@ from torchvision import tv_tensors
 
 import datasets
 from datasets import registry
-from datasets.augmentation import HorizontalFlip, augmentation
 from datasets.contracts import DatasetSpec, InputData, MultiTaskDataset, TaskSpec
 from datasets.errors import DatasetMissingError, UnknownNameError, UsageError
+from datasets.images.augmentation import HorizontalFlip, augmentation
+from datasets.images.transforms import collate
 from datasets.kinds import get_kind, kind_names
-from datasets.metrics import computed_metrics
+from datasets.kinds.metrics import computed_metrics
+from datasets.on_disk.sample_checks import faults as sample_faults
+from datasets.on_disk.sample_checks import label_faults
+from datasets.on_disk.sources import FileInput
 from datasets.protocols import STANDARD, get_protocol
 from datasets.registry import (
     DatasetLoader,
@@ -41,10 +45,6 @@ from datasets.registry import (
     register_dataset,
 )
 from datasets.roles import role_hash, role_indices
-from datasets.sample_checks import faults as sample_faults
-from datasets.sample_checks import label_faults
-from datasets.sources import FileInput
-from datasets.transforms import collate
 from tests.twins import twin_package, write_twin
 from tests.unit.samples import apply
 

@@ -6,14 +6,14 @@ import copy
 
 import pytest
 
-from benchmark.export import Form, export_network
-from benchmark.networks import (
+from benchmark.deploy.network import (
     DeployedNetwork,
     InputDescription,
     NetworkDescription,
     Normalisation,
     OutputDescription,
 )
+from benchmark.export import Form, export_network
 from tests.conformance.test_methods import CASES, trained
 
 CASES_IN_TURN = [

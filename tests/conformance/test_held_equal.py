@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.trainer import CellTrainer
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import Batch
-from methods.backbone import Backbone
+from methods.backbones.backbone import Backbone
 from methods.contracts import Purpose, Role
 from methods.registry import get_method, method_names
 from tests.unit.harness import toy_trainer

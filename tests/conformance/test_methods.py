@@ -12,13 +12,13 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from benchmark.plots import draw
-from benchmark.trainer import CellTrainer
+from benchmark.show.plots import draw
+from benchmark.train.trainer import CellTrainer
 from methods.contracts import Fidelity, Method, Role
 from methods.figures import Figure
+from methods.graph.task_graph import TaskGraph
 from methods.plain import task_losses
 from methods.registry import get_method, method_names
-from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from datasets.errors import UsageError
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.contracts import Role
 from methods.registry import get_method, method_names
 from tests.unit.harness import toy_trainer

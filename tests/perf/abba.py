@@ -1,11 +1,14 @@
-"""Speed of one callable relative to another, by the pairs of `benchmark.speed`, for bounds that outlast noise."""
+"""Speed of one callable relative to another, by the pairs of `benchmark.speed.timing`, for bounds that outlast
+noise.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 
-from benchmark.speed import PAIRS, Call, Failure, PairTimes, WarmUpRule, abba_pairs, warm_up
+from benchmark.records.measurements import PAIRS
+from benchmark.speed.timing import Call, Failure, PairTimes, WarmUpRule, abba_pairs, warm_up
 
 WARM_UP = WarmUpRule(limit_s=10.0, shared=True)
 

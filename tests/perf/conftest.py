@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmark.speed import PAIRS, Call
+from benchmark.records.measurements import PAIRS
+from benchmark.speed.timing import Call
 from tests.perf.abba import PairedRatio, ratio
 
 _RESULTS: pytest.StashKey[list[tuple[str, PairedRatio]]] = pytest.StashKey()

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark.stage_run import StageRun
+from benchmark.train.stage import StageRun
 from datasets.contracts import Batch
 from methods.adashare.deployment import deploy
 from methods.adashare.method import AdaShare
 from methods.adashare.network import SearchNetwork
 from methods.adashare.parameters import AdaShareParams
 from methods.adashare.schedule import schedule
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.contracts import Role, Stage
 from methods.plain import parameter_groups, plain_graph, task_losses
 from tests.perf.abba import PairedRatio

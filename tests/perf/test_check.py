@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.check import accept
-from benchmark.store import Store
+from benchmark.records.store import Store
 from tests.unit.records import make_record
 
 ROWS, SEEDS = 200, 5

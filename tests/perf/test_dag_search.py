@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.dag_search.supernet import Supernet
-from methods.operations import Operation
-from methods.task_graph import TaskGraph
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
 from tests.perf.abba import PairedRatio
 from tests.unit.test_dag_search import backbone_of, images_of, random_sub_dags, space_of, spec_of, supernet_of
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from datasets.contracts import InputData, TaskSpec
 from datasets.kinds import get_kind
-from datasets.metrics import computed_metrics
-from datasets.prepare import prepare
+from datasets.kinds.metrics import computed_metrics
+from datasets.on_disk.prepare import prepare
 from datasets.registry import dataset_spec, load
-from methods.backbone import BackboneConfig, create_backbone
-from methods.heads import create_head
+from methods.backbones.backbone import BackboneConfig, create_backbone
+from methods.backbones.heads import create_head
 from methods.plain import plain_graph
 from tests.perf.abba import PairedRatio
 

@@ -14,10 +14,10 @@ import timm
 import torch
 from torch import nn
 
-from benchmark.cell import RunSettings, run_cell
-from benchmark.stage_run import StageRun
+from benchmark.train.cell import RunSettings, run_cell
+from benchmark.train.stage import StageRun
 from datasets.contracts import Batch, DatasetSpec, TaskSpec
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.contracts import Role, Stage
 from methods.plain import parameter_groups, plain_graph, task_losses
 from tests.perf.abba import ratio

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from benchmark.trainer import CellTrainer
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import Batch
 from methods.contracts import Role
+from methods.graph.task_graph import TaskGraph
 from methods.plain import task_losses
 from methods.registry import get_method, method_names
-from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
 
 STEPS, SIZE = 6, 32

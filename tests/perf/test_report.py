@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.store import Store
+from benchmark.records.store import Store
 from tests.unit.records import SHARED, SINGLE_TASK, make_record
 
 TABLES, ROWS, SEEDS = 20, 100, 5

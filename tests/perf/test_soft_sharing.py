@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.stage_run import StageRun
+from benchmark.train.stage import StageRun
 from methods.contracts import Stage
 from methods.registry import get_method
 from methods.soft_sharing.units import LayerMix, Nddr, Stitch

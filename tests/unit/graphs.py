@@ -9,8 +9,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.operations import Operation, build_module, parameterless, register_operation
-from methods.task_graph import TaskGraph, Value
+from methods.graph.operations import Operation, build_module, parameterless, register_operation
+from methods.graph.task_graph import TaskGraph, Value
 
 CHANNELS = 3
 

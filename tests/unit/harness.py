@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.ledger import Spending
-from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
-from benchmark.stage_run import TrainingContext
-from benchmark.suite import RecipeSettings, SelectionSettings
-from benchmark.trainer import CellTrainer
+from benchmark.plan.suite import RecipeSettings, SelectionSettings
+from benchmark.train.ledger import Spending
+from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
+from benchmark.train.stage import TrainingContext
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, TaskSpec
+from datasets.images.transforms import Normalise
 from datasets.kinds import get_kind
-from datasets.transforms import Normalise
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Role
+from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
-from methods.task_graph import TaskGraph
 
 SIZE = 8
 

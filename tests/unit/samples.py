@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from datasets.contracts import Sample
-from datasets.transforms import Dense, Depth, InverseDepth, Normals
+from datasets.images.transforms import Dense, Depth, InverseDepth, Normals
 
 HEIGHT, WIDTH = 12, 16
 SIZE = (HEIGHT, WIDTH)

@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import methods.adashare.method
-from benchmark.cell import RunSettings, run_cell
 from benchmark.list import describe
-from benchmark.planning import notes_of, plan
-from benchmark.store import Store
-from benchmark.suite import Suite, find_suite, read_suite
-from benchmark.trainer import CellTrainer
+from benchmark.plan.cells import notes_of, plan
+from benchmark.plan.suite import Suite
+from benchmark.plan.suite_file import find_suite, read_suite
+from benchmark.records.store import Store
+from benchmark.train.cell import RunSettings, run_cell
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
 from methods.adashare.deployment import PolicySpace, deploy
@@ -34,14 +35,14 @@ from methods.adashare.pictures import agreement, course_figure, policy_figure, s
 from methods.adashare.policy import Policy, temperature
 from methods.adashare.presets import PRESETS
 from methods.adashare.schedule import schedule
-from methods.backbone import Backbone, BackboneConfig, count_units, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, count_units, create_backbone
+from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role, Score, Stage
 from methods.control import ArchitectureSize, random_architecture
-from methods.cost import CostTable, compute, size
-from methods.heads import create_head
-from methods.operations import Operation
+from methods.graph.cost import CostTable, compute, size
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
 from methods.streams import generator
-from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 

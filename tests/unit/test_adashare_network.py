@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.stage_run import StageRun
-from benchmark.trainer import CellTrainer
+from benchmark.train.stage import StageRun
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import Batch, TaskSpec
 from methods.adashare.method import AdaShare
 from methods.adashare.network import FixedNetwork, SearchNetwork, task_backbones, units_of
 from methods.adashare.parameters import AdaShareParams
 from methods.adashare.schedule import Schedule, schedule
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Role
 from methods.plain import task_losses
 from tests.numbers import assert_same

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from datasets.errors import UsageError
-from methods.alignment import Align, Aligner, feature_grids, norm_config
-from methods.backbone import BackboneConfig, create_backbone
-from methods.operations import build_module
-from methods.task_graph import TaskGraph
+from methods.backbones.alignment import Align, Aligner, feature_grids, norm_config
+from methods.backbones.backbone import BackboneConfig, create_backbone
+from methods.graph.operations import build_module
+from methods.graph.task_graph import TaskGraph
 
 NAMES = {"test_resnet": (36, 36), "test_convnext": (36, 36), "swin_tiny_patch4_window7_224": (64, 96),
          "mobilenetv2_100": (64, 64), "test_vit": (32, 32)}  # fmt: skip

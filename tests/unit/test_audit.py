@@ -7,12 +7,12 @@ import dataclasses
 
 import pytest
 
-from benchmark.audit import audit_rows
-from benchmark.audit_fields import FIELDS
-from benchmark.cell import RunSettings, run_cell
-from benchmark.planning import plan
-from benchmark.record import Record
-from benchmark.suite import Suite
+from benchmark.plan.cells import plan
+from benchmark.plan.suite import Suite
+from benchmark.records.record import Record
+from benchmark.tables.audit import audit_rows
+from benchmark.tables.audit_fields import FIELDS
+from benchmark.train.cell import RunSettings, run_cell
 from tests.unit.records import entry, make_failure, make_record
 
 GONE = object()

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from datasets.augmentation import (
+from datasets.errors import UnknownNameError, UsageError
+from datasets.images.augmentation import (
     ScaleCrop,
     Zoom,
     augmentation,
@@ -21,9 +22,8 @@ from datasets.augmentation import (
     augmented_size,
     canonical_steps,
 )
-from datasets.errors import UnknownNameError, UsageError
+from datasets.images.transforms import Depth, InverseDepth, NormalsOfUnknownFrame
 from datasets.protocols import STANDARD, ProtocolFlags, get_protocol
-from datasets.transforms import Depth, InverseDepth, NormalsOfUnknownFrame
 from tests.unit.samples import HEIGHT, SIZE, WIDTH, apply, bits, coordinates, sample
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from datasets.errors import UnknownNameError, UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone, group_stages, supported_backbones
-from methods.operations import build_module, statistics_names, view_with_own_statistics
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone, group_stages, supported_backbones
+from methods.graph.operations import build_module, statistics_names, view_with_own_statistics
 
 
 def backbone_of(name: str, seed: int = 0, **options: object) -> Backbone:

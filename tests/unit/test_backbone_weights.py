@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import UsageError
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones.backbone import BackboneConfig, create_backbone
 
 
 def state_of(name: str, **options: object) -> dict[str, Tensor]:

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.balancing import BALANCERS, Balancer, balancing_names, build, resolved
-from benchmark.optimization import StageOptimizers
-from benchmark.suite import BalancingSettings, OptimizerSettings, RecipeSettings
-from benchmark.trainer import CellTrainer
+from benchmark.plan.balancing import BALANCERS, balancing_names, build, resolved
+from benchmark.plan.suite import BalancingSettings, OptimizerSettings, RecipeSettings
+from benchmark.train.balancer import Balancer
+from benchmark.train.optimizers import StageOptimizers
+from benchmark.train.trainer import CellTrainer
 from datasets.errors import UsageError
 from methods.contracts import ParameterGroup, Role
+from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
-from methods.task_graph import TaskGraph
 from tests.numbers import assert_same
 from tests.unit.harness import toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 import benchmark
-from benchmark.cell import RunSettings, _CellRun
-from benchmark.estimate import Estimate, kind_of, total
-from benchmark.labels import row_labels
 from benchmark.list import describe
-from benchmark.planning import PlannedCell, missing_reference, plan
-from benchmark.record import Record, table_key
-from benchmark.store import Store
-from benchmark.suite import Suite, find_suite, read_suite, suite_names
-from benchmark.tables import aggregate
+from benchmark.plan.cells import PlannedCell, missing_reference, plan
+from benchmark.plan.estimate import Estimate, kind_of, total
+from benchmark.plan.suite import Suite
+from benchmark.plan.suite_file import find_suite, read_suite, suite_names
+from benchmark.records.keys import table_key
+from benchmark.records.record import Record
+from benchmark.records.store import Store
+from benchmark.tables.labels import row_labels
+from benchmark.tables.table import aggregate
+from benchmark.train.cell import RunSettings, _CellRun
 from datasets.errors import UsageError
 from tests.unit.records import make_record
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from benchmark.boards import FOLDER, LEGEND, MARKS, board_names, describe, parse_board, read_board
+from benchmark.compare.boards import FOLDER, LEGEND, MARKS, board_names, describe, parse_board, read_board
 from benchmark.list import app
-from benchmark.suite import suite_names
+from benchmark.plan.suite_file import suite_names
 from datasets.errors import UnknownNameError, UsageError
-from datasets.metrics import get_metric, metric_names
+from datasets.kinds.metrics import get_metric, metric_names
 from datasets.protocols import protocol_names
 
 PUBLISHED_ONLY = {"decathlon_score", "average_drop", "relative_performance", "compute", "rmse_as_labelled", "error"}
@@ -104,7 +104,9 @@ def test_boards_are_listed_and_described() -> None:
 
 
 def test_boards_are_read_without_torch() -> None:
-    code = "import sys; from benchmark.boards import overview; list(overview()); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from benchmark.compare.boards import overview; list(overview()); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from benchmark.planning import method_params
+from benchmark.plan.cells import method_params
 from datasets.contracts import Batch
 from datasets.errors import UsageError
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.branched import tree_method
 from methods.branched.bmtas import Bmtas, BmtasParams
 from methods.branched.branched import Branched, BranchedParams
@@ -26,11 +26,11 @@ from methods.branched.schedule import Schedule
 from methods.branched.segments import segments_of
 from methods.branched.trees import apart, read_tree, together
 from methods.contracts import Budget, Method, Role, SingleTask
-from methods.cost import compute, size
+from methods.graph.cost import compute, size
+from methods.graph.task_graph import TaskGraph
 from methods.hard_sharing import HardSharing, HardSharingParams
 from methods.plain import plain_graph, task_losses
 from methods.registry import get_method
-from methods.task_graph import TaskGraph
 from tests.numbers import assert_same
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
@@ -157,7 +157,7 @@ def test_rates_are_divided_by_the_number_of_tasks_that_share(tmp_path: Path, mon
     assert [(group.name, group.rate_factor) for group in groups] == [("backbone", 1), ("backbone", 0.5), ("heads", 1)]
     assert sum(p.numel() for p in groups[0].parameters) == 2 * 267_840
     assert sum(p.numel() for p in groups[1].parameters) == 372_688 - 267_840
-    from benchmark.optimization import StageOptimizers
+    from benchmark.train.optimizers import StageOptimizers
 
     optimizer = StageOptimizers(groups, trainer.context.recipe)._optimizers[0]
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.025, 0.05])

@@ -174,9 +174,9 @@ def test_more_features_than_memory_are_read_in_several_passes(tmp_path: Path, mo
 
 @pytest.mark.usefixtures("float64")
 def test_the_last_location_follows_the_tail(tmp_path: Path) -> None:
-    from methods.backbone import BackboneConfig, create_backbone
+    from methods.backbones.backbone import BackboneConfig, create_backbone
+    from methods.graph.task_graph import Value
     from methods.plain import plain_graph
-    from methods.task_graph import Value
 
     backbone = create_backbone(BackboneConfig("test_vit", image_size=(32, 32)), seed=0)
     trainer = toy_trainer(tmp_path, size=32)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmark.ledger import Spending
-from benchmark.suite import find_suite, read_suite
-from benchmark.trainer import CellTrainer
+from benchmark.plan.suite_file import find_suite, read_suite
+from benchmark.train.ledger import Spending
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
 from methods.branched import counting
@@ -31,9 +31,9 @@ from methods.branched.segments import segments_of
 from methods.branched.tree_method import Chosen
 from methods.branched.trees import Tree, all_trees, apart, labels_of, read_tree, together
 from methods.contracts import Budget
-from methods.cost import compute, size
+from methods.graph.cost import compute, size
+from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
-from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 

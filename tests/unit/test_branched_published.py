@@ -12,10 +12,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from benchmark.optimization import StageOptimizers
-from benchmark.planning import plan
-from benchmark.stage_run import StageRun
-from benchmark.suite import RecipeSettings, Suite
+from benchmark.plan.cells import plan
+from benchmark.plan.suite import RecipeSettings, Suite
+from benchmark.train.optimizers import StageOptimizers
+from benchmark.train.stage import StageRun
 from datasets.contracts import DatasetSpec, TaskSpec
 from datasets.errors import UsageError
 from methods.branched import published

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.stage_run import StageRun
+from benchmark.train.stage import StageRun
 from datasets.contracts import Batch
 from datasets.errors import UsageError
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.branched import bmtas, libmtl
 from methods.branched.bmtas import (
     Bmtas,
@@ -41,7 +41,7 @@ from methods.branched.segments import SizeBudget, segments_of
 from methods.branched.supernet import Labelled, Search, gumbel, mixture, norms_of
 from methods.branched.trees import all_trees, canonical, nested, of_labels
 from methods.contracts import Budget, Role
-from methods.cost import count
+from methods.graph.cost import count
 from tests.numbers import ROUNDING, assert_same
 from tests.unit.harness import toy_spec, toy_trainer
 

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-import benchmark.cell
-from benchmark.cell import RunSettings, run_cell
-from benchmark.planning import PlannedCell, plan
-from benchmark.role_data import require_batches
-from benchmark.stage_run import StageRun
-from benchmark.store import Store
-from benchmark.suite import Suite
+import benchmark.train.cell
+from benchmark.plan.cells import PlannedCell, plan
+from benchmark.plan.role_data import require_batches
+from benchmark.plan.suite import Suite
+from benchmark.records.store import Store
+from benchmark.train.cell import RunSettings, run_cell
+from benchmark.train.stage import StageRun
 from datasets.contracts import MultiTaskDataset
 from datasets.errors import UsageError
 from methods.contracts import Fidelity, Method, MethodParams, Statement
+from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
 from methods.registry import get_method, register_method
-from methods.task_graph import TaskGraph
 from tests.unit.harness import ToyInput, toy_spec
 
 
@@ -89,9 +89,11 @@ def test_single_task_networks_are_trained_once_for_all_who_need_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    fit = benchmark.cell.fit_plain
+    fit = benchmark.train.cell.fit_plain
     monkeypatch.setattr(
-        benchmark.cell, "fit_plain", lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps)
+        benchmark.train.cell,
+        "fit_plain",
+        lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps),
     )
     both, swapped = (
         cells(data=[{"dataset": "toy", "tasks": tasks}])[0] for tasks in (["left", "right"], ["right", "left"])
@@ -265,7 +267,7 @@ def test_a_batch_must_fit_into_what_is_left_for_training(
     """Of 20 images 2 are held out to select, and 4 of the others are arch."""
     spec = dataclasses.replace(toy_spec(), splits={"train": 20, "test": 5})
     made = {split: MultiTaskDataset(spec, split, {"image": ToyInput(n, 0)}) for split, n in spec.splits.items()}
-    monkeypatch.setattr("benchmark.role_data.load", lambda name, root, split, **options: made[split])
+    monkeypatch.setattr("benchmark.plan.role_data.load", lambda name, root, split, **options: made[split])
     cell = cells(recipe={"batch_size": batch_size})[0].settings
     if role is None:
         require_batches(cell, spec, alternates, None)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
+from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from datasets import registry
 from datasets.cifar100_20 import read_part, task_name
 from datasets.cifar100_classes import CLASSES, SUPERCLASSES
 from datasets.contracts import MultiTaskDataset
 from datasets.errors import DatasetMissingError
-from datasets.files import FileError
-from datasets.pickles import read_pickle
+from datasets.images.transforms import Normalise
+from datasets.on_disk.files import FileError
+from datasets.on_disk.pickles import read_pickle
 from datasets.registry import dataset_spec
 from datasets.roles import role_indices
-from datasets.transforms import Normalise
 from methods.contracts import Role
 from tests.twins import CIFAR_PER_CLASS, cifar_image, old_pickle, write_twin
 

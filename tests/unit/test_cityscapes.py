@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmark.planning import plan
-from benchmark.suite import read_suite
+from benchmark.plan.cells import plan
+from benchmark.plan.suite_file import read_suite
 from datasets import registry
 from datasets.cityscapes_files import decode_disparity
 from datasets.cityscapes_labels import class_table
 from datasets.contracts import InputData, Sample
 from datasets.errors import DatasetMissingError, ProtocolError, UsageError
-from datasets.files import FileError
+from datasets.images.transforms import InverseDepth
 from datasets.kinds import get_kind
+from datasets.on_disk.files import FileError
 from datasets.registry import dataset_spec
 from datasets.roles import HOLD_OUT_PREFIX, hold_out, role_indices
-from datasets.transforms import InverseDepth
 from tests.twins import ONE, STREET_NUMBERS, UNKNOWN, ZERO, street, street_names, street_room, write_twin
 
 TWIN = {"profile": "twin"}

@@ -11,10 +11,10 @@ import torchvision
 from torch import Tensor
 
 from datasets import registry
-from datasets.augmentation import augmentation_of
 from datasets.class_sets import FOUR_TASKS, SETS, resized
 from datasets.contracts import MultiTaskDataset
-from datasets.files import FileError
+from datasets.images.augmentation import augmentation_of
+from datasets.on_disk.files import FileError
 from datasets.registry import dataset_spec
 from datasets.roles import role_indices
 from tests.twins import CLASS_SET_PER_CLASS, class_set_image, write_twin

@@ -21,22 +21,20 @@ from typer.testing import CliRunner
 
 import benchmark
 from benchmark import __main__ as sharebench
-from benchmark.console import make_console
-from benchmark.entry import EXIT_OUTPUT
-from benchmark.executors import _told
+from benchmark.cli import EXIT_OUTPUT, make_console
 from benchmark.list import describe
-from benchmark.networks import _built
-from benchmark.record import ErrorEntry, Record
+from benchmark.plan.suite_file import find_suite, select, suite_names
+from benchmark.records.networks import built_graph
+from benchmark.records.record import ErrorEntry, Record
+from benchmark.records.store import traceback_file
 from benchmark.run import app as run_app
-from benchmark.run import select
-from benchmark.store import traceback_file
-from benchmark.suite import find_suite, suite_names
+from benchmark.workers.executors import _told
 from datasets import registry as data_registry
 from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
 from datasets.kinds import get_kind
 from methods import registry
-from methods.task_graph import TaskGraph
+from methods.graph.task_graph import TaskGraph
 from tests.unit.graphs import operation
 
 ROOT = Path(benchmark.__file__).parent.parent
@@ -115,8 +113,8 @@ def child(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 SAYS = """
-from benchmark.console import make_console
-from benchmark.entry import start
+from benchmark.cli import make_console
+from benchmark.cli import start
 def says():
     print("Δm ↑")
     make_console().print("✗ Δm ↑ ±")
@@ -153,7 +151,7 @@ def test_an_output_that_is_full_or_closed_is_no_traceback() -> None:
 
 def test_a_run_without_any_record_ends_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As where every worker was killed: nothing to print is no mistake of the user."""
-    monkeypatch.setattr("benchmark.executors.LocalExecutor.run", lambda *_: iter(()))
+    monkeypatch.setattr("benchmark.workers.executors.LocalExecutor.run", lambda *_: iter(()))
     words = ["quick", "--methods", "hard_sharing", "--seeds", "0", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(run_app, words)
     assert result.exit_code == 1, result.output
@@ -276,7 +274,7 @@ def test_a_network_of_a_plugin_names_the_option() -> None:
     graph.output("left", graph.add(operation("test.conv_norm", 0), graph.input("image")))
     document = json.loads(json.dumps(graph.to_json()).replace("test.conv_norm", "of_a_plugin"))
     with pytest.raises(UsageError, match=r"'of_a_plugin'.*--plugin FILE, or plugins="):
-        _built(document, load(graph.to_bytes()), "The network")
+        built_graph(document, load(graph.to_bytes()), "The network")
 
 
 def test_a_fault_in_code_is_told_with_its_kind_and_its_traceback(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from torch import nn
 
 from datasets.errors import UsageError
-from methods.cost import CostTable, MacCounter, Size, compute, count, size
-from methods.operations import Operation, register_operation
-from methods.task_graph import TaskGraph
+from methods.graph.cost import CostTable, MacCounter, Size, compute, count, size
+from methods.graph.operations import Operation, register_operation
+from methods.graph.task_graph import TaskGraph
 from tests.unit.graphs import Program, build, operation, operations, programs
 
 
@@ -136,7 +136,7 @@ class _OnImages(nn.Module):
 
 def test_each_operation_and_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    import methods.cost as cost
+    from methods.graph import cost
 
     monkeypatch.setattr(cost, "count", lambda module, shapes: calls.append(1) or count(module, shapes))
     shared = operation("test.linear_map", 0)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import store as storage
-from benchmark.cell import RunSettings, run_cell
-from benchmark.executors import LocalExecutor
-from benchmark.store import StorageError, Store
+from benchmark.records import store as storage
+from benchmark.records.store import StorageError, Store
+from benchmark.train.cell import RunSettings, run_cell
+from benchmark.workers.executors import LocalExecutor
 from tests.unit.test_cell import toy_cells
 
 ROOT = Path(__file__).parent.parent.parent

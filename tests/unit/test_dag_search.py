@@ -13,22 +13,22 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchmark.trainer import CellTrainer
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import DatasetSpec, TaskSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role
-from methods.cost import compute, size
 from methods.dag_search.method import DagSearch, relative_change
 from methods.dag_search.params import DagSearchParams
 from methods.dag_search.reduction import reduce
 from methods.dag_search.space import DagSpace, build_space
 from methods.dag_search.supernet import Gates, Supernet
 from methods.figures import Figure
-from methods.heads import create_head
+from methods.graph.cost import compute, size
+from methods.graph.task_graph import TaskGraph, estimate_statistics
 from methods.plain import fit_graph, task_losses
 from methods.streams import seed_of
-from methods.task_graph import TaskGraph, estimate_statistics
 from tests.numbers import assert_same
 from tests.unit.harness import toy_spec, toy_trainer
 

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from benchmark.contact_sheet import picture
 from benchmark.data import app
+from benchmark.show.contact_sheet import picture
 from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
-from datasets.files import FileError
-from datasets.prepare import prepare
-from datasets.prepared import FOLDER, MANIFEST, PARTIAL, PROGRESS
+from datasets.on_disk.files import FileError
+from datasets.on_disk.prepare import prepare
+from datasets.on_disk.prepared import FOLDER, MANIFEST, PARTIAL, PROGRESS
+from datasets.on_disk.verify import verify
 from datasets.registry import load
-from datasets.verify import verify
 from tests.genuine import SHARED, genuine
 from tests.twins import write_twin
 
@@ -224,7 +224,7 @@ def test_another_protocol_has_a_copy_of_its_own(adashare: Path) -> None:
 
 
 def test_an_interrupted_preparation_goes_on(mtan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.prepared.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("datasets.on_disk.prepared.ROWS_AT_ONCE", 2)
     expected = samples(mtan)
 
     class Interrupted(BaseException):
@@ -248,7 +248,7 @@ def test_an_interrupted_preparation_goes_on(mtan: Path, monkeypatch: pytest.Monk
 
 
 def test_other_files_start_an_interrupted_preparation_anew(mtan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.prepared.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("datasets.on_disk.prepared.ROWS_AT_ONCE", 2)
 
     def stop(done: int, n: int) -> None:
         if done >= 2:

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.planning import plan
-from benchmark.suite import read_suite
+from benchmark.plan.cells import plan
+from benchmark.plan.suite_file import read_suite
 from datasets.contracts import TaskSpec
 from datasets.errors import UnknownNameError, UsageError
-from datasets.mmseg_adapter import load
-from methods.backbone import Backbone, BackboneConfig, create_backbone
-from methods.decoders import ADASHARE_RATES, DenseForm, create_decoder
-from methods.heads import create_head
-from methods.operations import build_module
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.decoders import ADASHARE_RATES, DenseForm, create_decoder
+from methods.backbones.heads import create_head
+from methods.backbones.mmseg import load
+from methods.graph.operations import build_module
+from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph
-from methods.task_graph import TaskGraph
 from tests.numbers import assert_same
 from tests.unit.harness import toy_spec
 
@@ -150,9 +150,9 @@ def test_the_head_is_part_of_a_cell_and_the_default_one_changes_no_key(tmp_path:
 def test_nothing_imports_mmsegmentation_before_a_head_asks_for_it() -> None:
     done = fresh("""
         import sys
-        import benchmark.run, benchmark.cell, benchmark.report, benchmark.list, benchmark.plots
+        import benchmark.run, benchmark.train.cell, benchmark.report, benchmark.list, benchmark.show.plots
         import methods.registry, datasets.registry
-        from methods.decoders import DenseForm, create_decoder
+        from methods.backbones.decoders import DenseForm, create_decoder
         create_decoder(DenseForm.of("adashare_aspp", 4), 3, 2, 0.0)
         heavy = {"mmseg", "mmcv", "mmengine"} & set(sys.modules)
         assert not heavy, heavy
@@ -176,7 +176,7 @@ def test_a_real_extension_is_left_alone(tmp_path: Path) -> None:
 
         real.__getattr__ = operator
         sys.modules["mmcv._ext"] = real
-        from datasets.mmseg_adapter import load
+        from methods.backbones.mmseg import load
         load("mmseg.models.decode_heads")
         assert sys.modules["mmcv._ext"] is real
     """)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.delta import compared_metrics, delta_m, delta_metric, delta_task, primary_metric
+from benchmark.records.delta import compared_metrics, delta_m, delta_metric, delta_task, primary_metric
 from tests.unit.records import entry, metrics
 
 STL = metrics(

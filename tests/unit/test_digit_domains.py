@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from datasets import registry
 from datasets.digit_domains import OPTICAL_RANKS, optical_rows
 from datasets.errors import DatasetMissingError
-from datasets.files import FileError
 from datasets.omniglot import ZIPS
+from datasets.on_disk.files import FileError
 from datasets.registry import dataset_spec
 from tests.genuine import genuine
 from tests.twins import twin_package

@@ -18,13 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from benchmark.trainer import CellTrainer
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import DatasetSpec, TaskSpec
 from datasets.errors import UsageError
 from datasets.kinds.class_kind import IGNORE
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Role
-from methods.cost import count, size
 from methods.dmo.difficulty import difficulties, mean_loss, sample_losses
 from methods.dmo.grouping import groups_of, maximal_cliques, random_groups, read_groups, task_graph_of
 from methods.dmo.method import Dmo
@@ -40,8 +39,9 @@ from methods.dmo.pruning import (
 )
 from methods.dmo.similarity import combined, loss_similarity, resolved_threshold, weight_similarity
 from methods.dmo.telling import n_nonzero
-from methods.operations import Operation
-from methods.task_graph import TaskGraph
+from methods.graph.cost import count, size
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
 
@@ -200,7 +200,7 @@ def test_worked_example_of_the_published_rerun(resnet18: Backbone) -> None:
     )
 
     def head(task: str) -> Operation:
-        from methods.heads import create_head
+        from methods.backbones.heads import create_head
 
         return create_head(data.task(task), resnet18, seed=0)
 

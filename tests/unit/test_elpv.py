@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.planning import notes_of, plan
-from benchmark.suite import read_suite
+from benchmark.plan.cells import notes_of, plan
+from benchmark.plan.suite_file import read_suite
 from datasets import elpv, registry
 from datasets.elpv import Cell, blocked_sides, data_folder, read_cells, runs_of, stratified_sides
 from datasets.errors import DatasetMissingError, ProtocolError
-from datasets.files import FileError
+from datasets.on_disk.files import FileError
 from datasets.registry import dataset_spec
 from datasets.roles import role_indices
 from tests.twins import elpv_package, solar_cell

@@ -11,15 +11,15 @@ import pytest
 from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 
-from benchmark.console import make_console
-from benchmark.difference import difference, render_difference
+from benchmark.cli import make_console
+from benchmark.compare.difference import difference, render_difference
 from benchmark.escape import CsvWriter, plain
-from benchmark.page import render_page
-from benchmark.plots import save_drawing
-from benchmark.record import Record
-from benchmark.render import render_csv, render_latex, render_markdown, render_terminal
-from benchmark.store import Store
-from benchmark.tables import aggregate
+from benchmark.records.record import Record
+from benchmark.records.store import Store
+from benchmark.show.page import render_page
+from benchmark.show.plots import save_drawing
+from benchmark.show.render import render_csv, render_latex, render_markdown, render_terminal
+from benchmark.tables.table import aggregate
 from tests.unit.records import make_failure, make_record
 
 EVIL = '=HYPERLINK("http://x")|<b>&$_{}\\\x1b[31m\r\n\u202e\u2028\x9b'

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from benchmark import export as command
 from benchmark import load_network
+from benchmark.deploy.find import find_record
+from benchmark.deploy.network import DESCRIPTION_FIELD, DeployedNetwork, NetworkDescription
 from benchmark.export import ExportError, Form, export_network
-from benchmark.find_record import find_record
-from benchmark.networks import DESCRIPTION_FIELD, DeployedNetwork, NetworkDescription
-from benchmark.store import Store
+from benchmark.records.store import Store
 from datasets.errors import UsageError
 from tests.unit.graphs import operation
 from tests.unit.records import make_failure, make_record
@@ -264,7 +264,7 @@ def test_a_safetensors_file_comes_back_without_training_code_or_records(run: Pat
         "stored = torch.load(sys.argv[2], weights_only=True);"
         "print(all(torch.equal(network(images)[task], value) for images, expected in "
         "zip(stored['images'], stored['expected']) for task, value in expected.items()), "
-        "'benchmark.trainer' in sys.modules)"
+        "'benchmark.train.trainer' in sys.modules)"
     )
     assert elsewhere(code, file, saved_cases(network, tmp_path / "cases.pt", single=True)).split() == ["True", "False"]
     assert load_network(file).description == network.description
@@ -350,7 +350,7 @@ def test_a_file_that_gives_something_else_is_never_written(
 
 def test_statistics_belong_to_nodes_in_every_file(run: Path) -> None:
     """One operation on two inputs has two sets of statistics; a file that merged them would give other numbers."""
-    from methods.task_graph import TaskGraph
+    from methods.graph.task_graph import TaskGraph
 
     shared = operation("test.conv_norm", 0)
     graph = TaskGraph(["a", "b"])

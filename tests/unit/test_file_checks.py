@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from datasets import registry
-from datasets.file_checks import WHOLE, files_hash, fingerprint, picture_shape
-from datasets.files import FileError
+from datasets.on_disk.checks import WHOLE, files_hash, fingerprint, picture_shape
+from datasets.on_disk.files import FileError
 from tests.twins import write_twin
 
 NOISE = np.random.RandomState(0).randint(0, 256, (300, 400, 3)).astype(np.uint8)  # does not compress

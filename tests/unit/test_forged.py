@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from benchmark.difference import difference, render_difference
-from benchmark.page import render_page
-from benchmark.record import Record, canonical_json, parse_record, record_bytes
-from benchmark.render import render_csv, render_latex, render_markdown, render_terminal
-from benchmark.speed_files import SCHEMA, read_speed
-from benchmark.store import Store
-from benchmark.tables import aggregate
+from benchmark.compare.difference import difference, render_difference
+from benchmark.records.keys import canonical_json
+from benchmark.records.measurements import SCHEMA, read_speed
+from benchmark.records.record import Record, parse_record, record_bytes
+from benchmark.records.store import Store
+from benchmark.show.page import render_page
+from benchmark.show.render import render_csv, render_latex, render_markdown, render_terminal
+from benchmark.tables.table import aggregate
 from datasets.errors import UsageError
 from tests.unit.records import make_record
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.labels import DASH
-from benchmark.planning import notes_of, plan
-from benchmark.suite import Suite
-from benchmark.tables import aggregate
-from benchmark.wording import cell_text, lines_beneath
+from benchmark.plan.cells import notes_of, plan
+from benchmark.plan.suite import Suite
+from benchmark.show.wording import cell_text, lines_beneath
+from benchmark.tables.labels import DASH
+from benchmark.tables.table import aggregate
 from datasets.errors import UsageError
 from methods.registry import get_method
 from tests.unit.harness import toy_trainer

@@ -8,12 +8,12 @@ import matplotlib.pyplot as plt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.frontier import Point, front, points, prices, staircase
-from benchmark.marks import LIGHT, SHAPES, color_of, shape_of
-from benchmark.page.charts import scatter
-from benchmark.table_plots import _against_prices, draw_tables, task_columns
-from benchmark.tables import aggregate
-from benchmark.wording import row_title
+from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
+from benchmark.show.page.charts import scatter
+from benchmark.show.table_plots import _against_prices, draw_tables, task_columns
+from benchmark.show.wording import row_title
+from benchmark.tables.frontier import Point, front, points, prices, staircase
+from benchmark.tables.table import aggregate
 from tests.unit.records import SINGLE_TASK, make_record
 
 

@@ -18,18 +18,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import benchmark.cell
-from benchmark.baseline import Baseline, accepted, baseline_bytes, golden_key, golden_platform, read_baseline
-from benchmark.cell import RunSettings, run_cell
+import benchmark.train.cell
 from benchmark.check import accept, app, check, lines
-from benchmark.gate import Finding, Verdict, compare, exit_code, speed_bound, superseded
-from benchmark.loaders import RoleLoader
-from benchmark.planning import PlannedCell, plan
-from benchmark.record import Record, parse_record, record_bytes
-from benchmark.run import select
-from benchmark.speed_files import MeasurementFile, NetworkEntry, SpeedSettings, write_measurement
-from benchmark.store import Store
-from benchmark.suite import Suite
+from benchmark.compare.baseline import Baseline, accepted, baseline_bytes, golden_key, golden_platform, read_baseline
+from benchmark.compare.gate import Finding, Verdict, compare, exit_code, speed_bound, superseded
+from benchmark.plan.cells import PlannedCell, plan
+from benchmark.plan.suite import Suite
+from benchmark.plan.suite_file import select
+from benchmark.records.measurements import MeasurementFile, NetworkEntry, SpeedSettings, write_measurement
+from benchmark.records.record import Record, parse_record, record_bytes
+from benchmark.records.store import Store
+from benchmark.train.cell import RunSettings, run_cell
+from benchmark.train.loaders import RoleLoader
 from datasets.kinds.class_kind import ClassEvaluator
 from tests.conftest import toy_registered
 from tests.unit.records import SHARED, make_failure, make_record
@@ -584,14 +584,14 @@ def test_ten_checks_of_unchanged_runs_raise_no_alarm(real: Path, tmp_path: Path)
 
 
 def a_lost_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = benchmark.cell.create_backbone
+    create = benchmark.train.cell.create_backbone
 
     def without_a_convolution(*arguments: Any, **options: Any) -> Any:
         backbone = create(*arguments, **options)
         backbone.blocks[0].module.conv2 = nn.Identity()
         return backbone
 
-    monkeypatch.setattr(benchmark.cell, "create_backbone", without_a_convolution)
+    monkeypatch.setattr(benchmark.train.cell, "create_backbone", without_a_convolution)
 
 
 def a_changed_metric(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,10 +648,11 @@ def test_a_changed_seed_is_unpaired(real: Path, tmp_path: Path) -> None:
 def test_a_forward_that_is_slower_by_a_quarter_is_caught(
     real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmark import speed_networks
-    from benchmark.quantities import is_reference
-    from benchmark.speed_jobs import SpeedJob, SpeedProtocol, TableJob, WarmUpRule, light_settings
-    from benchmark.speed_session import measure_table
+    from benchmark.records.measurements import light_settings
+    from benchmark.records.record import is_reference
+    from benchmark.speed import networks as speed_networks
+    from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, WarmUpRule
+    from benchmark.speed.session import measure_table
 
     root = tmp_path / "run"
     shutil.copytree(real.parent / "run", root)

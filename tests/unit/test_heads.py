@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from datasets.contracts import TaskSpec
 from datasets.errors import UnknownNameError, UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone
-from methods.heads import create_head
-from methods.operations import Operation, build_module
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.heads import create_head
+from methods.graph.operations import Operation, build_module
 from methods.streams import seeded
 from tests.numbers import assert_same
 

@@ -14,12 +14,12 @@ from torchvision import tv_tensors
 
 from datasets.contracts import NormalsFrame, TaskSpec
 from datasets.errors import ProtocolError, UnknownNameError, UsageError
+from datasets.images.transforms import Dense, Depth, EncodedNormals, InverseDepth, Normals, NormalsOfUnknownFrame
 from datasets.kinds import Kind, get_kind, kind_names, register_kind
 from datasets.kinds.base import resize_prediction
 from datasets.kinds.class_kind import ClassKind
-from datasets.metrics import LabelError
+from datasets.kinds.metrics import LabelError
 from datasets.protocols import STANDARD, ProtocolFlags, get_protocol, protocol_names
-from datasets.transforms import Dense, Depth, EncodedNormals, InverseDepth, Normals, NormalsOfUnknownFrame
 
 DIGIT = TaskSpec("digit", "class", 3, ("accuracy",))
 SEMSEG = TaskSpec("semseg", "semantic", 4, ("miou",))

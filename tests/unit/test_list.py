@@ -11,7 +11,7 @@ import pytest
 
 import benchmark
 from benchmark.list import describe
-from benchmark.suite import suite_names
+from benchmark.plan.suite_file import suite_names
 from datasets.registry import dataset_names, get_dataset
 from methods.contracts import Reference
 from methods.registry import get_method, method_names

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.evaluate import CoverageError, check_coverage, evaluate
-from benchmark.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples, SampleOrder
-from benchmark.suite import RecipeSettings
-from datasets.augmentation import augmentation
+from benchmark.plan.suite import RecipeSettings
+from benchmark.train.evaluate import CoverageError, check_coverage, evaluate
+from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples, SampleOrder
 from datasets.contracts import CachedSamples, DatasetSpec, InputData, TaskSpec
 from datasets.errors import UsageError
+from datasets.images.augmentation import augmentation
+from datasets.images.transforms import Normalise
 from datasets.protocols import STANDARD
-from datasets.transforms import Normalise
 from methods.contracts import Role
 from tests.unit.harness import ToyInput, toy_loaders, toy_spec
 
@@ -83,8 +83,8 @@ def test_images_are_normalised_once() -> None:
 
 
 def test_augmentation_depends_on_sample_and_epoch_not_on_the_batch() -> None:
-    from benchmark.loaders import InputLoader, RoleLoader
-    from datasets.augmentation import augmentation
+    from benchmark.train.loaders import InputLoader, RoleLoader
+    from datasets.images.augmentation import augmentation
     from datasets.protocols import get_protocol
 
     spec = toy_spec()
@@ -261,7 +261,7 @@ def test_how_many_images_are_evaluated_at_once_goes_by_pixels_and_channels() -> 
 
 
 def test_probes_of_methods_are_cut_by_the_same_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmark.loaders.EVALUATION_VALUES", 5 * 3 * 8 * 8)
+    monkeypatch.setattr("benchmark.train.loaders.EVALUATION_VALUES", 5 * 3 * 8 * 8)
     loader = toy_loaders(toy_spec(), RECIPE)[Role.REPORT]
     assert [len(batch.index["image"]) for batch in loader.ordered(["a", "b"])] == [5] * 4
 

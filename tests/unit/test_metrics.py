@@ -20,9 +20,9 @@ from datasets.contracts import TaskSpec
 from datasets.errors import UnknownNameError, UsageError
 from datasets.kinds import get_kind, kind_names
 from datasets.kinds.binary_map import F_THRESHOLDS, dilate, levels, tolerance_squared
-from datasets.metrics import Evaluator, LabelError, computed_metrics, get_metric, metric_names
-from datasets.mmseg_adapter import load
+from datasets.kinds.metrics import Evaluator, LabelError, computed_metrics, get_metric, metric_names
 from datasets.protocols import STANDARD, ProtocolFlags, get_protocol
+from methods.backbones.mmseg import load
 
 DEPTH_METRICS = tuple(computed_metrics("depth"))
 SEMSEG = TaskSpec("semseg", "semantic", 5, ("miou", "pixel_acc"))

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.trainer import CellTrainer
+from benchmark.train.trainer import CellTrainer
 from datasets.errors import UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget
-from methods.cost import size
-from methods.operations import Operation
+from methods.graph.cost import size
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
 from methods.soft_sharing.attention import Attention, refinement
 from methods.soft_sharing.mtan import Mtan, MtanParams, mean_masks, pooling_of, shared_stages
-from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
 from tests.unit.test_soft_sharing import backbone_of, batch_of, images_of, tasks_of, trainer_of
 

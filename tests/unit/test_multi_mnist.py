@@ -15,11 +15,11 @@ from torchvision import tv_tensors
 from datasets import mnist_digits, multi_mnist
 from datasets.contracts import SINGLE_INPUT, InputData
 from datasets.errors import DatasetMissingError, ProtocolError, UsageError
+from datasets.images.transforms import Depth
 from datasets.mnist_digits import load_digits
 from datasets.mnist_two_domains import domain_sources
 from datasets.multi_mnist import IMAGE_BLOCKS, USES, Canvases, compose, draw_sources
 from datasets.registry import dataset_spec, load
-from datasets.transforms import Depth
 
 PARTS = ("fit", "arch", "val", "test")
 TASKS = ("left", "right", "semseg", "depth", "edge", "order")

@@ -16,15 +16,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from datasets import registry
-from datasets.augmentation import HorizontalFlip
 from datasets.contracts import InputData, Sample
 from datasets.errors import ProtocolError, UsageError
-from datasets.files import FileError
+from datasets.images.augmentation import HorizontalFlip
 from datasets.kinds import get_kind
 from datasets.nyuv2 import TO_13, merge_table
+from datasets.on_disk.files import FileError
+from datasets.on_disk.releases import number_of
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec
-from datasets.releases import number_of
 from tests.genuine import genuine
 from tests.twins import MAT_CLASSES, TEST_IDS, TRAIN_IDS, room, write_twin
 

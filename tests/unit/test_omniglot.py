@@ -12,9 +12,9 @@ import torch
 from datasets import registry
 from datasets.contracts import MultiTaskDataset
 from datasets.errors import DatasetMissingError, UnknownNameError
-from datasets.files import FileError
 from datasets.omniglot import SIDES, ZIPS, side_of, task_name
 from datasets.omniglot_alphabets import BACKGROUND, EVALUATION, SMALL
+from datasets.on_disk.files import FileError
 from datasets.registry import dataset_spec
 from datasets.roles import role_indices
 from tests.genuine import genuine

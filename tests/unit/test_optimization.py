@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.optimization import StageOptimizers, own_rate, schedule_factor
-from benchmark.suite import OptimizerSettings, RecipeSettings, ScheduleSettings
+from benchmark.plan.suite import OptimizerSettings, RecipeSettings, ScheduleSettings
+from benchmark.train.optimizers import StageOptimizers, own_rate, schedule_factor
 from methods.contracts import OptimizerSpec, ParameterGroup
 
 

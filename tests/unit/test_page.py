@@ -12,12 +12,13 @@ import pytest
 from seaborn.utils import relative_luminance
 from typer.testing import CliRunner
 
-from benchmark.labels import DASH
-from benchmark.marks import LIGHT
-from benchmark.page.build import style_sheet
-from benchmark.report import app, page, tables_of
-from benchmark.store import Store
-from benchmark.wording import cell_text, lines_beneath
+from benchmark.records.store import Store
+from benchmark.report import app, page
+from benchmark.show.marks import LIGHT
+from benchmark.show.page.build import style_sheet
+from benchmark.show.wording import cell_text, lines_beneath
+from benchmark.tables.folder import tables_of
+from benchmark.tables.labels import DASH
 from tests.unit.records import SHARED, SINGLE_TASK, make_record
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.planning import PlannedCell, plan
-from benchmark.suite import find_suite, read_suite
-from datasets.augmentation import augmented_size
+from benchmark.plan.cells import PlannedCell, plan
+from benchmark.plan.suite_file import find_suite, read_suite
+from datasets.images.augmentation import augmented_size
 from datasets.registry import dataset_names
 from tests.twins import TWINS, write_twin
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmark.estimate import Estimate, from_record, kind_of, total
-from benchmark.labels import DASH
-from benchmark.planning import plan
-from benchmark.record import Record
+from benchmark.plan.cells import plan
+from benchmark.plan.estimate import Estimate, from_record, kind_of, total
+from benchmark.plan.suite_file import read_suite
+from benchmark.records.record import Record
 from benchmark.run import app
-from benchmark.show_plan import duration, size
-from benchmark.suite import read_suite
+from benchmark.tables.labels import DASH
+from benchmark.workers.show_plan import duration, size
 from methods.contracts import Role, Stage
 from methods.plain import parameter_groups, plain_graph, task_losses
 from tests.unit.harness import toy_trainer

@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 from seaborn.utils import relative_luminance
 
-from benchmark.plots import FORMATS, MAX_NAMED, draw, draw_records, ink_on, save, task_colors
-from benchmark.record import Record
-from benchmark.store import StorageError, Store
+from benchmark.records.record import Record
+from benchmark.records.store import StorageError, Store
+from benchmark.show.plots import FORMATS, MAX_NAMED, draw, draw_records, ink_on, save, task_colors
 from methods.figures import Branch, Edge, Figure, Heatmap, Layered, Lines, Series, State, Tree
 from tests.unit.records import make_record
 

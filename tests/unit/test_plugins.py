@@ -15,17 +15,17 @@ import torch
 from typer.testing import CliRunner
 
 import benchmark
-from benchmark.cell import RunSettings, run_cell
 from benchmark.data import app as data_app
 from benchmark.list import app as list_app
-from benchmark.planning import plan
-from benchmark.plugins import load_plugins
-from benchmark.suite import read_suite
+from benchmark.plan.cells import plan
+from benchmark.plan.plugins import load_plugins
+from benchmark.plan.suite_file import read_suite
+from benchmark.train.cell import RunSettings, run_cell
 from datasets import registry as data_registry
 from datasets.errors import UsageError
-from methods import backbone_family
 from methods import registry as method_registry
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones import family as backbone_family
+from methods.backbones.backbone import BackboneConfig, create_backbone
 
 README = Path(benchmark.__file__).parent.parent / "README.md"
 
@@ -181,10 +181,10 @@ import torch
 from torch import nn
 
 from methods.contracts import Fidelity, Method, MethodParams, Statement
-from methods.operations import Operation, register_operation
+from methods.graph.operations import Operation, register_operation
 from methods.plain import fit_graph
 from methods.registry import register_method
-from methods.task_graph import TaskGraph
+from methods.graph.task_graph import TaskGraph
 
 
 class MaskedConv(nn.Module):

@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.provenance import cpu_name, environment, git_state, hash_files, module_file, package_hash, versions
-from benchmark.store import canonical_json
+from benchmark.records.provenance import (
+    cpu_name,
+    environment,
+    git_state,
+    hash_files,
+    module_file,
+    package_hash,
+    versions,
+)
+from benchmark.records.store import canonical_json
 from datasets.errors import UsageError
 
 
@@ -75,7 +83,7 @@ def test_versions_have_the_fields_of_a_record():
 def test_asking_for_versions_imports_nothing_heavy():
     code = (
         "import sys\n"
-        "from benchmark.provenance import versions, environment\n"
+        "from benchmark.records.provenance import versions, environment\n"
         "versions(training_hash='', method_hash='', data_hash=None, weights_hash=None)\n"
         "environment('cpu', {'intra_op': 1}, {})\n"
         "assert not {'torch', 'timm', 'numpy'} & set(sys.modules), 'imported'\n"

@@ -8,8 +8,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from benchmark.report import app, report
-from benchmark.store import Store
+from benchmark.records.store import Store
+from benchmark.report import app
+from benchmark.show.render import report
 from datasets.errors import UsageError
 from tests.unit.records import make_failure, make_record
 

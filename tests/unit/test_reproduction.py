@@ -13,11 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.boards import Board, board_names, parse_board, read_board
-from benchmark.planning import cell_spec
-from benchmark.record import Record
-from benchmark.report import compare_with_boards
-from benchmark.reproduction import (
+from benchmark.compare.boards import Board, board_names, parse_board, read_board
+from benchmark.compare.reproduction import (
     fitting_boards,
     judge,
     prediction_half_width,
@@ -26,8 +23,11 @@ from benchmark.reproduction import (
     reproduction,
     value_of,
 )
-from benchmark.reproduction_text import RECALLED, render_reproduction
-from benchmark.store import Store
+from benchmark.compare.reproduction_text import RECALLED, render_reproduction
+from benchmark.plan.cells import cell_spec
+from benchmark.records.record import Record
+from benchmark.records.store import Store
+from benchmark.report import compare_with_boards
 from datasets.errors import UsageError
 from methods.registry import method_names
 from tests.unit.records import make_record, metrics

@@ -13,13 +13,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-import benchmark.run
 from benchmark import __main__ as sharebench
-from benchmark import speed_jobs
-from benchmark.run import app, pick_device, select
-from benchmark.speed import WarmUpRule
-from benchmark.speed_jobs import SpeedProtocol
-from benchmark.suite import read_suite
+from benchmark import api
+from benchmark.cli import pick_device
+from benchmark.plan.suite_file import read_suite, select
+from benchmark.run import app
+from benchmark.speed import light
+from benchmark.speed.jobs import SpeedProtocol
+from benchmark.speed.timing import WarmUpRule
 from datasets.errors import UsageError
 
 SUITE = """
@@ -50,7 +51,7 @@ def test_a_run_prints_a_table_and_the_next_one_trains_nothing(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     protocol = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
-    monkeypatch.setattr(speed_jobs, "measure_light", functools.partial(speed_jobs.measure_light, protocol=protocol))
+    monkeypatch.setattr(light, "measure_light", functools.partial(light.measure_light, protocol=protocol))
     out = tmp_path / "out"
     first = command(suite, "--out", out)
     assert first.exit_code == 0, first.output
@@ -119,8 +120,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(suite: P
 
 @pytest.mark.usefixtures("quick_workers")
 def test_damaged_and_foreign_records_are_run_again_and_kept(suite: Path, tmp_path: Path) -> None:
-    from benchmark.planning import plan
-    from benchmark.store import Store
+    from benchmark.plan.cells import plan
+    from benchmark.records.store import Store
 
     planned = plan(select(str(suite), methods="hard_sharing"))[0]
     store = Store(tmp_path / "out")
@@ -162,7 +163,7 @@ def test_a_method_that_stands_in_several_rows_is_chosen_with_all_of_them() -> No
 
 
 def test_a_missing_baseline_is_said_at_the_start(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmark.planning import missing_reference, plan
+    from benchmark.plan.cells import missing_reference, plan
 
     assert not missing_reference(plan(select(str(suite))))
     assert missing_reference(plan(select(str(suite), methods="hard_sharing")))
@@ -178,9 +179,9 @@ def test_the_console_script_has_the_same_commands() -> None:
 
 @pytest.mark.usefixtures("quick_workers")
 def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, toy_data: Path, tmp_path: Path) -> None:
-    from benchmark.cell import RunSettings
-    from benchmark.executors import LocalExecutor
-    from benchmark.planning import plan
+    from benchmark.plan.cells import plan
+    from benchmark.train.cell import RunSettings
+    from benchmark.workers.executors import LocalExecutor
 
     executor = LocalExecutor(RunSettings(tmp_path / "out", plugins=(str(toy_data),)), jobs=1)
     statuses = {}
@@ -202,10 +203,10 @@ def test_a_worker_whose_run_is_gone_ends_without_a_word_and_without_a_record(
     """As after a kill: nothing is printed, and no failure is recorded that was none."""
     import multiprocessing
 
-    from benchmark.cell import RunSettings
-    from benchmark.executors import _work
-    from benchmark.planning import plan
-    from benchmark.store import Store
+    from benchmark.plan.cells import plan
+    from benchmark.records.store import Store
+    from benchmark.train.cell import RunSettings
+    from benchmark.workers.executors import _work
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -226,8 +227,8 @@ def test_workers_are_counted_from_what_the_process_may_use() -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        assert benchmark.run._jobs(None, "cpu") == 1
+        assert api._jobs(None, "cpu") == 1
     finally:
         os.sched_setaffinity(0, allowed)
-    assert benchmark.run._jobs(5, "cpu") == 5
-    assert benchmark.run._jobs(None, "cuda") == 1
+    assert api._jobs(5, "cpu") == 5
+    assert api._jobs(None, "cuda") == 1

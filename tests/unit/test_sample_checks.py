@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from benchmark import cell as cell_module
-from benchmark.cell import load_data
 from benchmark.data import app as data_app
-from benchmark.planning import PlannedCell, cell_spec, plan
-from benchmark.suite import read_suite
+from benchmark.plan.cells import PlannedCell, cell_spec, plan
+from benchmark.plan.suite_file import read_suite
+from benchmark.train import roles
+from benchmark.train.roles import load_data
 from datasets import registry
 from datasets.array_input import ArrayInput
-from datasets.augmentation import augmentation
 from datasets.contracts import DatasetSpec, InputData, MultiTaskDataset, Sample, Split, TaskSpec
 from datasets.errors import UsageError
-from datasets.files import Array, FileError, read_image
+from datasets.images.augmentation import augmentation
 from datasets.kinds import get_kind, kind_names
-from datasets.metrics import computed_metrics
+from datasets.kinds.metrics import computed_metrics
+from datasets.on_disk.files import Array, FileError, read_image
+from datasets.on_disk.sample_checks import faults, label_faults, require
+from datasets.on_disk.sources import FileInput, Source, field_of_files, scale_uint8
 from datasets.protocols import STANDARD
 from datasets.registry import DatasetLoader, dataset_spec, get_dataset, register_dataset
-from datasets.sample_checks import faults, label_faults, require
-from datasets.sources import FileInput, Source, field_of_files, scale_uint8
 from tests.unit.harness import toy_spec
 from tests.unit.samples import SIZE
 from tests.unit.samples import sample as typed_sample
@@ -123,7 +123,7 @@ class Mine(DatasetLoader):
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.load_datasets()
     monkeypatch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
-    monkeypatch.setattr(cell_module, "_CHECKED", set())
+    monkeypatch.setattr(roles, "_CHECKED", set())
     register_dataset("mine")(Mine)
 
 

@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.optimization import StageOptimizers
-from benchmark.stage_run import StageRun
-from benchmark.suite import OptimizerSettings, RecipeSettings
-from benchmark.trainer import CellTrainer
+from benchmark.plan.suite import OptimizerSettings, RecipeSettings
+from benchmark.train.optimizers import StageOptimizers
+from benchmark.train.stage import StageRun
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import Batch, DatasetSpec, TaskSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Role
-from methods.cost import compute, size
-from methods.operations import Operation
+from methods.graph.cost import compute, size
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph, merged
 from methods.plain import plain_graph, task_losses
 from methods.registry import get_method
 from methods.soft_sharing.cross_stitch import CrossStitch, CrossStitchParams, initial_alpha, stitches
@@ -38,7 +39,6 @@ from methods.soft_sharing.sluice import (
 from methods.soft_sharing.towers import Tower, Units, place_channels, place_names, tower_graph, towers_of
 from methods.soft_sharing.training import joint_stage, parameter_groups
 from methods.soft_sharing.units import Nddr, channel_axis, nddr, stitch, subspace_stitch
-from methods.task_graph import TaskGraph, merged
 from tests.numbers import assert_same
 from tests.unit.harness import toy_spec, toy_trainer
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.speed import (
+from benchmark.records.measurements import is_noisy, same_speed_within
+from benchmark.speed.measure import Sampled, measure_pairs, measure_slots, quantile, step_times
+from benchmark.speed.timing import (
     Failure,
     Network,
     ReferenceFailedError,
@@ -23,15 +25,6 @@ from benchmark.speed import (
     slots,
     steps_per_slot,
     warm_up,
-)
-from benchmark.speed_measure import (
-    Sampled,
-    is_noisy,
-    measure_pairs,
-    measure_slots,
-    quantile,
-    same_speed_within,
-    step_times,
 )
 from tests.perf.abba import PairedRatio, ratio
 
@@ -553,7 +546,7 @@ def test_slots_on_cuda() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from benchmark.speed_device import CudaDevice
+    from benchmark.speed.device import CudaDevice
 
     device = torch.device("cuda")
     layer, image = torch.nn.Conv2d(16, 16, 3).to(device), torch.randn(8, 16, 64, 64, device=device)

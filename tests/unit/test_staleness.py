@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import benchmark.cell
-from benchmark import program
-from benchmark.cell import RunSettings, _CellRun, run_cell
+import benchmark.train.cell
 from benchmark.check import accept, check
-from benchmark.planning import PlannedCell, plan
-from benchmark.plugins import load_plugins
-from benchmark.program import source_files
-from benchmark.record import Record
+from benchmark.plan import program
+from benchmark.plan.cells import PlannedCell, plan
+from benchmark.plan.plugins import load_plugins
+from benchmark.plan.program import source_files
+from benchmark.plan.staleness import Present
+from benchmark.plan.suite_file import read_suite
+from benchmark.records.record import Record
+from benchmark.records.store import Store
 from benchmark.run import app
-from benchmark.staleness import Present
-from benchmark.store import Store
-from benchmark.suite import read_suite
+from benchmark.train.cell import RunSettings, _CellRun, run_cell
 from datasets import registry as data_registry
 from datasets.errors import UsageError
 from methods import registry as method_registry
@@ -224,7 +224,7 @@ def test_kept_networks_of_other_code_data_or_libraries_are_not_taken_over(
     edit(project / "brightness.py", "// 1", "// 1 + 0")
     assert key() != first
     edit(project / "brightness.py", "// 1 + 0", "// 1")
-    monkeypatch.setattr(benchmark.cell, "installed", lambda name: "another")
+    monkeypatch.setattr(benchmark.train.cell, "installed", lambda name: "another")
     assert key() != first
 
 
@@ -232,23 +232,40 @@ def test_kept_networks_of_other_code_data_or_libraries_are_not_taken_over(
 
 
 def test_training_reads_its_data_set_and_no_other_and_nothing_that_prints() -> None:
-    modules = set(source_files(["benchmark.cell", "datasets.multi_mnist"]).values())
-    assert {"datasets.metrics", "datasets.mnist_digits", "datasets.multi_mnist", "datasets.kinds.base"} <= modules
-    assert {"benchmark.trainer", "benchmark.loaders", "benchmark.evaluate", "methods.backbone"} <= modules
-    shown = ("benchmark.run", "benchmark.report", "benchmark.tables", "benchmark.labels", "benchmark.wording")
-    other = ("benchmark.page", "benchmark.speed", "benchmark.plots", "datasets.cityscapes", "methods.hard_sharing")
+    modules = set(source_files(["benchmark.train.cell", "datasets.multi_mnist"]).values())
+    assert {"datasets.kinds.metrics", "datasets.mnist_digits", "datasets.multi_mnist", "datasets.kinds.base"} <= modules
+    assert {
+        "benchmark.train.trainer",
+        "benchmark.train.loaders",
+        "benchmark.train.evaluate",
+        "methods.backbones.backbone",
+    } <= modules
+    shown = (
+        "benchmark.run",
+        "benchmark.report",
+        "benchmark.tables.table",
+        "benchmark.tables.labels",
+        "benchmark.show.wording",
+    )
+    other = (
+        "benchmark.show.page",
+        "benchmark.speed.timing",
+        "benchmark.show.plots",
+        "datasets.cityscapes",
+        "methods.hard_sharing",
+    )
     assert not [name for name in modules if name.startswith((*shown, *other))]
 
 
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("datasets/metrics.py", "the code of data, networks or training"),
+        ("datasets/kinds/metrics.py", "the code of data, networks or training"),
         ("datasets/kinds/class_kind.py", "the code of data, networks or training"),
         ("methods/hard_sharing.py", "the method's code"),
         ("methods/single_task.py", None),
         ("datasets/multi_mnist.py", None),
-        ("benchmark/tables.py", None),
+        ("benchmark/tables/table.py", None),
     ],
 )
 def test_what_a_cell_does_not_run_makes_its_record_no_older(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmark.statistics import (
+from benchmark.tables.statistics import (
     LEVEL,
     POWER,
     Summary,

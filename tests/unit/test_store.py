@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmark.store import (
+from benchmark.records.store import (
     CanonicalError,
     Record,
     StorageError,
@@ -413,7 +413,7 @@ def test_k2_killed_between_write_and_replace(tmp_path):
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from benchmark.store import write_atomic\n"
+        "from benchmark.records.store import write_atomic\n"
         "Path.replace = lambda *arguments: os._exit(9)\n"
         "write_atomic(Path(sys.argv[1]), b'half')\n"
     )

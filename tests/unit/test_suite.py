@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.planning import method_params, weights_tag
-from benchmark.suite import Suite, find_suite, read_suite, suite_names
-from datasets.augmentation import read_steps
+from benchmark.plan.cells import method_params, weights_tag
+from benchmark.plan.suite import Suite
+from benchmark.plan.suite_file import find_suite, read_suite, suite_names
 from datasets.errors import UsageError
+from datasets.images.augmentation import read_steps
 from datasets.registry import read_options
 from methods.registry import get_method
 

@@ -12,14 +12,14 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from benchmark.labels import DASH
-from benchmark.quantities import Column
-from benchmark.render import cell_text, column_title, render_csv, render_latex, render_markdown, render_terminal
+from benchmark.records.store import Record, Store
 from benchmark.report import app
-from benchmark.statistics import Summary
-from benchmark.store import Record, Store
-from benchmark.tables import aggregate, invalid_lines
-from benchmark.wording import lines_beneath
+from benchmark.show.render import cell_text, column_title, render_csv, render_latex, render_markdown, render_terminal
+from benchmark.show.wording import lines_beneath
+from benchmark.tables.columns import Column
+from benchmark.tables.labels import DASH
+from benchmark.tables.statistics import Summary
+from benchmark.tables.table import aggregate, invalid_lines
 from datasets.errors import UsageError
 from tests.unit.records import make_failure, make_record
 

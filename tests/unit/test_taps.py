@@ -12,15 +12,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchmark.trainer import CellTrainer
+from benchmark.train.trainer import CellTrainer
 from datasets.errors import UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget
-from methods.cost import size
+from methods.graph.cost import size
+from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
-from methods.soft_sharing.taps import Taps, TapsParams, _copies, _joint_base
-from methods.soft_sharing.task_weights import TaskWeights, layer_names
-from methods.task_graph import TaskGraph
+from methods.taps.method import Taps, TapsParams, _copies, _joint_base
+from methods.taps.weights import TaskWeights, layer_names
 from tests.numbers import assert_same
 from tests.unit.harness import toy_backbone, toy_trainer
 from tests.unit.test_soft_sharing import backbone_of, batch_of, images_of, tasks_of, trainer_of

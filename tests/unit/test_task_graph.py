@@ -12,9 +12,9 @@ from torch import nn
 
 from datasets.contracts import Batch
 from datasets.errors import UsageError
-from methods.cost import size
-from methods.operations import Operation, parameterless, register_operation
-from methods.task_graph import TaskGraph, Value, estimate_statistics, merged
+from methods.graph.cost import size
+from methods.graph.operations import Operation, parameterless, register_operation
+from methods.graph.task_graph import TaskGraph, Value, estimate_statistics, merged
 from tests.numbers import assert_same
 from tests.unit.graphs import Program, build, naive, operation, operations, programs
 

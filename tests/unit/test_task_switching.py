@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.trainer import CellTrainer
+from benchmark.train.trainer import CellTrainer
 from datasets.contracts import DatasetSpec, TaskSpec
 from datasets.errors import UsageError
-from methods.backbone import BackboneConfig, create_backbone
+from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.contracts import Budget
+from methods.graph.task_graph import TaskGraph
 from methods.plain import task_losses
-from methods.soft_sharing.task_codes import AdaIN, FirstChannels, PixelNorm, Style, block_code, mapping
-from methods.soft_sharing.task_switching import (
+from methods.task_switching.codes import AdaIN, FirstChannels, PixelNorm, Style, block_code, mapping
+from methods.task_switching.method import (
     TaskSwitching,
     TaskSwitchingParams,
     conditioned_places,
@@ -25,7 +26,6 @@ from methods.soft_sharing.task_switching import (
     likeness,
     place_grids,
 )
-from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
 from tests.unit.test_soft_sharing import backbone_of, batch_of, images_of, tasks_of, trainer_of
 

@@ -20,42 +20,37 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import benchmark.speed_jobs
 from benchmark import throughput
-from benchmark.networks import load_graph
-from benchmark.planning import PlannedCell, plan
-from benchmark.record import Record
-from benchmark.speed import WarmUpRule
-from benchmark.speed_files import (
+from benchmark.plan.cells import PlannedCell, plan
+from benchmark.plan.suite import Suite
+from benchmark.records.measurements import (
     MeasurementFile,
     NetworkEntry,
     SpeedSettings,
+    Spread,
+    StepTimes,
+    light_settings,
     read_speed,
     write_measurement,
 )
-from benchmark.speed_jobs import (
-    LIGHT_PROTOCOL,
-    SpeedJob,
-    SpeedProtocol,
-    TableJob,
-    is_measured,
-    light_settings,
-    measure_light,
-    modes_of,
-    networks_of,
-)
-from benchmark.speed_measure import Spread, StepTimes
-from benchmark.speed_networks import TableNetworks, guarded
-from benchmark.speed_session import measure_memory, measure_table
-from benchmark.store import Store
-from benchmark.suite import Suite
-from benchmark.throughput_files import CSV_COLUMNS, NamedMeasurement, as_csv, draw_speed
+from benchmark.records.networks import load_graph
+from benchmark.records.record import Record
+from benchmark.records.store import Store
+from benchmark.show import speed as show_speed
+from benchmark.show.speed import CSV_COLUMNS, NamedMeasurement, as_csv, draw_speed
+from benchmark.speed import light, process
+from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, is_measured, modes_of, networks_of
+from benchmark.speed.light import LIGHT_PROTOCOL, measure_light
+from benchmark.speed.networks import TableNetworks, guarded
+from benchmark.speed.session import measure_memory, measure_table
+from benchmark.speed.timing import WarmUpRule
+from benchmark.workers.processes import messages_of
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbone import Backbone, BackboneConfig, create_backbone
-from methods.heads import create_head
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.heads import create_head
+from methods.graph.task_graph import TaskGraph, merged
 from methods.plain import plain_graph
-from methods.task_graph import TaskGraph, merged
 from tests.unit.records import make_record
 
 TINY = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
@@ -93,7 +88,7 @@ def untrained(cell: PlannedCell, spec: DatasetSpec) -> TaskGraph:
 
 def store_cells(root: Path, cells: list[PlannedCell]) -> dict[str, Record]:
     """{method: record} of cells that are done without having been trained."""
-    from benchmark.planning import cell_spec
+    from benchmark.plan.cells import cell_spec
 
     store, records = Store(root), {}
     for cell in cells:
@@ -313,8 +308,8 @@ def test_a_measurement_says_everything(folder: Path) -> None:
 
 def test_r_stl_is_taken_pair_by_pair(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both were paired with ref; the ratio of the ratios removes the moment, the ratio of the medians would not."""
-    from benchmark import speed_session
-    from benchmark.speed_measure import Measurement, Sampled
+    from benchmark.speed import session as speed_session
+    from benchmark.speed.measure import Measurement, Sampled
 
     real = speed_session.measure_pairs
 
@@ -524,11 +519,11 @@ def test_light_in_a_process_of_its_own_then_not_again(tmp_path: Path, monkeypatc
         started.append(job)
         return in_this_process(job)
 
-    monkeypatch.setattr(benchmark.speed_jobs, "run_job", recorded)
+    monkeypatch.setattr(light, "run_job", recorded)
     again = measure_light(Store(tmp_path), protocol=TINY)
     assert (again.measured, again.kept) == (0, 2)
     assert not started
-    monkeypatch.setattr(benchmark.speed_jobs, "package_hash", lambda: "other code")
+    monkeypatch.setattr(light, "package_hash", lambda: "other code")
     measure_light(Store(tmp_path), protocol=TINY)
     assert len(started) == 1
     assert is_measured(results, records["hard_sharing"], "joint", light_settings("cpu"), "other code", "") is False
@@ -536,7 +531,7 @@ def test_light_in_a_process_of_its_own_then_not_again(tmp_path: Path, monkeypatc
 
 def test_light_takes_the_single_task_networks_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is added later is compared with them in its own measurement, not across two."""
-    monkeypatch.setattr(benchmark.speed_jobs, "run_job", in_this_process)
+    monkeypatch.setattr(light, "run_job", in_this_process)
     single, shared = planned()
     store_cells(tmp_path, [single])
     assert measure_light(Store(tmp_path), protocol=TINY).measured == 1
@@ -549,7 +544,7 @@ def test_light_takes_the_single_task_networks_along(tmp_path: Path, monkeypatch:
 
 
 def test_a_measuring_process_that_dies_is_one_line() -> None:
-    messages = benchmark.speed_jobs._messages(os._exit, 1)  # which takes no connection and ends in a TypeError
+    messages = messages_of(os._exit, 1)  # which takes no connection and ends in a TypeError
     with pytest.raises(UsageError, match="ended with exit code 1"):
         next(messages)
 
@@ -562,9 +557,9 @@ def test_what_the_measuring_process_cannot_do_is_one_line(tmp_path: Path) -> Non
 
     job = SpeedJob(tmp_path, (TableJob("0" * 12, {"0" * 32: ("joint",)}),), SpeedSettings(batch=1), TINY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmark.speed_device.configure_for_speed", lambda settings: None)
+        patch.setattr("benchmark.speed.device.configure_for_speed", lambda settings: None)
         patch.setattr("signal.signal", lambda *args: None)
-        benchmark.speed_jobs.work(Connection(), job)  # type: ignore[arg-type]
+        process.work(Connection(), job)  # type: ignore[arg-type]
     assert sent == [f"Record {'0' * 32} is gone; it was there when the measurement was planned."]
 
 
@@ -582,7 +577,7 @@ def test_the_command_prints_a_table_a_setting(folder: Path, monkeypatch: pytest.
         jobs.append(job)
         return in_this_process(dataclasses.replace(job, protocol=TINY))
 
-    monkeypatch.setattr(benchmark.speed_jobs, "run_job", recorded)
+    monkeypatch.setattr(process, "run_job", recorded)
     result = invoke(folder, "--device", "cpu", "--batch", "1,2", "--threads", "1", "--mode", "joint,train-step")
     assert result.exit_code == 0, result.output
     assert [job.settings.batch for job in jobs] == [1, 2, 4]  # train-step at the training batch, once
@@ -627,10 +622,10 @@ def test_a_sweep_is_printed_whole_and_written_whole(
 ) -> None:
     """Without a terminal a line has 120 characters; a long name must not push the numbers out of the table."""
     long = "a_method_with_a_name (" + ", ".join(f"parameter_{number}=value_{number}" for number in range(12)) + ")"
-    monkeypatch.setattr("benchmark.labels.row_labels", lambda records: [f"{n} {long}" for n in range(len(records))])
     monkeypatch.setattr(
-        benchmark.speed_jobs, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY))
+        "benchmark.tables.labels.row_labels", lambda records: [f"{n} {long}" for n in range(len(records))]
     )
+    monkeypatch.setattr(process, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY)))
     arguments = ("--device", "cpu,cpu", "--batch", "1,2", "--threads", "1", "--mode", "joint")
     arguments += ("--memory-format", "contiguous,channels_last", "--no-memory")
     result = invoke(folder, *arguments, "--csv", tmp_path / "speed.csv", "--plot", tmp_path / "figures")
@@ -702,15 +697,13 @@ def test_what_was_not_measured_is_in_the_csv_too() -> None:
 def test_cuda_says_that_it_has_not_been_tried(capsys: pytest.CaptureFixture[str]) -> None:
     for device, words in (("cuda", 1), ("cpu", 0)):
         settings = SpeedSettings(batch=8, device=device)
-        assert list(throughput._about(measurement(settings=settings))).count(throughput.NEVER_ON_CUDA) == words
+        assert list(show_speed._about(measurement(settings=settings))).count(show_speed.NEVER_ON_CUDA) == words
 
 
 def test_exit_code_1_where_a_network_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = store_cells(tmp_path, planned())
     (tmp_path / records["hard_sharing"].artifacts["graph"]["file"]).unlink()
-    monkeypatch.setattr(
-        benchmark.speed_jobs, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY))
-    )
+    monkeypatch.setattr(process, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY)))
     result = invoke(tmp_path, "--device", "cpu", "--batch", "1", "--threads", "1", "--mode", "joint")
     assert result.exit_code == 1
     assert "hard_sharing joint: failed at batch 1" in result.output
@@ -743,8 +736,7 @@ def test_a_folder_without_records_is_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_the_command_and_the_reader_start_without_torch() -> None:
-    code = (
-        "import sys, benchmark.throughput, benchmark.speed_files, benchmark.speed_jobs; print('torch' in sys.modules)"
-    )
+    modules = "benchmark.throughput, benchmark.records.measurements, benchmark.speed.jobs"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

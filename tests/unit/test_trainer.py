@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.stage_run import DivergedError
-from benchmark.trainer import CellTrainer
+from benchmark.train.stage import DivergedError
+from benchmark.train.trainer import CellTrainer
 from datasets.errors import ProtocolError, UsageError
 from methods.contracts import Metrics, OptimizerSpec, ParameterGroup, Role, Score, Stage
+from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain, parameter_groups, plain_graph, task_losses
-from methods.task_graph import TaskGraph
 from tests.unit.harness import toy_trainer
 from tests.unit.trial_methods import ADAM, Alternating, Masked, PerTask, SkipNetwork
 
@@ -402,7 +402,7 @@ def test_train_macs_are_those_of_forward_and_backward(tmp_path: Path) -> None:
 
 
 def test_v1_best_on_select_takes_the_earliest_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmark import selection
+    from benchmark.train import selection
 
     scores = iter([10.0, 12.0, 12.0, 11.0, 9.0])
     monkeypatch.setattr(selection.BestOnSelect, "_delta", lambda self, metrics, tasks: next(scores))
@@ -432,7 +432,7 @@ def test_curves_and_step_are_those_of_the_network_that_is_returned(
 ) -> None:
     """Of several draws that are trained to the end, not the last one but the chosen one is described."""
     scores = iter([0.0, 3.0, 1.0, 0.0, 1.0, 3.0, 3.0, 1.0, 0.0])  # best at the 2nd, 3rd and 1st of three looks
-    monkeypatch.setattr("benchmark.selection.BestOnSelect._delta", lambda *arguments: next(scores))
+    monkeypatch.setattr("benchmark.train.selection.BestOnSelect._delta", lambda *arguments: next(scores))
     trainer = toy_trainer(tmp_path, steps=9, selection={"rule": "best-on-select", "evaluations": 3})
     trained = [fit_plain(trainer, f"draw {k}", 9 + k) for k in range(3)]
     graph, result = trained[deployed]

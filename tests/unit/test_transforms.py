@@ -11,10 +11,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from datasets.augmentation import HorizontalFlip
 from datasets.errors import UsageError
-from datasets.protocols import STANDARD, get_protocol
-from datasets.transforms import (
+from datasets.images.augmentation import HorizontalFlip
+from datasets.images.transforms import (
     Depth,
     EncodedNormals,
     Normalise,
@@ -23,6 +22,7 @@ from datasets.transforms import (
     collate,
     fill_values,
 )
+from datasets.protocols import STANDARD, get_protocol
 from tests.unit.samples import SIZE, bits, sample
 
 # Flips

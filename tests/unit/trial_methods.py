@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from datasets.contracts import Batch
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
+from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain, parameter_groups, plain_graph, task_losses
-from methods.task_graph import TaskGraph
 
 ADAM = OptimizerSpec("adam", lr=0.01, weight_decay=5e-4)
 

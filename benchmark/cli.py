@@ -1,0 +1,145 @@
+"""How every command starts: one place for what a command line program owes its shell."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from benchmark.escape import plain
+from datasets.errors import UsageError
+
+EXIT_NO_READER = 141  # 128 + SIGPIPE, as of programs that the signal ends
+EXIT_OUTPUT = 74  # EX_IOERR of sysexits.h; no command gives it another meaning
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Make standard output print a question mark for what its encoding lacks: hours of training must not end at a Δ.
+
+    An error handler that the user chose (PYTHONIOENCODING=ascii:backslashreplace) is kept.
+    """
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        of_locale = stream.errors == "surrogateescape" and codecs.lookup(stream.encoding).name != "utf-8"
+        if stream.errors == "strict" or of_locale:
+            stream.reconfigure(errors="replace")
+
+
+def start(app: Callable[[], object]) -> NoReturn:
+    """Run a command and end the process with its exit code.
+
+    Where whoever reads the output has gone (`| head`) it ends quietly with 141. The signal itself stays ignored, as
+    Python has it: it would also end a run whose worker dies while it is spoken to. Output that cannot be written (a
+    full disk) ends it with one line and 74; where there is no output (`>&-`) the command runs on and says nothing.
+    """
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
+    replace_what_cannot_be_shown()
+    stdout = sys.stdout
+    try:
+        try:
+            app()
+        finally:
+            stdout.flush()  # here and not at the end of the interpreter, which would print what failed
+    except BrokenPipeError:
+        _leave(EXIT_NO_READER)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+            raise
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        _leave(EXIT_OUTPUT)
+    except SystemExit as end:
+        if _is_of_broken_pipe(end):  # click and rich make it an exit with code 1, which here says something else
+            _leave(EXIT_NO_READER)
+        sys.exit(end.code)
+    sys.exit(0)
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
+
+
+def _nowhere() -> io.TextIOWrapper:
+    """An output that keeps nothing, on descriptor 1, which the next file that is opened would get otherwise."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.fstat(1)
+    except OSError:
+        os.dup2(descriptor, 1)
+    return io.TextIOWrapper(os.fdopen(descriptor, "wb"), encoding="utf-8")
+
+
+def _is_of_broken_pipe(end: BaseException) -> bool:
+    context = end.__context__
+    while context is not None and not isinstance(context, BrokenPipeError):
+        context = context.__context__
+    return context is not None
+
+
+def _leave(code: int) -> NoReturn:
+    # What is still buffered must go somewhere when the interpreter flushes.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+    sys.exit(code)
+
+
+EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def fail(error: Exception) -> NoReturn:
+    """One line on stderr and exit code 2: a user's mistake is no traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """The parts of a text with commas; None where an option is not given."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def pick_device(name: str) -> str:
+    """`cpu` or `cuda[:n]` for a request; `auto` takes CUDA where there is one. Raises UsageError."""
+    if name == "cpu":
+        return name
+    if name not in ("auto", "cuda") and not name.startswith("cuda:"):
+        raise UsageError(f"--device {name!r}: expected auto, cpu, cuda or cuda:0.")
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    count = torch.cuda.device_count()
+    index = name.partition(":")[2]
+    if not count or (index and not (index.isdigit() and int(index) < count)):
+        raise UsageError(f"--device {name!r}: PyTorch sees {count} CUDA devices here; use --device cpu.")
+    return name
+
+
+def data_root_of_environment() -> Path | None:
+    """What SHAREBENCH_DATA names."""
+    value = os.environ.get("SHAREBENCH_DATA")
+    return Path(value) if value else None
+
+
+WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
+
+
+class _PlainConsole(Console):
+    """A console in which text of others is text: control characters are shown, not obeyed."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of the text without control characters."""
+        return super().render_str(plain(text, keep="\n"), **options)
+
+
+def make_console() -> Console:
+    """A console that does not squeeze lines into 80 columns where there is no terminal, and prints on any encoding."""
+    replace_what_cannot_be_shown()  # also in a script of one's own, which no command has started
+    console = _PlainConsole()
+    return console if console.is_terminal else _PlainConsole(width=WIDTH_OF_FILES)

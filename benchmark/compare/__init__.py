@@ -1,0 +1,1 @@
+"""Beside something else: runs, baselines, published boards."""

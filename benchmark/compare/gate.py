@@ -1,0 +1,421 @@
+"""The rules of the regression gate: records and speed files against a baseline -> findings -> exit code.
+
+Exact values must be equal everywhere, golden values bit by bit on the same platform; means of three or more seeds and
+relative speed may fall by what noise explains. Relative speed cannot see a change that slows the plain backbone by the
+same factor, because that is what it is relative to. Spec: measurement 8. Pure functions; torch is not imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from benchmark.compare.baseline import (
+    Baseline,
+    Bits,
+    CellBaseline,
+    Golden,
+    SpeedKey,
+    as_list,
+    device_class,
+    exact_values,
+    golden_key,
+    golden_platform,
+    golden_values,
+    is_noisy,
+    is_number,
+    old_ratios,
+    title,
+    unfit,
+)
+from benchmark.records.keys import canonical_json, value_at
+from benchmark.records.measurements import MeasurementFile, NetworkEntry
+from benchmark.records.record import Record
+
+MIN_SEEDS = 3  # below it a mean is no evidence
+MIN_MEASUREMENTS = 3  # separate ones of a device class, below which a median says nothing
+SPEED_FLOOR = 0.05  # a smaller loss of relative speed is never a finding
+
+Kind = Literal["cell", "exact", "golden", "accuracy", "speed"]
+
+
+class Verdict(enum.Enum):
+    """What a comparison came to."""
+
+    SAME = "same"
+    REGRESSION = "regression"
+    INCONCLUSIVE = "inconclusive"
+    MISSING = "missing"
+    NOT_JUDGED = "not judged"
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of the check (DESIGN.md 5)."""
+
+    SAME = 0
+    REGRESSION = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    MISSING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One comparison. cell: title of the cell, empty for the run as a whole; name: of the value; rule: in words.
+
+    details: further lines. moved: the network whose speed left the baseline's, up or down.
+    """
+
+    cell: str
+    kind: Kind
+    name: str
+    old: str
+    new: str
+    rule: str
+    verdict: Verdict
+    details: tuple[str, ...] = ()
+    moved: SpeedKey | None = None
+
+
+def exit_code(findings: Sequence[Finding], strict: bool = False) -> Exit:
+    """1 outranks 4, 4 outranks 3. strict: what is inconclusive counts as a regression."""
+    found = {finding.verdict for finding in findings}
+    if Verdict.REGRESSION in found or (strict and Verdict.INCONCLUSIVE in found):
+        return Exit.REGRESSION
+    if Verdict.MISSING in found:
+        return Exit.MISSING
+    return Exit.INCONCLUSIVE if Verdict.INCONCLUSIVE in found else Exit.SAME
+
+
+def compare(
+    records: Sequence[Record],
+    baseline: Baseline,
+    measurements: Sequence[MeasurementFile] = (),
+    unread: Sequence[str] = (),
+    stale: Mapping[str, str] | None = None,
+) -> list[Finding]:
+    """Every finding, cell by cell, what is the same included.
+
+    records: all of a run, those that are invalid or not done included. measurements: of its folder; unread: a line for
+    each speed file that could not be read. stale: {key: why} of records that a run has kept though other code, data or
+    libraries made them: they say nothing of the present ones.
+    """
+    by_key = {record.key: record for record in records if record.cell}
+    pairs: list[tuple[Record, CellBaseline]] = []
+    findings = [
+        _missing("", "record", "a valid record", record.error["message"] if record.error else "invalid")
+        for record in records
+        if not record.cell
+    ]
+    for key, old in baseline.cells.items():
+        record = by_key.get(key)
+        if record is None:
+            findings.append(_missing(old.title, "cell", "done", f"missing{_sibling(old.cell, by_key.values())}"))
+        elif record.status != "done":
+            findings.append(_missing(old.title, "cell", "done", _failure(record)))
+        else:
+            pairs.append((record, old))
+    for key in sorted(by_key.keys() - baseline.cells.keys()):
+        findings.append(_unpaired(by_key[key], baseline))
+    for key, reason in (stale or {}).items():
+        findings.append(
+            _missing(title(by_key[key].cell), "cell", "made by the present code, data and libraries", reason)
+        )
+    for record, old in pairs:
+        findings += _exact(record, old)
+        findings += _golden(record, old)
+    findings += _accuracy(pairs, baseline.accuracy_floor)
+    findings += _speed(pairs, baseline, measurements)
+    findings += [_missing("", "speed file", "a measurement", line) for line in unread]
+    return findings
+
+
+# Cells
+
+
+def _missing(cell: str, name: str, old: str, new: str) -> Finding:
+    return Finding(cell, "cell", name, old, new, "every cell has a partner and is done", Verdict.MISSING)
+
+
+def _failure(record: Record) -> str:
+    return f"{record.status}: {record.error['kind']}: {record.error['message']}" if record.error else record.status
+
+
+def _unpaired(record: Record, baseline: Baseline) -> Finding:
+    if record.status != "done":
+        return _missing(title(record.cell), "cell", "not in the baseline", _failure(record))
+    seeds = [
+        old.cell.get("seed") for old in baseline.cells.values() if _without_seed(old.cell) == _without_seed(record.cell)
+    ]
+    other = f" has this cell with seed {_numbers(seeds)}," if seeds else ""
+    return _missing(
+        title(record.cell), "cell", f"the baseline{other} not this one", "unpaired; --accept REASON adds it"
+    )
+
+
+def _sibling(cell: Mapping[str, object], records: Iterable[Record]) -> str:
+    seeds = [record.cell.get("seed") for record in records if _without_seed(record.cell) == _without_seed(cell)]
+    return f"; unpaired: the same cell is there with seed {_numbers(seeds)}" if seeds else ""
+
+
+def _without_seed(cell: Mapping[str, object]) -> bytes:
+    return canonical_json({name: value for name, value in cell.items() if name != "seed"})
+
+
+def _numbers(values: Sequence[object]) -> str:
+    return ", ".join(sorted(map(str, values)))
+
+
+# Exact
+
+
+def _exact(record: Record, old: CellBaseline) -> Iterator[Finding]:
+    before, now = old.exact, exact_values(record)
+    equal = 0
+    for name in sorted(before.keys() | now.keys()):
+        texts = [canonical_json(values[name]).decode() if name in values else "absent" for values in (before, now)]
+        if texts[0] == texts[1]:
+            equal += 1
+        else:
+            yield Finding(old.title, "exact", name, texts[0], texts[1], "equal", Verdict.REGRESSION)
+    yield _equal(old.title, "exact", f"{equal} values", "equal")
+
+
+def _equal(cell: str, kind: Kind, name: str, rule: str) -> Finding:
+    return Finding(cell, kind, name, "", "", rule, Verdict.SAME)
+
+
+# Golden
+
+
+def _golden(record: Record, old: CellBaseline) -> Iterator[Finding]:
+    platform, now = golden_platform(record), golden_values(record)
+    bits = old.golden.get(golden_key(platform)) if platform is not None else None
+    if bits is None:
+        yield _other_platform(record, old, platform)
+        return
+    rule, equal = "equal bit by bit on this platform", 0
+    here = f"{record.environment.get('cpu')}, timm {record.versions.get('timm')}"
+    where: tuple[str, ...] = (f"baseline: {bits.cpu}, timm {bits.versions.get('timm')}; here: {here}",)
+    for name in sorted(bits.values.keys() | now.keys()):
+        known = name in bits.values and name in now
+        if known and bits.values[name] == now[name]:
+            equal += 1
+            continue
+        before, after = (
+            _shown(name, values.get(name)) if name in values else "absent" for values in (bits.values, now)
+        )
+        details = (_first_difference(bits.values[name], now[name]),) if known and isinstance(now[name], list) else ()
+        yield Finding(old.title, "golden", name, before, after, rule, Verdict.REGRESSION, details + where)
+        where = ()  # once a cell is enough
+    yield _equal(old.title, "golden", f"{equal} values", rule)
+
+
+def _floats(value: Bits) -> list[float | None]:
+    return [None if text is None else float.fromhex(text) for text in as_list(value)]
+
+
+def _shown(name: str, value: Bits) -> str:
+    """A golden value for people; the shortest text that reads back as the same float."""
+    if not is_number(name):
+        return str(value)
+    texts = ["null" if number is None else repr(number) for number in _floats(value)]
+    if not isinstance(value, list):
+        return texts[0]
+    return f"{len(texts)} values, last {texts[-1]}" if texts else "no values"
+
+
+def _first_difference(old: Bits, new: Bits) -> str:
+    before, after = _floats(old), _floats(new)
+    differing = [i for i, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]]
+    if not differing:
+        return f"{len(before)} values before, {len(after)} now; equal as far as both go"
+    first = differing[0]
+    return f"{len(differing)} values differ, first number {first + 1}: {before[first]!r} -> {after[first]!r}"
+
+
+def _other_platform(record: Record, old: CellBaseline, platform: Mapping[str, object] | None) -> Finding:
+    """Golden values of another platform are shown beside these ones: how far apart, not whether right."""
+    now = golden_values(record)
+    nearest = _nearest(old, record)
+    if platform is None:
+        reason = "golden values are defined for a CPU of known capability, one thread, deterministic algorithms"
+    elif nearest is None:
+        reason = "the baseline holds no golden values of this cell"
+    else:
+        reason = f"no golden values for {golden_key(platform)}"  # type: ignore[arg-type]
+    details = [reason]
+    if nearest is not None:
+        details.append(f"nearest in the baseline: {golden_key(nearest.platform)}")
+        worst: dict[str, tuple[float, str]] = {}
+        for name in sorted(nearest.values.keys() & now.keys()):
+            if is_number(name):
+                kind = name.partition(".")[0]
+                worst[kind] = max(worst.get(kind, (0.0, "")), (_distance(nearest.values[name], now[name]), name))
+        details += [
+            f"largest relative difference of {kind}: {value:.3g}{f' ({name})' if name else ''}"
+            for kind, (value, name) in sorted(worst.items())
+        ]
+    return Finding(old.title, "golden", "bits", "", "", "judged on equal platforms", Verdict.NOT_JUDGED, tuple(details))
+
+
+def _distance(old: Bits, new: Bits) -> float:
+    """Largest relative difference; infinite where one has a value and the other none."""
+    before, after = _floats(old), _floats(new)
+    if len(before) != len(after):
+        return math.inf
+    return max((_relative(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
+
+
+def _relative(old: float | None, new: float | None) -> float:
+    if old == new:
+        return 0.0
+    if old is None or new is None or old == 0.0:
+        return math.inf
+    return abs(new - old) / abs(old)
+
+
+def _nearest(old: CellBaseline, record: Record) -> Golden | None:
+    """The golden values whose platform shares most with the record's; the first by key among equals."""
+    platform = golden_platform(record) or {"torch": str(record.versions.get("torch"))}
+    candidates = [old.golden[key] for key in sorted(old.golden)]
+    return max(
+        candidates,
+        key=lambda bits: sum(bits.platform.get(name) == value for name, value in platform.items()),
+        default=None,
+    )
+
+
+# Accuracy
+
+
+def _accuracy(pairs: Sequence[tuple[Record, CellBaseline]], floor: float) -> Iterator[Finding]:
+    rows: dict[bytes, list[tuple[Record, CellBaseline]]] = defaultdict(list)
+    for record, old in pairs:
+        rows[_without_seed(record.cell)].append((record, old))
+    for row in rows.values():
+        values: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        for record, old in row:
+            bits = _nearest(old, record)
+            for task, scores in record.metrics.items():
+                for name, entry in scores.items():
+                    before = bits.values.get(f"metrics.{task}.{name}") if bits is not None else None
+                    if isinstance(before, str) and entry["value"] is not None:
+                        values[task, name].append((float.fromhex(before), entry["value"]))
+        first = row[0][0]
+        name = row[0][1].title if len(row) == 1 else f"{row[0][1].title} and {len(row) - 1} more seeds"
+        few = sum(1 for both in values.values() if len(both) < MIN_SEEDS and all(a == b for a, b in both))
+        if few:
+            rule = f"judged from {MIN_SEEDS} seeds"
+            yield Finding(name, "accuracy", f"{few} equal metrics", "", "", rule, Verdict.NOT_JUDGED)
+        for (task, metric), both in values.items():
+            higher = first.metrics[task][metric]["higher_is_better"]
+            if len(both) >= MIN_SEEDS or any(a != b for a, b in both):
+                yield _mean_drop(name, f"{task} {metric}", both, higher, floor)
+
+
+def _mean_drop(cell: str, name: str, both: Sequence[tuple[float, float]], higher: bool, floor: float) -> Finding:
+    """The mean over seeds may fall by the floor, or by what so many seeds cannot tell from noise."""
+    old, new = (statistics.fmean(side) for side in zip(*both, strict=True))
+    n = len(both)
+    texts = (f"{old:.6g}", f"{new:.6g} (n={n})")
+    if n < MIN_SEEDS:
+        return Finding(cell, "accuracy", name, *texts, f"judged from {MIN_SEEDS} seeds", Verdict.NOT_JUDGED)
+    import numpy as np
+
+    from benchmark.tables.statistics import detectable_shift, p_values
+
+    losses = [(a - b) if higher else (b - a) for a, b in both]
+    spread = statistics.stdev(losses)
+    effect = spread * detectable_shift(n, 1) if spread else 0.0
+    bound = max(floor * abs(old), effect)
+    p = float(p_values(np.array([[b for _, b in both]]), np.array([a for a, _ in both]))[0])
+    drop = statistics.fmean(losses)
+    rule = f"loses at most max({100 * floor:g} % of the old mean, detectable effect {effect:.3g}) = {bound:.3g}"
+    verdict = Verdict.REGRESSION if drop > bound else Verdict.SAME
+    said = "no test: all differences are the same" if math.isnan(p) else f"p {p:.3g}"
+    return Finding(cell, "accuracy", name, *texts, rule, verdict, (f"loses {drop:.3g}; {said}",))
+
+
+# Speed
+
+
+def _speed(
+    pairs: Sequence[tuple[Record, CellBaseline]], baseline: Baseline, measurements: Sequence[MeasurementFile]
+) -> Iterator[Finding]:
+    names: dict[str, str] = {}  # a network once, whatever number of cells ended in it
+    for record, old in pairs:
+        names.setdefault(str(value_at(record.graph, "hash")), old.title)
+    if not measurements:
+        rule = "judged where the run has measured speed"
+        yield Finding("", "speed", "no measurement", "", "", rule, Verdict.NOT_JUDGED)
+        return
+    latest: dict[SpeedKey, tuple[MeasurementFile, NetworkEntry]] = {}
+    for measurement in sorted(measurements, key=lambda measurement: measurement.started):
+        for entry in measurement.networks:
+            latest[device_class(measurement), measurement.settings.name, entry.graph, entry.mode] = (measurement, entry)
+    waiting: Counter[tuple[str, str, str, int]] = Counter()
+    for key, (measurement, entry) in sorted(latest.items(), key=lambda item: item[0]):
+        if entry.graph not in names:
+            continue
+        old_r = old_ratios(baseline, key)
+        if len(old_r) >= MIN_MEASUREMENTS:
+            yield _relative_speed(names[entry.graph], key, measurement, entry, old_r)
+        else:
+            waiting[names[entry.graph], key[0], key[1], len(old_r)] += 1
+    here = {key[:2] for key in latest}
+    for key in sorted({key for entry in baseline.speed for key in entry.networks} - latest.keys()):
+        if key[:2] in here and key[2] in names and len(old_ratios(baseline, key)) >= MIN_MEASUREMENTS:
+            rule = "measured in the baseline, not in this run"
+            yield Finding(names[key[2]], "speed", f"r {key[3]} at {key[1]}", "", "", rule, Verdict.NOT_JUDGED)
+    for (name, device, settings, n_old), n_modes in waiting.items():
+        rule = f"judged from {MIN_MEASUREMENTS} measurements of a device class; {device} at {settings} has {n_old}"
+        yield Finding(name, "speed", f"{n_modes} modes", "", "", rule, Verdict.NOT_JUDGED)
+
+
+def speed_bound(aa: float) -> float:
+    """Share of relative speed that may be lost: 5 %, or twice what two copies of the reference differed by."""
+    return max(SPEED_FLOOR, 2.0 * abs(aa - 1.0))
+
+
+def _relative_speed(
+    cell: str, key: SpeedKey, measurement: MeasurementFile, entry: NetworkEntry, old_r: Sequence[float]
+) -> Finding:
+    device, settings, _, mode = key
+    name, median = f"r {mode} at {settings} on {device}", statistics.median(old_r)
+    old = f"{median:.3f} [{min(old_r):.3f}, {max(old_r):.3f}] of {len(old_r)}"
+    if measurement.aa is None or entry.r is None:
+        rule, new = "measured", entry.message or measurement.message or entry.status
+        return Finding(cell, "speed", name, old, f"{entry.status}: {new}", rule, Verdict.MISSING)
+    new, bound = f"{entry.r:.3f}, A/A {measurement.aa:.3f}", speed_bound(measurement.aa)
+    if (reason := unfit(measurement)) is not None:
+        return Finding(cell, "speed", name, old, new, reason, Verdict.NOT_JUDGED)
+    if is_noisy(measurement):
+        rule = "A/A within 3 % of 1: measure again on a quiet machine"
+        return Finding(cell, "speed", name, old, new, rule, Verdict.INCONCLUSIVE)
+    rule = f"at least {100 * (1 - bound):.1f} % of the old median"
+    rank = 1 + sum(r < entry.r for r in old_r)
+    details: tuple[str, ...] = (f"rank {rank} of {len(old_r) + 1}: p {rank / (len(old_r) + 1):.2g}, one-sided",)
+    change = entry.r / median - 1.0
+    slower = change < -bound
+    if slower:
+        details += (f"old r: {', '.join(f'{r:.4f}' for r in old_r)}", *_raw(entry))
+    verdict = Verdict.REGRESSION if slower else Verdict.SAME
+    return Finding(cell, "speed", name, old, new, rule, verdict, details, key if abs(change) > bound else None)
+
+
+def superseded(findings: Sequence[Finding]) -> set[SpeedKey]:
+    """Networks whose speed is no longer that of the baseline: accepting the run ends their old measurements."""
+    return {finding.moved for finding in findings if finding.moved is not None}
+
+
+def _raw(entry: NetworkEntry) -> Iterator[str]:
+    """The samples behind a bad ratio: two speeds in turn look different from one."""
+    for name, values in sorted(entry.raw.items()):
+        if isinstance(values, (list, tuple)) and values:
+            yield f"{name}: {', '.join(map(str, values))}"

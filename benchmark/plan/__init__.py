@@ -1,0 +1,1 @@
+"""From a suite's YAML to the cells that will run."""

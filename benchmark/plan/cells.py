@@ -1,0 +1,356 @@
+"""From what a suite says to what will run: names looked up, defaults filled in, faults found before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from benchmark.plan.balancing import EQUAL, entry_of, resolved
+from benchmark.plan.program import Program, program_of
+from benchmark.plan.role_data import load_splits, require_batches
+from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
+from benchmark.records.keys import canonical_json, cell_key, flat_params, table_key
+from datasets.contracts import DatasetSpec
+from datasets.errors import UsageError, unknown
+from datasets.images.augmentation import augmentation, augmented_size, canonical_steps
+from datasets.images.transforms import one_channel
+from datasets.on_disk.sample_checks import faults, require
+from datasets.protocols import get_protocol
+from datasets.registry import dataset_spec, find_layout, get_dataset, is_core, read_options
+from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
+from methods.backbones.decoders import DenseForm
+from methods.backbones.heads import create_head
+from methods.contracts import Budget
+from methods.plain import plain_graph
+from methods.registry import AnyMethod, get_method
+
+ONE_VALUE = {"bool_type", "float_type", "int_type", "string_type", "literal_error"}  # faults of pydantic
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedCell:
+    """A cell whose names are known and whose defaults are filled in.
+
+    document: what the key is the hash of; without paths, so that a folder of results can move. weights: `none`,
+    `pretrained` or a path. program: the code that will train it. notes, data_notes: what its method says of this
+    pairing, and what to know of its data, for whoever reads the plan.
+    """
+
+    settings: Cell
+    document: dict[str, Any]
+    weights: str
+    is_reference: bool
+    program: Program
+    notes: tuple[str, ...] = ()
+    data_notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the cell's record."""
+        return cell_key(self.document)
+
+    @property
+    def title(self) -> str:
+        """For people: method with the parameters that were given and loss balancing, data, backbone, seed."""
+        cell = self.settings
+        given = ", ".join(f"{name}={text}" for name, text in flat_params(cell.method.params))
+        method = f"{cell.method.name} ({given})" if given else cell.method.name
+        if cell.recipe.balancing.name != EQUAL:
+            method += f" + {cell.recipe.balancing.name}"
+        return f"{method} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
+
+
+def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
+    """All cells of a suite, baselines of Delta_m first so that others find their networks.
+
+    data_root: where data sets on disk lie; their lists are read and their files counted here. What has one task stands
+    once, whatever loss balancing the suite asks for. Raises UsageError.
+    """
+    cells: dict[str, PlannedCell] = {}
+    for asked in suite.cells():
+        cell = resolve(asked, data_root)
+        if cell.key not in cells:
+            cells[cell.key] = cell
+        elif cell.settings.recipe.balancing.name == asked.recipe.balancing.name:
+            raise UsageError(f"Suite {suite.name!r} asks twice for the cell {cell.title}.")
+    return sorted(_checked(list(cells.values()), data_root), key=lambda cell: not cell.is_reference)
+
+
+def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
+    """The backbone of a cell: trained on images of the size that augmentation leaves, evaluated on whole ones."""
+    settings, trained = cell.backbone, augmented_size(cell.recipe.augmentation, spec.native_size)
+    return BackboneConfig(
+        name=settings.name,
+        in_chans=settings.in_chans,
+        image_size=trained,
+        evaluation_size=None if trained == spec.native_size else spec.native_size,
+        output_stride=settings.output_stride,
+        zero_init_last=settings.zero_init_last,
+        drop_path=settings.drop_path,
+        dropout=settings.dropout,
+        dilation=settings.dilation,
+    )
+
+
+def head_document(head: HeadSettings) -> dict[str, object]:
+    """What stands in a cell for its heads; the width where the decoder has one."""
+    width = DenseForm.of(head.dense, head.hidden).width
+    return {"pooled": "pool + linear", "dense": head.dense, **({} if width is None else {"hidden": width})}
+
+
+def dense_form(document: Mapping[str, Any]) -> DenseForm:
+    """The form of dense heads that a cell's document names."""
+    return DenseForm.of(document["head"]["dense"], document["head"].get("hidden"))
+
+
+def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[PlannedCell]:
+    """The cells with the notes of their methods and data.
+
+    Each distinct data set is listed and looked at once, so that what is missing or wrong is found before the first
+    step. Each distinct backbone
+    is built once and shown to each distinct method: sizes, options and weight files that do not fit, and methods that
+    cannot run on it, are found here. Raises UsageError.
+    """
+    listed: set[bytes] = set()
+    backbones: dict[bytes, Backbone] = {}
+    notes: dict[bytes, tuple[str, ...]] = {}
+    alternates: dict[bytes, bool] = {}
+    checked = []
+    for cell in cells:
+        spec = cell_spec(cell.settings)
+        data = canonical_json([cell.document["data"], cell.settings.backbone.in_chans])
+        if data not in listed:
+            listed.add(data)
+            _check_data(cell.settings, spec, data_root)
+        key = canonical_json([cell.document["backbone"], cell.document["data"]])
+        if key not in backbones:
+            # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
+            # them.
+            weights = "none" if cell.weights == "pretrained" else cell.weights
+            config, dense = backbone_config(cell.settings, spec), dense_form(cell.document)
+            backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense)
+        pair = canonical_json([cell.document[part] for part in ("method", "backbone", "data", "budget")])
+        if pair not in notes:
+            name, budget = cell.settings.method.name, cell.settings.budget
+            method = get_method(name)
+            made = method(method_params(method, name, cell.settings.method.params))
+            try:
+                notes[pair] = tuple(made.check(spec, backbones[key], Budget(budget.steps, budget.cycles)))
+            except UsageError as error:
+                raise UsageError(
+                    f"Method {name!r} on {spec.name!r}, {cell.settings.backbone.name!r}: {error}"
+                ) from error
+            alternates[pair] = made.alternates
+        batches = canonical_json(
+            [key.decode(), cell.document["selection"], cell.settings.recipe.batch_size, alternates[pair]]
+        )
+        if batches not in listed:
+            listed.add(batches)
+            _require_statistics(cell.settings, spec, backbones[key])
+            require_batches(cell.settings, spec, alternates[pair], data_root)
+        loaded = _weights_note(cell, backbones[key])
+        checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=_data_notes(cell, spec)))
+    return checked
+
+
+def _require_statistics(cell: Cell, spec: DatasetSpec, backbone: Backbone) -> None:
+    """Raise UsageError where batches of one image leave a batch norm a single value per channel, which has no
+    statistics.
+    """
+    if cell.recipe.batch_size > 1:
+        return
+    height, width = backbone.input_size
+
+    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if given[0].numel() == given[0].shape[1]:
+            raise UsageError(
+                f"recipe.batch_size is 1, and images of {height}x{width} become a map of 1x1 in {cell.backbone.name!r} "
+                "with its heads: batch norm needs more than one value per channel. Set recipe.batch_size to at least 2."
+            )
+
+    graph = plain_graph(spec, spec.task_names, backbone.clone(), lambda task: create_head(spec.task(task), backbone, 0))
+    network = graph.network().to("meta").train()
+    for part in network.modules():
+        if isinstance(part, _BatchNorm):
+            part.register_forward_pre_hook(look)
+    image = torch.empty(1, cell.backbone.in_chans, height, width, device="meta")
+    network(dict.fromkeys(spec.inputs, image), spec.task_names)
+
+
+def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
+    """Which of a checkpoint's state dicts is loaded: averaged weights and raw ones are two networks."""
+    return (f"weights are {backbone.weights_entry!r} of {cell.weights}",) if backbone.weights_entry else ()
+
+
+def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
+    """Load every split of a data set that is not part of the core, and look at it as far as seconds can tell.
+
+    Raises UsageError for what is absent, miscounted, truncated, of another size or illegal, and for colour images where
+    the backbone takes one channel.
+    """
+    one = cell.backbone.in_chans == 1
+    if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
+        return
+    for listed in load_splits(cell, spec, data_root).values():
+        require(listed, faults)
+        for part in listed.inputs.values():
+            if one:
+                one_channel(part[0]["image"])
+
+
+def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:
+    """What to know of the data: the layout that was recognised where the suite names none, and caveats."""
+    found = (f"layout {spec.layout} ({spec.tier})",) if len(get_dataset(spec.name).layouts) > 1 else ()
+    return (*found, *spec.caveats)
+
+
+def notes_of(cells: Sequence[PlannedCell]) -> list[str]:
+    """The notes of the cells, each once, with the method and backbone that it is about."""
+    lines = {f"{cell.settings.data.dataset}: {note}": None for cell in cells for note in cell.data_notes}
+    lines |= {
+        f"{cell.settings.method.name} on {cell.settings.backbone.name}, {cell.settings.data.dataset}: {note}": None
+        for cell in cells
+        for note in cell.notes
+    }
+    return list(lines)
+
+
+def missing_reference(cells: Sequence[PlannedCell]) -> bool:
+    """Whether some cell has no single-task baseline beside it, so that its Delta_m will be a dash."""
+
+    def group(cell: PlannedCell) -> tuple[str, int]:
+        return table_key(cell.document), cell.settings.seed
+
+    with_reference = {group(cell) for cell in cells if cell.is_reference}
+    return any(group(cell) not in with_reference for cell in cells)
+
+
+def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
+    """A cell with every name looked up and every default filled in, the layout of its data among them.
+
+    Raises UsageError with the nearest valid name, and DatasetMissingError where a layout cannot be told.
+    """
+    if cell.data.layout is None and get_dataset(cell.data.dataset).layouts:
+        _, layout = find_layout(cell.data.dataset, data_root)
+        cell = cell.model_copy(update={"data": cell.data.model_copy(update={"layout": layout})})
+    method = get_method(cell.method.name)
+    params = method_params(method, cell.method.name, cell.method.params)
+    spec = cell_spec(cell)
+    if method.needs_all_labels and spec.domains == "multi":
+        raise UsageError(
+            f"Method {cell.method.name!r} needs every label on one image; {spec.name!r} gives each task its own images."
+        )
+    if cell.backbone.name.split(".")[0] not in supported_backbones():
+        raise unknown("backbone", cell.backbone.name, supported_backbones())
+    augmentation(cell.recipe.augmentation, spec.native_size, get_protocol(spec.protocol, spec.name))
+    balancing = _balancing(cell, method, spec, params)
+    cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update={"balancing": balancing})})
+    n_train, fewest = min((spec.count("train", name), name) for name in spec.inputs)
+    if cell.recipe.batch_size > n_train:
+        where = repr(spec.name) if spec.domains == "single" else f"{fewest!r} of {spec.name!r}"
+        raise UsageError(f"recipe.batch_size is {cell.recipe.batch_size}; {where} has {n_train} training samples.")
+    weights = cell.backbone.weights
+    document = {
+        "method": {"name": cell.method.name, "params": params.model_dump(mode="json")},
+        "data": {
+            "dataset": spec.name,
+            "layout": spec.layout,
+            "version": spec.version,
+            "protocol": spec.protocol,
+            "options": read_options(spec.name, cell.data.options).model_dump(mode="json"),
+            "tasks": list(spec.task_names),
+            "task_weights": {task.name: float(task.weight) for task in spec.tasks},
+        },
+        "backbone": {**_only_if_asked(cell.backbone, "dilation", "timm"), "weights": weights_tag(weights)},
+        "head": head_document(cell.head),
+        # Loader processes change no result, so they are no part of a cell's identity.
+        "recipe": {
+            **cell.recipe.model_dump(mode="json", exclude={"workers"}),
+            "augmentation": canonical_steps(cell.recipe.augmentation),
+        },
+        "selection": _only_if_asked(cell.selection, "select_on", "select"),
+        "budget": cell.budget.model_dump(mode="json"),
+        "seed": cell.seed,
+    }
+    program = program_of(method, spec, cell.backbone.name)
+    return PlannedCell(cell, document, weights, method.is_single_task_reference, program)
+
+
+def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) -> BalancingSettings:
+    """The loss balancing of a cell with its defaults filled in; equal where there is one task. Raises UsageError for
+    what cannot be combined.
+    """
+    asked, name = cell.recipe.balancing, cell.method.name
+    found = resolved(asked, spec.task_names)
+    if found.name == EQUAL:
+        return found
+    if method.is_single_task_reference or len(spec.tasks) == 1:
+        if cell.own_balancing:
+            why = "trains each task alone" if method.is_single_task_reference else "has one task here"
+            raise UsageError(f"Loss balancing {found.name!r}: {name} {why}, so nothing is to be balanced; use 'equal'.")
+        return BalancingSettings()
+    reason = method(params).unfit_for_balancing
+    if reason:
+        raise UsageError(f"Loss balancing {found.name!r} cannot act on {name}: {reason}; use 'equal'.")
+    if cell.recipe.precision == "amp-fp16" and entry_of(found.name).kind == "aggregator":
+        raise UsageError(
+            f"Loss balancing {found.name!r} combines gradients, which precision amp-fp16 scales; use amp-bf16 or fp32, "
+            "or a balancing of losses such as 'uncertainty'."
+        )
+    return found
+
+
+def _only_if_asked(settings: Settings, field: str, usual: object) -> dict[str, object]:
+    """Settings as they stand in a cell. A field that came later, for published settings, stands there only where it is
+    not as usual, so that older cells keep their keys.
+    """
+    values: dict[str, object] = settings.model_dump(mode="json")
+    if values[field] == usual:
+        del values[field]
+    return values
+
+
+def cell_spec(cell: Cell) -> DatasetSpec:
+    """The data set's spec with the tasks and weights that the cell asks for."""
+    data = cell.data
+    spec = dataset_spec(
+        data.dataset, protocol=data.protocol, layout=data.layout, tasks=data.tasks, options=data.options
+    )
+    return spec.with_weights(data.task_weights)
+
+
+def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:
+    """The method's validated parameters. Raises UsageError that names the parameter and the nearest valid one."""
+    try:
+        return method.Params(**given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            raise unknown(f"parameter of {name}", key, method.Params.model_fields) from error
+        if not key:  # a fault of several parameters together
+            raise UsageError(f"Parameters of {name}: {fault['msg'].removeprefix('Value error, ')}.") from error
+        listed = isinstance(fault["input"], list) and fault["type"] in ONE_VALUE
+        hint = f" For a row of each value: sweep: {{{key.split('.')[0]}: [...]}}." if listed else ""
+        raise UsageError(f"Parameter {name}.{key}: {fault['msg']} (given: {fault['input']!r}).{hint}") from error
+
+
+def weights_tag(weights: str) -> str:
+    """What stands in a cell for its initial weights: `none`, `pretrained`, or `file-` and the start of its sha256."""
+    if weights in WEIGHTS:
+        return weights
+    path = Path(weights)
+    if not path.is_file():
+        state = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(
+            f"Weights file {weights!r} {state}; expected none, pretrained, or a path relative to the suite's file."
+        )
+    return f"file-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"

@@ -1,0 +1,166 @@
+"""The program that trains a cell: its source files, found by their imports, and their hash. Spec: measurement 9.
+
+Import statements are read, also those inside functions; nothing is imported or run. Followed are our three packages,
+the package that a registered method or data set lies in, and what lies beside a plug-in. A method or data set that the
+cell does not use, and whatever prints, draws or times, is not reached and changes no hash.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from benchmark.records.provenance import PACKAGES, module_file
+from datasets.contracts import DatasetSpec
+from datasets.errors import UsageError
+from datasets.kinds import get_kind
+from datasets.registry import get_dataset
+from methods.backbones.family import find_family
+from methods.registry import AnyMethod
+
+TRAINING = "benchmark.train.cell"  # what every cell runs, whatever its method and data
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Hashes (sha256, hex) of the code of a cell. training: what all methods share on its data set, its backbone and
+    its kinds of tasks. method: what its method reads beside that.
+    """
+
+    training: str
+    method: str
+
+
+def program_of(method: AnyMethod, spec: DatasetSpec, backbone: str) -> Program:
+    """The program that trains a method on a data set. backbone: name of the timm model.
+
+    Raises UsageError for a class without a source file, such as one that was typed into a console.
+    """
+    parts = [get_dataset(spec.name), find_family(backbone), *(get_kind(task.kind) for task in spec.tasks)]
+    return _program((TRAINING, *(type(part).__module__ for part in parts)), method.__module__)
+
+
+@functools.cache  # a process trains with the code that it has loaded, whatever becomes of the files
+def _program(training: tuple[str, ...], method: str) -> Program:
+    shared, own = source_files(training), source_files([method])
+    return Program(_hash(shared), _hash({file: name for file, name in own.items() if file not in shared}))
+
+
+def source_files(modules: Iterable[str]) -> dict[Path, str]:
+    """{file: module} of these modules and of all that they import, directly or not. Raises UsageError."""
+    found: dict[Path, str] = {}
+    waiting = [source for module in modules for source in _roots(module)]
+    while waiting:
+        module = waiting.pop()
+        if module.file not in found:
+            found[module.file] = module.name
+            waiting += (source for name in _imported(module) for source in _located(name, module.home, module.own))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Module:
+    """name: dotted; of a plug-in that of its file. home: the folder where its project's own imports are looked up.
+    own: the one top-level package that is followed there; empty for a plug-in, of which all that lies beside it is.
+    """
+
+    name: str
+    file: Path
+    home: Path
+    own: str
+
+
+def _roots(name: str) -> Iterator[_Module]:
+    file = module_file(name)
+    parts, is_package = name.split("."), file.name == "__init__.py"
+    if parts[-1] == (file.parent.name if is_package else file.stem):
+        yield from _located(name, file.parents[len(parts) - (0 if is_package else 1)], parts[0])
+    else:  # a plug-in is loaded under a name that we make
+        yield _Module(file.stem, file, file.parent, "")
+
+
+def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
+    """The files that an absolute import runs: those of the packages around it, then its own. None for libraries."""
+    parts = name.split(".")
+    if parts[0] in PACKAGES:
+        home, own = _home_of(parts[0]), parts[0]
+    elif own not in ("", parts[0]):
+        return
+    # The __init__ of our own three says versions and names only: a release is no other program.
+    for end in range(2 if parts[0] in PACKAGES else 1, len(parts) + 1):
+        path = home.joinpath(*parts[:end])
+        for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
+            if file.is_file():
+                yield _Module(".".join(parts[:end]), file, home, own)
+                break
+
+
+@functools.cache
+def _home_of(package: str) -> Path:
+    return module_file(package).parent.parent
+
+
+def _imported(module: _Module) -> Iterator[str]:
+    """Absolute names of what a module imports."""
+    package = module.name.split(".")
+    if module.file.name != "__init__.py":
+        package.pop()
+    for level, name in _read(module.file).imports:
+        parts = [*(package[: len(package) - level + 1] if level else ()), *filter(None, [name])]
+        if parts:
+            yield ".".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """digest: sha256 of the code. imports: (dots in front, dotted name); `from a import b` may mean the module a.b, so
+    both are named.
+    """
+
+    digest: str
+    imports: tuple[tuple[int, str], ...]
+
+
+def _read(file: Path) -> _Source:
+    try:
+        state = file.stat()
+        return _parsed(file, state.st_mtime_ns, state.st_size)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read as Python ({str(error).splitlines()[0]}).") from error
+
+
+@functools.cache
+def _parsed(file: Path, mtime_ns: int, size: int) -> _Source:
+    """A file in a state; one that has been changed since is another entry."""
+    tree = ast.parse(file.read_bytes())
+    imports = tuple(_imports([tree]))
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    # Printed from the tree: without comments, docstrings, line ends and layout, which change no number.
+    return _Source(hashlib.sha256(ast.unparse(tree).encode("utf-8", "surrogatepass")).hexdigest(), imports)
+
+
+def _imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            yield node.level, module
+            yield from ((node.level, f"{module}.{alias.name}".lstrip(".")) for alias in node.names)
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            yield from _imports(node.orelse)  # what only a type checker imports is never run
+        else:
+            yield from _imports(ast.iter_child_nodes(node))
+
+
+def _hash(files: Mapping[Path, str]) -> str:
+    """sha256 (hex) over names and code, whatever the order and the folder."""
+    lines = sorted(f"{name}:{_read(file).digest}" for file, name in files.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,172 @@
+"""Contact sheets: images of a data set with every label beside them, so that people see what a network will see.
+
+Class maps have a colour a class and black where ignored; distances are `viridis` and normals the usual colours, both
+grey where unknown. Labels without pixels stand above their image.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from benchmark.records.store import write_atomic
+from benchmark.show.plots import FORMATS
+from datasets.contracts import DatasetSpec, MultiTaskDataset, Sample, TaskSpec
+from datasets.kinds import get_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GOLDEN = 0.382  # of a turn
+_UNKNOWN = (0.6, 0.6, 0.6)
+_LONGEST_LABEL = 22  # characters above an image
+_INCHES = 2.2  # of a picture
+_COLUMNS = 3  # of samples whose labels have no pixels
+
+
+def contact_sheet(data: MultiTaskDataset, rows_per_input: int, stem: Path) -> list[Path]:
+    """Draw samples at equal distances through a split, PNG and SVG; gives the files. Raises FileError.
+
+    A single-domain set has a row a sample; a multi-domain set a row a task with that task's samples.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    spec = data.spec
+    dense = [task for task in spec.tasks if get_kind(task.kind).dense]
+    grid = _multi(data, rows_per_input) if spec.domains == "multi" else _single(data, rows_per_input, dense)
+    if all(len(row) == 1 for row in grid):  # no label has pixels: no reason for one long column
+        cells = [row[0] for row in grid]
+        grid = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
+    n_columns = max(len(row) for row in grid)
+    height, width = spec.native_size
+    wide, high = _INCHES * max(1.0, width / height), _INCHES * max(1.0, height / width) + 0.5
+    size = (wide * n_columns, high * len(grid) + 0.4)
+    figure, axes = plt.subplots(len(grid), n_columns, figsize=size, squeeze=False, layout="constrained")
+    for places, row in zip(axes, grid, strict=True):
+        for place in places:
+            place.set_axis_off()
+        for place, (picture, title) in zip(places, row, strict=False):
+            _show(place, picture, title)
+    figure.suptitle(f"{spec.name} · {spec.layout} · {data.split} · {spec.protocol} ({spec.tier})", fontsize=11)
+    written = []
+    with matplotlib.rc_context({"svg.hashsalt": "sharebench"}):
+        for form in FORMATS:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
+            file = stem.with_name(f"{stem.name}.{form}")
+            write_atomic(file, buffer.getvalue())
+            written.append(file)
+    plt.close(figure)
+    return written
+
+
+Picture = tuple[Tensor, str]
+
+
+def _spread(n: int, wanted: int) -> list[int]:
+    """`wanted` positions at equal distances in a list of n, the first among them."""
+    rows = min(wanted, n)
+    return [number * n // rows for number in range(rows)]
+
+
+def _single(data: MultiTaskDataset, n: int, dense: Sequence[TaskSpec]) -> list[list[Picture]]:
+    (samples,) = data.inputs.values()
+    rows = []
+    for index in _spread(len(samples), n):
+        sample = samples[index]
+        row: list[Picture] = [(_image(sample), _title(data.spec, sample))]
+        row += [(picture(sample["targets"][task.name], task), _task_title(task)) for task in dense]
+        rows.append(row)
+    return rows
+
+
+def _multi(data: MultiTaskDataset, n: int) -> list[list[Picture]]:
+    rows = []
+    for samples in data.inputs.values():
+        row: list[Picture] = []
+        for index in _spread(len(samples), n):
+            sample = samples[index]
+            row.append((_image(sample), _title(data.spec, sample)))
+            for task in data.spec.tasks:
+                if task.name in sample["targets"] and get_kind(task.kind).dense:
+                    row.append((picture(sample["targets"][task.name], task), _task_title(task)))
+        rows.append(row)
+    return rows
+
+
+def _image(sample: Sample) -> Tensor:
+    return sample["image"].as_subclass(Tensor).permute(1, 2, 0).clamp(0, 1)
+
+
+def _title(spec: DatasetSpec, sample: Sample) -> str:
+    """Id and the labels without pixels."""
+    said = [str(sample["meta"]["id"])[-_LONGEST_LABEL:]]
+    for task in spec.tasks:
+        if task.name in sample["targets"] and not get_kind(task.kind).dense:
+            said += [task.name, f"= {_label(sample['targets'][task.name], task)}"]
+    return "\n".join(said)
+
+
+def _label(target: Tensor, task: TaskSpec) -> str:
+    value = target.item()
+    if not bool(get_kind(task.kind).valid(target)):
+        return "ignored"
+    named = task.class_names[int(value)] if task.kind == "class" and task.class_names else ""
+    return f"{value} ({named})"[:_LONGEST_LABEL] if named not in ("", str(value)) else f"{value:g}"
+
+
+def _task_title(task: TaskSpec) -> str:
+    return f"{task.name}{f' ({task.unit})' if task.unit else ''}"
+
+
+def picture(target: Tensor, task: TaskSpec) -> Tensor:
+    """Float [H, W, 3] in [0, 1] of a dense label; of several channels the first."""
+    kind, plain = get_kind(task.kind), target.as_subclass(Tensor)
+    valid = kind.valid(plain)
+    if task.kind in ("semantic", "binary_map"):
+        colours = torch.tensor(_class_colours(task.channels if task.kind == "semantic" else 2))
+        shown = colours[torch.where(valid, plain, 0)]
+        return torch.where(valid[..., None], shown, torch.zeros(3))
+    if task.kind == "normals":
+        shown = plain.permute(1, 2, 0) / 255 if task.frame == "encoded" else (plain.permute(1, 2, 0) + 1) / 2
+        return torch.where(valid[..., None], shown.clamp(0, 1).float(), torch.tensor(_UNKNOWN))
+    values = plain[0] if plain.ndim == 3 else plain
+    known = ~values.isnan()
+    return torch.where(known[..., None], _sequential(values, known), torch.tensor(_UNKNOWN))
+
+
+def _class_colours(n: int) -> list[tuple[float, float, float]]:
+    """The colour-blind safe palette where it reaches, else hues at equal distances; two classes: black and white."""
+    import seaborn as sns
+
+    if n == 2:
+        return [(0.15, 0.15, 0.15), (0.95, 0.95, 0.95)]
+    if n <= 10:
+        return list(sns.color_palette("colorblind", n))
+    step = next(step for step in range(round(n * _GOLDEN), n) if math.gcd(step, n) == 1)
+    wheel = sns.husl_palette(n, s=0.85, l=0.6)
+    return [wheel[number * step % n] for number in range(n)]  # neighbouring classes get hues that are far apart
+
+
+def _sequential(values: Tensor, known: Tensor) -> Tensor:
+    """viridis from the smallest to the largest known value."""
+    import matplotlib
+
+    filled = torch.where(known, values, 0).double()
+    low, high = (float(filled[known].min()), float(filled[known].max())) if bool(known.any()) else (0.0, 1.0)
+    scaled = (filled - low) / (high - low) if high > low and math.isfinite(high - low) else torch.zeros_like(filled)
+    return torch.from_numpy(matplotlib.colormaps["viridis"](scaled.numpy())[..., :3]).float()
+
+
+def _show(place: Axes, shown: Tensor, title: str) -> None:
+    place.imshow(shown.numpy(), interpolation="nearest")
+    place.set_title(title, fontsize=7)

@@ -1,0 +1,336 @@
+"""Measurements of a sweep as files: one CSV with every number, and pictures of speed against batch size.
+
+Both take the labels of rows, so that they read as the tables do. Nothing here measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.escape import CsvWriter
+from benchmark.records.measurements import MeasurementFile, NetworkEntry, SpeedSettings
+from benchmark.records.store import safe_name, write_atomic
+from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmark.records.record import Record
+
+PICTURES = ("png", "svg")
+CSV_COLUMNS = (
+    *("table", "data", "backbone", "network", "method", "seed", "graph", "mode"),
+    *("device", "device_name", "batch", "dtype", "memory_format", "compiled", "threads"),
+    *("status", "message", "images_per_s", "images_per_s_low", "images_per_s_high", "predictions_per_s"),
+    *("step_ms", "step_ms_p10", "step_ms_p90", "r", "r_stl", "ref_images_per_s", "aa", "peak_bytes"),
+    *("compile_s", "graphs", "graph_breaks", "flags", "started"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedMeasurement:
+    """A measurement with what tables call its parts. data, backbone: of the table's head; labels: {graph hash: row}."""
+
+    measurement: MeasurementFile
+    data: str
+    backbone: str
+    labels: Mapping[str, str]
+
+
+def as_csv(measured: Sequence[NamedMeasurement]) -> str:
+    """One line a network, mode and setting, numbers in full precision, empty where there is none.
+
+    device: cpu or cuda, device_name: its model. images_per_s: median, with low and high over calls or rounds. r: to the
+    plain backbone, ref_images_per_s: its speed; r_stl: to the single-task networks. aa: ratio of two copies of the
+    backbone. flags: of the measurement and the network, separated by spaces. started: UTC. A measurement whose
+    reference failed is one line without a network.
+    """
+    out = io.StringIO()
+    writer = CsvWriter(out)
+    writer.writerow(CSV_COLUMNS)
+    for named in measured:
+        entries: Sequence[NetworkEntry | None] = named.measurement.networks or (None,)
+        lines = (_csv_line(named, entry) for entry in entries)
+        writer.writerows([line.get(column, "") for column in CSV_COLUMNS] for line in lines)
+    return out.getvalue()
+
+
+def _csv_line(named: NamedMeasurement, entry: NetworkEntry | None) -> dict[str, object]:
+    measurement = named.measurement
+    settings = measurement.settings
+    reference = (measurement.reference.get("ref") or {}).get("images_per_s") or {}
+    line: dict[str, object] = {
+        "table": measurement.table,
+        "data": named.data,
+        "backbone": named.backbone,
+        "device_name": measurement.device,
+        **{name: getattr(settings, name) for name in ("device", "batch", "dtype", "memory_format", "threads")},
+        "compiled": settings.compiled,
+        "status": measurement.status,
+        "message": measurement.message,
+        "ref_images_per_s": reference.get("median"),
+        "aa": measurement.aa,
+        "flags": " ".join(measurement.flags),
+        "started": measurement.started,
+    }
+    if entry is None:
+        return line
+    speed, step = entry.images_per_s, entry.step_ms
+    line |= {
+        "network": named.labels.get(entry.graph, entry.method),
+        **{name: getattr(entry, name) for name in ("method", "seed", "graph", "mode", "status", "predictions_per_s")},
+        "r": entry.r,
+        "r_stl": entry.r_stl,
+        "peak_bytes": (entry.memory or {}).get("peak_bytes"),
+        "flags": " ".join((*measurement.flags, *entry.flags)),
+    }
+    line["message"] = entry.message
+    if speed is not None:
+        line |= {"images_per_s": speed.median, "images_per_s_low": speed.low, "images_per_s_high": speed.high}
+    if step is not None:
+        line |= {"step_ms": step.median, "step_ms_p10": step.p10, "step_ms_p90": step.p90}
+    if entry.compile is not None:
+        line |= {"compile_s": entry.compile.get("seconds")}
+        line |= {name: entry.compile.get(name) for name in ("graphs", "graph_breaks")}
+    return line
+
+
+# Pictures
+
+
+def check_plot(where: Path) -> None:
+    """Raise UsageError where `--plot` names a file of a form that is not drawn."""
+    if where.suffix and where.suffix.removeprefix(".") not in PICTURES and not where.is_dir():
+        raise UsageError(f"--plot {where}: expected a folder, or a file that ends in .png or .svg.")
+
+
+def draw_speed(measured: Sequence[NamedMeasurement], where: Path) -> list[Path]:
+    """Draw images/s and r against batch size, a picture a table and mode, as PNG and SVG; gives the files.
+
+    where: a folder, or a file (`x.png` gives x.png and x.svg; several pictures add table and mode to its name). Facets
+    are the settings other than batch; networks have colours, markers and, in a legend beside the plot, their names.
+    Raises UsageError where nothing was measured, StorageError where a file cannot be written.
+    """
+    check_plot(where)
+    pictures: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for named in measured:
+        for line in _points(named):
+            pictures.setdefault((named.measurement.table, line["mode"]), []).append(line)
+    if not pictures:
+        raise UsageError("Nothing was measured that could be drawn.")
+    is_file = where.suffix.removeprefix(".") in PICTURES
+    written = []
+    for (table, mode), lines in pictures.items():
+        own = safe_name(f"{table[:8]}-{mode}")
+        stem = where.with_suffix("") if is_file else where / f"throughput-{own}"
+        if is_file and len(pictures) > 1:
+            stem = stem.with_name(f"{stem.name}-{own}")
+        written += _draw(lines, stem)
+    return written
+
+
+def _points(named: NamedMeasurement) -> Iterator[dict[str, Any]]:
+    """Two points a network: its images/s and its r; and the backbone's own images/s."""
+    measurement = named.measurement
+    about = {
+        "title": f"{named.data} · {named.backbone}",
+        "batch": measurement.settings.batch,
+        "setting": measurement.settings,
+        "device": measurement.device,
+    }
+    modes = dict.fromkeys(entry.mode for entry in measurement.networks if entry.images_per_s is not None)
+    for mode in modes:
+        if measurement.aa is not None:
+            speed = measurement.reference["ref"]["images_per_s"]["median"]
+            reference = f"ref ({measurement.reference['what']})"
+            yield {**about, "mode": mode, "network": reference, "quantity": IMAGES, "value": speed}
+    for entry in measurement.networks:
+        if entry.images_per_s is not None:
+            line = {**about, "mode": entry.mode, "network": named.labels.get(entry.graph, entry.method)}
+            yield {**line, "quantity": IMAGES, "value": entry.images_per_s.median}
+            if entry.r is not None:
+                yield {**line, "quantity": RELATIVE, "value": entry.r}
+
+
+_MARKERS = "os^DvPX<>*"
+IMAGES, RELATIVE = "images/s", "r (images/s relative to ref)"
+
+
+def _setting_text(settings: SpeedSettings) -> str:
+    """The settings that a facet stands for."""
+    threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    compiled = "compiled" if settings.compiled else "eager"
+    return f"{settings.device}, {settings.dtype}, {settings.memory_format}, {threads}, {compiled}"
+
+
+def _draw(lines: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    import seaborn as sns
+
+    frame = pd.DataFrame([{**line, "setting": _setting_text(line["setting"])} for line in lines])
+    names = list(dict.fromkeys(frame["network"]))
+    written = []
+    # Without the salt and the date two drawings of the same numbers would differ.
+    with matplotlib.rc_context({"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9}):
+        with sns.axes_style("whitegrid"):
+            grid = sns.relplot(
+                frame,
+                kind="line",
+                x="batch",
+                y="value",
+                row="setting",
+                col="quantity",
+                col_order=[IMAGES, RELATIVE],
+                hue="network",
+                style="network",
+                hue_order=names,
+                style_order=names,
+                palette=sns.color_palette("colorblind" if len(names) <= 10 else "viridis", len(names)),
+                markers=[_MARKERS[number % len(_MARKERS)] for number in range(len(names))],
+                dashes=False,
+                errorbar=None,
+                height=3.0,
+                aspect=1.4,
+                facet_kws={"sharey": "col", "sharex": True},
+            )
+        _label_axes(grid, frame)
+        for form in PICTURES:
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if form == "svg" else None
+            # tight: a long name in the legend widens the picture rather than being cut at its edge
+            grid.figure.savefig(buffer, format=form, dpi=150, bbox_inches="tight", metadata=metadata)
+            file = stem.with_name(f"{stem.name}.{form}")
+            write_atomic(file, buffer.getvalue())
+            written.append(file)
+        plt.close(grid.figure)
+    return written
+
+
+def _label_axes(grid: Any, frame: pd.DataFrame) -> None:
+    batches = sorted(frame["batch"].unique())
+    for (setting, quantity), axes in grid.axes_dict.items():
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(batches, [str(batch) for batch in batches])
+        axes.minorticks_off()
+        axes.set_title(setting, fontsize=9)
+        axes.set(xlabel="batch size", ylabel=quantity)
+        if quantity == RELATIVE:
+            axes.axhline(1.0, color="#222222", linewidth=0.8, linestyle=":")
+        else:
+            axes.set_ylim(bottom=0)
+    devices = ", ".join(dict.fromkeys(frame["device"]))
+    title = f"{frame['title'].iloc[0]}\n{frame['mode'].iloc[0]} · {devices}"
+    grid.figure.suptitle(title, fontsize=11, y=1.0, verticalalignment="bottom")
+
+
+NEVER_ON_CUDA = (
+    "the CUDA path of this measurement has not yet been run on a GPU: check its numbers before you rely on them"
+)
+
+
+_WIDEST = 10_000  # characters
+
+
+def show(measurement: MeasurementFile, labels: Mapping[str, str], records: Sequence[Record], console: Console) -> None:
+    """Print one measurement: what was equal for all rows, the rows, what the A/A ratio says about differences."""
+    from benchmark.tables.labels import table_head
+
+    head = table_head(records)
+    console.print(f"\n{head['data']} · {head['backbone']}", highlight=False, markup=False, soft_wrap=True)
+    for line in _about(measurement):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if measurement.status == "done":
+        _print_whole(_table(measurement, labels), console)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table in the width that it needs: numbers that a narrow terminal or a pipe would cut are no numbers."""
+    from rich.console import Console
+
+    width = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    # A console of its own: rich never prints wider than the console is, whatever width it is asked for.
+    Console(file=console.file, width=width, force_terminal=console.is_terminal).print(table)
+
+
+def _about(measurement: MeasurementFile) -> Iterator[str]:
+    from benchmark.records.measurements import same_speed_within
+
+    settings = measurement.settings
+    facts = [f"batch {settings.batch}", settings.dtype, settings.memory_format, f"threads {settings.threads}"]
+    facts += ["compiled" if settings.compiled else "eager", measurement.device]
+    facts += [f"residency {measurement.residency}"] if measurement.residency else []
+    yield ", ".join(facts)
+    if settings.device == "cuda":
+        yield NEVER_ON_CUDA
+    if measurement.aa is None:
+        yield f"ref ({measurement.reference['what']}): {measurement.status}: {measurement.message}"
+        return
+    samples = f"{measurement.protocol['pairs']} pairs" if measurement.form == "pairs" else (
+        f"{measurement.protocol['rounds']} rounds"
+    )  # fmt: skip
+    speed = measurement.reference["ref"]["images_per_s"]["median"]
+    flags = [*measurement.flags, *(f"ref {flag}" for flag in measurement.reference["ref"]["flags"])]
+    yield (
+        f"ref = {measurement.reference['what']}, {speed:,.0f} images/s; {samples}; A/A {measurement.aa:.3f}"
+        f"{' (' + ', '.join(flags) + ')' if flags else ''}; "
+        f"differences below {100 * same_speed_within(measurement.aa):.1f} % are no differences"
+    )
+
+
+def _table(measurement: MeasurementFile, labels: Mapping[str, str]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    step = "latency ms" if measurement.settings.batch == 1 else "step ms"
+    table = Table(box=None, pad_edge=False)
+    columns = ["network", "mode", "images/s ↑", "[min, max]", "predictions/s", step, "[p10, p90]", "r ↑", "r_stl ↑"]
+    columns += ["compiled in s", "graphs", "breaks"] if measurement.settings.compiled else []
+    with_memory = any(entry.memory for entry in measurement.networks)
+    columns += ["peak MB"] if with_memory else []
+    for name in (*columns, "flags"):
+        table.add_column(name, justify="left" if name in ("network", "mode", "flags") else "right", no_wrap=True)
+    for entry in measurement.networks:
+        cells = [labels.get(entry.graph, entry.method), entry.mode, *_numbers(entry)]
+        if measurement.settings.compiled:
+            cells += [_text((entry.compile or {}).get(name), form) for name, form in _COMPILE]
+        if with_memory:
+            peak = (entry.memory or {}).get("peak_bytes")
+            cells.append(_text(None if peak is None else peak / 1e6, ",.0f"))
+        table.add_row(*map(escape, cells), ", ".join((() if entry.status == "done" else (entry.status,)) + entry.flags))
+    return table
+
+
+_COMPILE = (("seconds", ".1f"), ("graphs", "d"), ("graph_breaks", "d"))
+
+
+def _numbers(entry: NetworkEntry) -> list[str]:
+    """images/s, [min, max], predictions/s, step, [p10, p90], r, r_stl."""
+    speed, step = entry.images_per_s, entry.step_ms
+    if speed is None or step is None:
+        return [_text(None, "")] * 7
+    form = ".3g" if step.median < 100 else ",.0f"
+    return [
+        _text(speed.median, ",.0f"),
+        f"[{speed.low:,.0f}, {speed.high:,.0f}]",
+        _text(entry.predictions_per_s, ",.0f"),
+        _text(step.median, form),
+        f"[{step.p10:{form}}, {step.p90:{form}}]",
+        _text(entry.r, ".3f"),
+        _text(entry.r_stl, ".3f"),
+    ]
+
+
+def _text(value: float | None, form: str) -> str:
+    from benchmark.tables.labels import DASH
+
+    return DASH if value is None else format(value, form)

@@ -1,0 +1,119 @@
+"""Measurements of a run's networks: which are wanted, each setting in a process of its own, results to files.
+
+A measurement holds all networks of one table (lowest seed of each row, equal graphs once) with the reference and its
+copy. The process starts fresh, so that threads and libraries are what the settings say. Spec: measurement 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from benchmark.records.keys import row_key, table_key, value_at
+from benchmark.records.measurements import (
+    JOINT,
+    MIXED,
+    PAIRS,
+    ROUNDS,
+    TASK,
+    TRAIN,
+    SpeedResults,
+    SpeedSettings,
+)
+from benchmark.records.record import Record, graph_hash, is_reference, seed_of_record
+from benchmark.speed.timing import SLOT_S, WarmUpRule
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedProtocol:
+    """How often and how long. pairs: on a CPU, per network; rounds and slot_s: on CUDA."""
+
+    pairs: int = PAIRS
+    rounds: int = ROUNDS
+    slot_s: float = SLOT_S
+    warm_up: WarmUpRule = dataclasses.field(default_factory=WarmUpRule)
+
+
+@dataclasses.dataclass(frozen=True)
+class TableJob:
+    """What is measured together. wanted: {key of a record: its modes}, train-step never beside others."""
+
+    table: str
+    wanted: Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedJob:
+    """Tables at one setting. device: `cpu`, `cuda` or `cuda:N`. memory: also a pass for memory, a process a network.
+
+    plugins: files that register operations of their own. data_root: read by train-step only, for its batch.
+    """
+
+    root: Path
+    tables: tuple[TableJob, ...]
+    settings: SpeedSettings
+    protocol: SpeedProtocol = dataclasses.field(default_factory=SpeedProtocol)
+    device: str = "cpu"
+    plugins: tuple[str, ...] = ()
+    data_root: Path | None = None
+    memory: bool = False
+
+
+# What is to be measured
+
+
+def networks_of(records: Sequence[Record], keys: Collection[str] | None = None) -> dict[str, list[Record]]:
+    """{table: one record a row, of the lowest seed that is done}; rows whose graphs are equal stand once.
+
+    keys: only these cells.
+    """
+    rows: dict[tuple[str, bytes], Record] = {}
+    for record in records:
+        if record.status != "done" or (keys is not None and record.key not in keys):
+            continue
+        row = (table_key(record.cell), row_key(record.cell))
+        if row not in rows or seed_of_record(record) < seed_of_record(rows[row]):
+            rows[row] = record
+    tables: dict[str, list[Record]] = {}
+    for (table, _), record in sorted(
+        rows.items(), key=lambda item: (item[0][0], not is_reference(item[1]), item[0][1])
+    ):
+        graphs = {graph_hash(other) for other in tables.get(table, [])}
+        if graph_hash(record) not in graphs:
+            tables.setdefault(table, []).append(record)
+    return tables
+
+
+def modes_of(record: Record, wanted: Sequence[str]) -> list[str]:
+    """The modes asked for that a record's network has. wanted: joint, mixed, task (every task), task:NAME, train-step.
+
+    Where each task has images of its own there is no joint mode, elsewhere no mixed one.
+    """
+    tasks = [str(task) for task in cast("Sequence[object]", value_at(record.cell, "data", "tasks"))]
+    inference = MIXED if value_at(record.compute, "macs_joint") is None else JOINT
+    every = [TASK + task for task in tasks]
+    found: list[str] = []
+    for name in wanted:
+        if name == TASK.rstrip(":"):
+            found += every
+        elif name in (inference, TRAIN, *every):
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def is_measured(
+    results: SpeedResults, record: Record, mode: str, settings: SpeedSettings, package: str, device: str
+) -> bool:
+    """Whether this code has measured the network at this setting on this kind of device."""
+    found = results.find(graph_hash(record), settings.name, mode)
+    if found is None or found.entry.status != "done":
+        return False
+    return found.measurement.versions.get("package_hash") == package and found.measurement.device == device
+
+
+# One process
+
+
+# The light measurement of `run`

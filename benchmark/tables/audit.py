@@ -1,0 +1,349 @@
+"""Fairness audit: what the rows of a table hold equal, what they do not, and which may not be ranked. Spec: measurement
+6 and the equal-budget rules of 4.
+
+Red rows are not ranked; amber is a footnote. A field that a record does not hold is unknown, and unknown counts as
+different. Where rows differ, those stand out that differ from most of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmark.records.keys import balancing_of, canonical_json, value_at
+from benchmark.records.record import SHARED, SINGLE_TASK, Record, method_of, number_at, seed_of_record
+from benchmark.tables.audit_fields import FIELDS, UNKNOWN, Field, Rule, cost_of
+
+_TOLERANCE = 0.05  # total costs that are equal for a control
+_MAX_TEXT = 72  # characters of a value in a footnote
+_HASH = re.compile(r"[0-9a-f]{16,}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A field in which rows differ. rows: positions of those that stand out; text: the values, ready to print."""
+
+    field: str
+    rule: Rule
+    rows: tuple[int, ...]
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """equal: what all rows hold equal, by name or group, some with their value; n_equal: how many fields that is."""
+
+    equal: tuple[str, ...]
+    n_equal: int
+    findings: tuple[Finding, ...]
+    banners: tuple[str, ...]
+
+    @functools.cached_property
+    def red(self) -> frozenset[int]:
+        """Rows with a red finding."""
+        return frozenset(row for finding in self.findings if finding.rule == "red" for row in finding.rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Row:
+    """A row under audit. records: the done ones, at least one; seeds: all that were tried."""
+
+    position: int
+    label: str
+    records: Sequence[Record]
+    seeds: Sequence[int]
+
+    @property
+    def reference(self) -> object:
+        return self.records[0].audit.get("reference")
+
+
+def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Audit:
+    """The audit of one table. groups: the records of each row, done or not, in the order of seeds.
+
+    Findings name rows by their position in `groups`. Rows without a done record hold nothing to compare.
+    """
+    rows = []
+    for position, (label, group) in enumerate(zip(labels, groups, strict=True)):
+        done = [record for record in group if record.status == "done"]
+        if done:
+            rows.append(_Row(position, label, done, [seed_of_record(record) for record in group]))
+    if not rows:
+        return Audit((), 0, (), ())
+    equal: dict[str, str] = {}
+    findings: list[Finding] = []
+    unknown: dict[Rule, list[str]] = {"red": [], "amber": []}
+    for field in FIELDS:
+        values = _values(field, rows)
+        if all(value is UNKNOWN for found in values for value in found):
+            unknown[field.rule].append(field.name)
+        elif (finding := _compared(field, rows, values)) is not None:
+            findings.append(finding)
+        else:
+            equal[field.name] = f"{field.name} {_text(values[0][0])}" if field.shows_value else field.name
+    for special in (_weight_steps, _seeds, _selected_on_report, _developed_here, _random_sizes):
+        for found in special(rows):
+            if isinstance(found, Finding):
+                findings.append(found)
+            else:
+                equal[found] = found
+    everywhere = tuple(row.position for row in rows)
+    findings += [
+        Finding("unknown for all rows", rule, everywhere, ", ".join(names)) for rule, names in unknown.items() if names
+    ]
+    findings.sort(key=lambda finding: finding.rule != "red")
+    return Audit(tuple(_grouped(equal)), len(equal), tuple(findings), tuple(_missing_controls(rows)))
+
+
+def _grouped(equal: Mapping[str, str]) -> list[str]:
+    """The texts of equal fields, one name for a group that is equal as a whole."""
+    broken = {field.group for field in FIELDS if field.name not in equal}
+    group_of = {field.name: field.group for field in FIELDS}
+    shown = [text if (group := group_of.get(name, "")) in broken else group or text for name, text in equal.items()]
+    return list(dict.fromkeys(shown))
+
+
+def _values(field: Field, rows: Sequence[_Row]) -> list[list[object]]:
+    """The different values of each row, in the order of seeds; several where its seeds disagree."""
+    if field.scope == "rows at one seed":
+        return _values_at_one_seed(field, rows)
+    return [_distinct([field.read(record) for record in row.records]) for row in rows]
+
+
+def _values_at_one_seed(field: Field, rows: Sequence[_Row]) -> list[list[object]]:
+    """For each row the first value that differs from the usual one of its seed, else `as the others`."""
+    by_seed: dict[int, dict[int, object]] = {}
+    for number, row in enumerate(rows):
+        for record in row.records:
+            by_seed.setdefault(seed_of_record(record), {})[number] = field.read(record)
+    result: list[list[object]] = [["as the others"] for _ in rows]
+    for seed, found in sorted(by_seed.items(), reverse=True):
+        usual = _usual([rows[number] for number in found], [[value] for value in found.values()])
+        for number, value in found.items():
+            if usual is None or value != usual[0]:
+                result[number] = [value if value is UNKNOWN else f"{_text(value)} at seed {seed}"]
+    return result
+
+
+def _distinct(values: Sequence[object]) -> list[object]:
+    """The values without repetition; they are JSON values, which need not be hashable."""
+    result: list[object] = []
+    for value in values:
+        if value not in result:
+            result.append(value)
+    return result
+
+
+def _compared(field: Field, rows: Sequence[_Row], values: Sequence[list[object]]) -> Finding | None:
+    """The rows that stand out, with their values; None where all agree."""
+    usual = None if field.scope == "seeds of a row" else _usual(rows, values)
+    if field.scope == "seeds of a row":
+        marked = [number for number, found in enumerate(values) if not _is_settled(found)]
+    else:
+        marked = [n for n, found in enumerate(values) if usual is None or len(found) > 1 or found[0] != usual[0]]
+    if not marked:
+        return None
+    labels: dict[str, list[str]] = {}
+    for number in marked:
+        labels.setdefault(" and ".join(map(_text, values[number])), []).append(rows[number].label)
+    parts = [_text(usual[0])] if usual is not None else []
+    parts += [f"{', '.join(names)}: {text}" for text, names in labels.items()]
+    return Finding(field.name, field.rule, tuple(rows[number].position for number in marked), "; ".join(parts))
+
+
+def _is_settled(values: Sequence[object]) -> bool:
+    return len(values) == 1 and values[0] is not UNKNOWN
+
+
+def _usual(rows: Sequence[_Row], values: Sequence[list[object]]) -> tuple[object] | None:
+    """The value of most rows, as a tuple of one; between equally frequent ones that of the comparison reference, then
+    of the single-task reference. None where that decides nothing: then every row stands out.
+    """
+    settled = [(row, found[0]) for row, found in zip(rows, values, strict=True) if _is_settled(found)]
+    candidates = _distinct([value for _, value in settled])
+    counts = [sum(value == candidate for _, value in settled) for candidate in candidates]
+    most = [candidate for candidate, count in zip(candidates, counts, strict=True) if count == max(counts)]
+    if len(most) == 1:
+        return (most[0],)
+    for reference in (SHARED, SINGLE_TASK):
+        for row, value in settled:
+            if row.reference == reference and value in most:
+                return (value,)
+    return None
+
+
+def _text(value: object) -> str:
+    """A value in a footnote: short hashes, `a=1 b=2` for objects, commas in lists."""
+    if value is UNKNOWN:
+        return "unknown"
+    text = _plain(value)
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, str):
+        return value[:8] if _HASH.fullmatch(value) else value
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={_plain(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "none"
+    return canonical_json(value).decode()
+
+
+# Rules that look at more than one value
+
+
+def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+    """4a: weights that were updated more often than the budget says need a row beside them that was, too."""
+    budget = value_at(rows[0].records[0].cell, "budget", "steps")
+    marked: dict[Rule, dict[_Row, str]] = {"red": {}, "amber": {}}
+    for row in rows:
+        found = _distinct([value_at(record.cost, "weight_steps") for record in row.records])
+        steps = found[0]
+        if len(found) > 1 or not isinstance(steps, int) or not isinstance(budget, int):
+            marked["red"][row] = " and ".join(_text(UNKNOWN if value is None else value) for value in found)
+        elif steps < budget:
+            marked["red"][row] = f"{steps} (fewer than the budget)"
+        elif steps > budget:
+            companion = _companion(row, steps, rows)
+            rule: Rule = "red" if companion is None else "amber"
+            marked[rule][row] = f"{steps} ({companion or _NO_COMPANION[row.reference == SHARED]})"
+    if not any(marked.values()):
+        yield f"weight_steps {budget}"
+    for rule, words in marked.items():
+        if words:
+            text = "; ".join([_text(budget), *(f"{row.label}: {word}" for row, word in words.items())])
+            yield Finding("weight_steps", rule, tuple(row.position for row in words), text)
+
+
+_NO_COMPANION = {
+    False: "no reinit twin, no reference row with as many",
+    True: "longer than any search with its final training",
+}
+
+
+def _companion(row: _Row, steps: int, rows: Sequence[_Row]) -> str | None:
+    """What makes a row with more updates comparable, in words; None where nothing does."""
+    others = [other for other in rows if other is not row]
+    for other in others:
+        if _is_reinit_twin(row.records[0], other.records[0]):
+            return f"beside its reinit twin {other.label}"
+    for other in others:
+        equal = all(value_at(record.cost, "weight_steps") == steps for record in other.records)
+        if equal and SHARED in (row.reference, other.reference):
+            return f"as many as {other.label}"
+    longest = max((_total_cost(other) for other in others if _searches(other)), default=0.0)
+    if row.reference == SHARED and _total_cost(row) <= (1 + _TOLERANCE) * longest:
+        return "a control: no more than the longest search with its final training"
+    return None
+
+
+def _is_reinit_twin(record: Record, other: Record) -> bool:
+    """Whether `other` is the same method with the same parameters and loss balancing, restarted from the initial
+    weights.
+    """
+    if balancing_of(record.cell) != balancing_of(other.cell):
+        return False
+    ours, theirs = record.cell["method"], other.cell["method"]
+    if value_at(ours, "name") != value_at(theirs, "name") or value_at(theirs, "params", "reinit") is not True:
+        return False
+    params = value_at(ours, "params")
+    return isinstance(params, Mapping) and {**params, "reinit": True} == value_at(theirs, "params")
+
+
+def _total_cost(row: _Row) -> float:
+    """Images of search and final training, the largest over seeds; what is not recorded counts as 0."""
+    return max((cost_of(record, "search") or 0.0) + (cost_of(record, "final") or 0.0) for record in row.records)
+
+
+def _searches(row: _Row) -> bool:
+    """Whether it spent anything before its final training on a choice of its own, not on a draw."""
+    return not _is_random(row) and any(cost_of(record, "search") for record in row.records)
+
+
+def _is_random(row: _Row) -> bool:
+    return any(record.audit.get("random_architecture") is True for record in row.records)
+
+
+def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+    """4c: how far the size of a random architecture is from that of the search it stands beside."""
+    searching = [row for row in rows if _searches(row)]
+    far: dict[_Row, str] = {}
+    for row in filter(_is_random, rows):
+        own = [other for other in searching if _method(other) == _method(row)]  # else the nearest of another method
+        found = [(_size_deviation(row, other), other.label) for other in own or searching]
+        deviation, beside = min(found, default=(None, ""))
+        if deviation is not None:
+            text = f"{row.label} {100 * deviation:.1f} % from the size of {beside}"
+            if deviation > _TOLERANCE:
+                far[row] = text
+            else:
+                yield text
+    if far:
+        yield Finding("random architecture", "amber", tuple(row.position for row in far), "; ".join(far.values()))
+
+
+def _method(row: _Row) -> str:
+    return method_of(row.records[0])
+
+
+def _size_deviation(row: _Row, other: _Row) -> float:
+    """The largest relative difference in parameters and MACs over seeds; infinite where it is not known."""
+    theirs = {seed_of_record(record): _sizes(record) for record in other.records}
+    deviations = []
+    for record in row.records:
+        pairs = zip(_sizes(record), theirs.get(seed_of_record(record), (None, None)), strict=True)
+        for ours, target in pairs:
+            deviations.append(math.inf if ours is None or not target else abs(ours - target) / target)
+    return max(deviations)
+
+
+def _sizes(record: Record) -> tuple[float | None, float | None]:
+    """active[all] and macs_joint; macs_sum where tasks have their own images."""
+    joint = number_at(record.compute, "macs_joint")
+    return number_at(record.size, "total"), number_at(record.compute, "macs_sum") if joint is None else joint
+
+
+def _seeds(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+    """Rows that were tried at other seeds than most; a seed that failed counts as tried."""
+    field = Field("seeds", "red", lambda record: record.cell["seed"])
+    finding = _compared(field, rows, [[list(row.seeds)] for row in rows])
+    yield f"seeds {_text(rows[0].seeds)}" if finding is None else finding
+
+
+def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Choices made on the report role: red even where all rows did it."""
+    marked = [row for row in rows if any(value_at(r.cell, "selection", "select_on") == "test" for r in row.records)]
+    if marked:
+        names = ", ".join(row.label for row in marked)
+        yield Finding("selected on", "red", tuple(row.position for row in marked), f"the report role: {names}")
+
+
+def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
+    """4b: rows whose defaults were chosen on this data set, and rows that do not say."""
+    values = [_distinct([record.audit.get("developed_here", UNKNOWN) for record in row.records]) for row in rows]
+    marked = [number for number, found in enumerate(values) if found != [False]]
+    if marked:
+        names = [rows[number].label + ("" if True in values[number] else " (unknown)") for number in marked]
+        yield Finding("developed here", "amber", tuple(rows[n].position for n in marked), ", ".join(names))
+
+
+def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
+    """4c, 4d: a search must stand beside a random architecture and beside the reference given the same total budget."""
+    searching = [row for row in rows if _searches(row)]
+    if not searching:
+        return
+    missing = []
+    longest = max(_total_cost(row) for row in searching)
+    references = [_total_cost(row) for row in rows if row.reference == SHARED]
+    if max(references, default=0.0) < (1 - _TOLERANCE) * longest:
+        times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
+        missing.append(f"the reference row at the largest total budget{times}")
+    if not any(map(_is_random, rows)):
+        missing.append("a random architecture")
+    if missing:
+        names = ", ".join(row.label for row in searching)
+        yield f"no equal-cost control for the search of {names}: missing {' and '.join(missing)}"

@@ -1,0 +1,172 @@
+"""What a fair comparison holds equal or says: the audited fields, as data. Spec: measurement 6.
+
+Everything is read from the records, also what the table key holds equal already: a key is a claim of the program that
+wrote the record; data hashes, roles and counts are what it did. Images seen per task follow from steps and batch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+from benchmark.records.keys import flat_params, value_at
+from benchmark.records.record import Record, number_at, params_of
+
+Rule = Literal["red", "amber"]
+Scope = Literal["rows", "rows at one seed", "seeds of a row"]
+
+
+class _Unknown:
+    """The type of UNKNOWN."""
+
+
+UNKNOWN: Final = _Unknown()  # stands for a value that a record does not hold; never the same as another row's
+Read = Callable[[Record], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One thing that a fair comparison holds equal or says.
+
+    read: its value in a done record. group: what stands for it where all fields of the group are equal. shows_value:
+    printed with its value also where all rows agree. scope: what must be equal: all records, the records of one seed
+    (what depends on the seed), or the records of one row (what depends on the method).
+    """
+
+    name: str
+    rule: Rule
+    read: Read
+    group: str = ""
+    shows_value: bool = False
+    scope: Scope = "rows"
+
+
+def _at(*paths: str) -> Read:
+    """Reader of the values at dotted paths of a record; unknown where one of them is missing or null."""
+    split = [path.split(".") for path in paths]
+
+    def read(record: Record) -> object:
+        values = [value_at(getattr(record, first), *rest) for first, *rest in split]
+        if any(value is None for value in values):
+            return UNKNOWN
+        return values[0] if len(values) == 1 else values
+
+    return read
+
+
+def _rest(section: str, *named_apart: str) -> Read:
+    """Reader of a section of the cell without what has a field of its own."""
+
+    def read(record: Record) -> object:
+        settings = value_at(record.cell, section)
+        if not isinstance(settings, Mapping):
+            return UNKNOWN
+        return {name: value for name, value in settings.items() if name not in named_apart}
+
+    return read
+
+
+_OWN_FIELDS = ("augmentation", "balancing", "batch_size", "channels_last", "optimizer", "precision", "schedule")
+
+
+def _recipe(record: Record) -> object:
+    """What the recipe holds beside the fields that have a name, and whether the method trains by its own instead."""
+    settings = _rest("recipe", *_OWN_FIELDS)(record)
+    return [settings, "the method's own"] if record.audit.get("recipe") == "published" else settings
+
+
+def _balancing(record: Record) -> object:
+    name, params = (value_at(record.cell, "recipe", "balancing", key) for key in ("name", "params"))
+    return UNKNOWN if name is None else [name, params] if params else name
+
+
+def _loss_weights(record: Record) -> object:
+    """The weights of the loss terms that a method adds: by convention its parameters named `..._weight`."""
+    flat = flat_params(params_of(record))
+    return {name: value for name, value in flat if name.endswith("_weight")}
+
+
+def _averaged_classes(record: Record) -> object:
+    """The classes that entered a mean over classes: those present, which can differ with the predictions."""
+    return {
+        f"{task} {name}": entry["detail"]["classes"]
+        for task, scores in record.metrics.items()
+        for name, entry in scores.items()
+        if "classes" in entry["detail"]
+    }
+
+
+def _searched_images(record: Record) -> object:
+    """The roles whose images updated weights before the final training."""
+    if not cost_of(record, "search"):
+        return "none"
+    return record.audit.get("search_roles") or UNKNOWN
+
+
+def cost_of(record: Record, part: str) -> float | None:
+    """What `search` or `final` cost, in images: batches drawn, however many optimizer steps each of them made."""
+    return number_at(record.cost, part, "images")
+
+
+FIELDS: tuple[Field, ...] = (
+    Field(
+        "data",
+        "red",
+        _at("cell.data.dataset", "cell.data.layout", "cell.data.version", "cell.data.options"),
+        group="data",
+    ),
+    Field("data hash", "red", _at("versions.data_hash"), group="data"),
+    Field("protocol", "red", _at("cell.data.protocol"), group="data"),
+    Field("tasks", "red", _at("cell.data.tasks"), group="data"),
+    Field("task weights", "red", _at("cell.data.task_weights")),
+    Field("roles", "red", _at("roles.fit", "roles.arch", "roles.select", "roles.report"), group="data"),
+    Field("n_evaluated", "red", _at("n_evaluated"), group="data"),
+    Field(
+        "backbone",
+        "red",
+        _at("cell.backbone.name", "cell.backbone.in_chans", "cell.backbone.zero_init_last"),
+        group="network",
+    ),
+    Field("weights", "red", _at("cell.backbone.weights"), group="network"),
+    Field("initial weights", "red", _at("versions.weights_hash"), group="network", scope="rows at one seed"),
+    Field("output stride", "red", _at("cell.backbone.output_stride"), group="network"),
+    Field("head", "red", _at("cell.head"), group="network"),
+    Field("dropout", "red", _at("cell.backbone.drop_path", "cell.backbone.dropout"), group="network"),
+    Field("input size", "red", _at("audit.input_size"), group="input"),
+    Field("normalisation", "red", _at("audit.normalisation"), group="input"),
+    Field("augmentation", "red", _at("cell.recipe.augmentation"), group="input"),
+    Field("extra data", "red", _at("audit.extra_data"), group="input"),
+    Field("selection", "red", _rest("selection", "rule", "evaluations"), group="selection"),
+    Field("epoch rule", "red", _at("cell.selection.rule"), group="selection"),
+    Field("evaluations", "red", _at("cell.selection.evaluations"), group="selection"),
+    Field("recipe", "red", _recipe, group="recipe"),
+    Field("optimizer", "red", _at("cell.recipe.optimizer"), group="recipe"),
+    Field("schedule", "red", _at("cell.recipe.schedule"), group="recipe"),
+    Field("steps", "red", _at("cell.budget"), group="recipe"),
+    Field("batch size", "red", _at("cell.recipe.batch_size"), group="recipe"),
+    Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.channels_last"), group="recipe"),
+    Field("batch norm", "red", _at("audit.batch_norm"), shows_value=True),
+    Field("tuning trials", "red", _at("audit.tuning_trials"), shows_value=True),
+    Field("draws", "red", _at("audit.draws"), shows_value=True),
+    Field("loss weights", "amber", _loss_weights),
+    Field("balancing", "amber", _balancing, shows_value=True),
+    Field("loaders", "amber", _at("audit.loaders"), shows_value=True),
+    Field("classes averaged", "amber", _averaged_classes),
+    Field("search steps", "amber", _at("cost.search.optimizer_steps"), shows_value=True),
+    Field("images in search", "amber", _searched_images),
+    Field("fidelity", "amber", _at("audit.fidelity")),
+    Field("data tier", "amber", _at("audit.tier")),
+    Field("determinism", "amber", _at("environment.determinism"), group="code and machine"),
+    Field("device", "amber", _at("environment.device"), group="code and machine"),
+    Field("training code", "amber", _at("versions.training_hash"), group="code and machine"),
+    Field(
+        "program",
+        "red",
+        _at("versions.training_hash", "versions.method_hash"),
+        group="code and machine",
+        scope="seeds of a row",
+    ),
+    Field("torch", "amber", _at("versions.torch"), group="code and machine"),
+    Field("timm", "amber", _at("versions.timm"), group="code and machine"),
+)

@@ -1,0 +1,157 @@
+"""A record -> its numbers by column: metrics, Delta_m, size, compute and cost. Spec: measurement 1.2, 1.5, 2, 4."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, cast
+
+from benchmark.records.delta import Delta, Variant, delta_m
+from benchmark.records.record import LARGEST, Fact, Record, number_at, seed_of_record
+
+if TYPE_CHECKING:
+    from benchmark.records.measurements import NetworkSpeed
+
+Part = Literal["accuracy", "size and compute", "cost", "found", "speed"]
+Form = Literal["value", "signed", "count", "ratio", "share", "steps", "seconds", "plain"]
+
+
+# Order of the metrics of a task in a table: that of the registry (measurement 1.2); unknown ones follow by name.
+_METRIC_ORDER = (
+    *("accuracy", "accuracy_mean", "balanced_accuracy", "auroc", "miou", "pixel_acc", "weighted_ce_err"),
+    *("mean_angle", "median_angle", "within_11_25", "within_22_5", "within_30", "cosine_similarity"),
+    *("abs_err", "rel_err", "mse", "rmse", "delta_1_25", "delta_1_25_2", "delta_1_25_3"),
+    *("max_iou", "iou_at_50", "f_dilated", "best_f1"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A quantity. group: the task, or "" for the whole network; higher_is_better: None for neither, then without arrow.
+
+    ranked: whether the best mean may be marked; sizes and costs are prices, not results.
+    """
+
+    group: str
+    name: str
+    unit: str
+    higher_is_better: bool | None
+    part: Part
+    form: Form
+    ranked: bool = False
+
+
+SIZE_COLUMNS = (
+    Column("", "total parameters", "", False, "size and compute", "count"),
+    Column("", "x_backbone", "", False, "size and compute", "ratio"),
+    Column("", "macs_joint", "", False, "size and compute", "count"),
+    Column("", "macs_sum", "", False, "size and compute", "count"),
+    Column("", "weight sharing", "", None, "size and compute", "share"),
+    Column("", "activation sharing", "", None, "size and compute", "share"),
+)
+COST_COLUMNS = (
+    Column("", "search cost", "optimizer steps", False, "cost", "steps"),
+    Column("", "search cost", "s", False, "cost", "seconds"),
+    Column("", "final cost", "optimizer steps", False, "cost", "steps"),
+    Column("", "final cost", "s", False, "cost", "seconds"),
+    Column("", "weight_steps", "", None, "cost", "steps"),
+)
+# All tasks for one batch: `joint`, or `mixed` where each task has its own images. r: relative to the plain backbone.
+SPEED_COLUMNS = (
+    Column("", "throughput", "images/s", True, "speed", "steps"),
+    Column("", "throughput, r", "", True, "speed", "ratio"),
+    Column("", "throughput, r_stl", "", True, "speed", "ratio"),
+)
+SpeedOf = Callable[[Record], "NetworkSpeed | None"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A record's numbers. values: every column that applies, None where null; reason: why Delta_m is null."""
+
+    seed: int
+    values: Mapping[Column, float | None]
+    reason: str | None
+
+
+def delta_column(variant: Variant) -> Column:
+    """The column of Delta_m; its name says which variant."""
+    return Column("", f"Delta_m ({variant})", "percent", True, "accuracy", "signed", ranked=True)
+
+
+def measure(
+    record: Record,
+    baselines: Mapping[int, Record],
+    tasks: Sequence[str],
+    variant: Variant,
+    speed_of: SpeedOf | None = None,
+) -> Measured:
+    """The numbers of a done record. baselines: the single-task record of each seed; tasks: those of the table;
+    speed_of: the measurement of a record's network.
+    """
+    values: dict[Column, float | None] = {}
+    for task, scores in record.metrics.items():
+        for name, entry in scores.items():
+            better = entry["higher_is_better"]
+            column = Column(task, name, entry["unit"], better, "accuracy", "value", ranked=True)
+            values[column] = entry["value"]
+    baseline = baselines.get(seed_of_record(record))
+    if baseline is None:
+        relative = Delta(None, "no single-task run of this seed")
+    else:
+        relative = delta_m(record.metrics, baseline.metrics, tasks, variant)
+    values[delta_column(variant)] = relative.value
+    values.update(zip(SIZE_COLUMNS, _sizes(record, tasks), strict=True))
+    values.update(zip(COST_COLUMNS, _costs(record), strict=True))
+    values.update(_facts(record))
+    speed = speed_of(record) if speed_of is not None else None
+    if speed is not None and speed.entry.images_per_s is not None:
+        values.update(
+            zip(SPEED_COLUMNS, (speed.entry.images_per_s.median, speed.entry.r, speed.entry.r_stl), strict=True)
+        )
+    held = {column: None if value is None or abs(value) > LARGEST else value for column, value in values.items()}
+    return Measured(seed_of_record(record), held, relative.reason)
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    """1 - part / whole; None where either is unknown."""
+    return None if part is None or not whole else 1.0 - part / whole
+
+
+def _sizes(record: Record, tasks: Sequence[str]) -> tuple[float | None, ...]:
+    """Values of SIZE_COLUMNS. Sharing of weights = 1 - total / sum of active[t], of activations = 1 - joint / sum."""
+    total, joint = number_at(record.size, "total"), number_at(record.compute, "macs_joint")
+    macs_sum = number_at(record.compute, "macs_sum")
+    active = [number_at(record.size, "active", task) for task in tasks]
+    known = [value for value in active if value is not None]
+    weights = _share(total, math.fsum(known)) if len(known) == len(active) else None
+    return total, number_at(record.size, "x_backbone"), joint, macs_sum, weights, _share(joint, macs_sum)
+
+
+def _costs(record: Record) -> tuple[float | None, ...]:
+    paths = (("search", "optimizer_steps"), ("search", "seconds"), ("final", "optimizer_steps"), ("final", "seconds"))
+    return (*(number_at(record.cost, *path) for path in paths), number_at(record.cost, "weight_steps"))
+
+
+def _facts(record: Record) -> dict[Column, float | None]:
+    """What the method tells of what it found: no results, so neither ranked nor given an arrow."""
+    facts = cast("Mapping[str, Fact]", record.audit.get("facts") or {})
+    return {Column("", name, fact["unit"], None, "found", "plain"): fact["value"] for name, fact in facts.items()}
+
+
+def ordered_columns(found: Collection[Column], tasks: Sequence[str], variant: Variant) -> tuple[Column, ...]:
+    """Metrics in the order of tasks and registry, then Delta_m, sizes and costs, which are always there, what methods
+    tell of what they found, in their own order, and speed.
+    """
+    facts = dict.fromkeys(column for column in found if column.part == "found")
+    speed = [column for column in SPEED_COLUMNS if column in set(found)]
+    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *facts, *speed)
+    task_rank = {task: position for position, task in enumerate(tasks)}
+    metric_rank = {name: position for position, name in enumerate(_METRIC_ORDER)}
+
+    def order(column: Column) -> tuple[int, str, int, str, str]:
+        task, metric = task_rank.get(column.group, len(tasks)), metric_rank.get(column.name, len(metric_rank))
+        return task, column.group, metric, column.name, column.unit
+
+    return (*sorted(set(found) - set(fixed), key=order), *fixed)

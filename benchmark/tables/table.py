@@ -1,0 +1,428 @@
+"""Records -> tables of numbers: seeds are aggregated here, before anything is rendered. Spec: measurement 1.5, 2, 4, 5.
+
+One table per table key (a cell without method and seed), one row per method and parameters, one column per quantity,
+with the audit and the tests of its rows. `benchmark.show.render` turns a table into text. Nothing here knows a
+method: the baseline of Delta_m and the row that the others are tested against say so in `audit["reference"]`
+of their records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+from benchmark.records.delta import Variant, primary_metric
+from benchmark.records.keys import EQUAL_BALANCING, balancing_of, row_key, table_key, value_at
+from benchmark.records.record import (
+    INVALID,
+    SHARED,
+    Record,
+    is_reference,
+    method_of,
+    number_at,
+    params_of,
+    seed_of_record,
+)
+from benchmark.tables.audit import Audit, audit_rows
+from benchmark.tables.columns import Column, Measured, SpeedOf, delta_column, measure, ordered_columns
+from benchmark.tables.labels import DASH, NON_DEFAULT, row_labels, table_head
+from benchmark.tables.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
+from datasets.errors import UsageError, unknown
+
+NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
+NOT_RUN = "not run"  # a seed that other rows of the table have
+SPARSE_BELOW = 0.99  # share of parameters that are not zero; biases that happen to be 0 stay above
+TEST_SELECTED = "selected on the report role: re-enacts a published protocol, not ranked"
+RED_ALLOWED = "red differences allowed: nothing in this table is ranked or tested"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
+
+    key: what tells it from the other rows of its table. cells: as many as the table has columns, over the seeds that
+    are done. failures: a line for each status not done.
+    """
+
+    key: bytes
+    label: str
+    method: str
+    params: Mapping[str, object]
+    is_reference: bool
+    statuses: Mapping[int, str]
+    cells: tuple[Summary, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of seeds that are done."""
+        return sum(status == "done" for status in self.statuses.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every seed of the table is done; other rows are not ranked."""
+        return self.n == len(self.statuses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What one table shows. head: {field: text}, printed above it and in every line of the CSV form.
+
+    ranked: positions of the rows that are complete and not red. reference: position of the row that the others are
+    tested against. statistics: {column: its tests}, for ranked columns where at least two ranked rows have values at
+    three seeds. headline: the columns whose tests are written out.
+    """
+
+    key: str
+    head: Mapping[str, str]
+    variant: Variant
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    banners: tuple[str, ...]
+    notes: tuple[str, ...]
+    audit: Audit
+    ranked: frozenset[int]
+    reference: int | None
+    statistics: Mapping[int, ColumnStatistics]
+    headline: tuple[int, ...]
+
+    @functools.cached_property
+    def best(self) -> frozenset[tuple[int, int]]:
+        """(row, column) of the first rank group of every column: the leader and all that do not differ from it."""
+        found = self.statistics.items()
+        return frozenset((row, column) for column, tests in found for row, rank in tests.ranks.items() if rank == 1)
+
+
+def aggregate(
+    records: Iterable[Record],
+    variant: Variant = "mean-metrics",
+    *,
+    reference: str | None = None,
+    allow_red: bool = False,
+    speed_of: SpeedOf | None = None,
+) -> list[Table]:
+    """One table per table key, ordered by what their heads say; invalid records are left out.
+
+    reference: label or method of the row that the others are tested against, None for the method that is one by
+    itself. speed_of: the measurement of a record's network, where it was measured. allow_red: a table with red rows is
+    not ranked at all, under a banner. Raises UsageError for a reference that no table has, and where one cell has two
+    records, which counted twice would pass for two seeds.
+    """
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.status != INVALID:
+            groups[table_key(record.cell)].append(record)
+    tables = [_table(key, group, variant, reference, allow_red, speed_of) for key, group in groups.items()]
+    if reference is not None and all(table.reference is None for table in tables):
+        raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
+    return sorted(tables, key=lambda table: (*table.head.values(), table.key))
+
+
+def invalid_lines(records: Iterable[Record]) -> list[str]:
+    """A line for each record that could not be trusted, with file and reason."""
+    return [record.error["message"] for record in records if record.status == INVALID and record.error is not None]
+
+
+def _table(
+    key: str,
+    records: Sequence[Record],
+    variant: Variant,
+    wanted: str | None,
+    allow_red: bool,
+    speed_of: SpeedOf | None,
+) -> Table:
+    tasks = [str(task) for task in cast("Sequence[object]", value_at(records[0].cell, "data", "tasks"))]
+    seeds = sorted({seed_of_record(record) for record in records})
+    baselines, notes = single_task_records(records)
+    labels, groups = labelled_rows(records)
+    measured = [
+        [measure(record, baselines, tasks, variant, speed_of) for record in group if record.status == "done"]
+        for group in groups
+    ]
+    columns = ordered_columns([column for row in measured for one in row for column in one.values], tasks, variant)
+    rows = [_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
+    audit = audit_rows(labels, groups)
+    unranked = audit.red if not (allow_red and audit.red) else range(len(rows))
+    ranked = frozenset(n for n, row in enumerate(rows) if row.is_complete and n not in unranked)
+    reference = _tested_against(labels, groups, wanted)
+    statistics = dict(_statistics(rows, columns, ranked, reference))
+    notes += _delta_notes(labels, measured) if baselines else [NO_REFERENCE]
+    notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
+    notes += [
+        *_overlap_notes(labels, groups),
+        *_flag_notes(labels, groups),
+        *_sparse_notes(labels, groups),
+        *_speed_notes(records, speed_of),
+    ]
+    banners = [TEST_SELECTED] if value_at(records[0].cell, "selection", "select_on") == "test" else []
+    banners += [RED_ALLOWED] if allow_red and audit.red else []
+    return Table(
+        key=key,
+        head=table_head(records),
+        variant=variant,
+        columns=columns,
+        rows=tuple(rows),
+        banners=(*banners, *_seed_banners(rows), *audit.banners),
+        notes=tuple(notes),
+        audit=audit,
+        ranked=ranked,
+        reference=reference,
+        statistics=statistics,
+        headline=tuple(_headline(columns, statistics, variant)),
+    )
+
+
+def labelled_rows(records: Sequence[Record]) -> tuple[list[str], list[list[Record]]]:
+    """Labels and records of the rows: baselines of Delta_m first, then by label."""
+    groups = _by_row(records)
+    labels = row_labels([group[0] for group in groups])
+    order = sorted(range(len(groups)), key=lambda n: (not any(map(is_reference, groups[n])), labels[n]))
+    return [labels[n] for n in order], [groups[n] for n in order]
+
+
+def _by_row(records: Sequence[Record]) -> list[list[Record]]:
+    """Records grouped by method, parameters and loss balancing, each group in the order of seeds. UsageError for a cell
+    given twice.
+    """
+    groups: dict[bytes, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=seed_of_record):
+        group = groups[row_key(record.cell)]
+        if group and seed_of_record(group[-1]) == seed_of_record(record):
+            raise UsageError(
+                f"Two records of one cell ({method_of(record)}, seed {seed_of_record(record)}, {record.key})."
+            )
+        group.append(record)
+    return list(groups.values())
+
+
+def single_task_records(records: Sequence[Record]) -> tuple[dict[int, Record], list[str]]:
+    """The single-task record of each seed. Where several rows are one, the row with default parameters, else none."""
+    candidates: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        if is_reference(record) and record.status == "done":
+            candidates[seed_of_record(record)].append(record)
+    chosen, ambiguous = {}, []
+    for seed, found in sorted(candidates.items()):
+        plain = found if len(found) == 1 else [record for record in found if record.audit.get(NON_DEFAULT) == {}]
+        if len(plain) == 1:
+            chosen[seed] = plain[0]
+        else:
+            ambiguous.append(str(seed))
+    notes = [f"Delta_m {DASH} at seed {', '.join(ambiguous)}: several single-task rows"] if ambiguous else []
+    return chosen, notes
+
+
+def _row(
+    label: str,
+    records: Sequence[Record],
+    measured: Sequence[Measured],
+    columns: Sequence[Column],
+    seeds: Sequence[int],
+) -> Row:
+    cells = []
+    for column in columns:
+        known = [(one.seed, value) for one in measured if (value := one.values.get(column)) is not None]
+        cells.append(Summary(tuple(seed for seed, _ in known), tuple(value for _, value in known)))
+    found = {seed_of_record(record): record.status for record in records}
+    statuses = {seed: found.get(seed, NOT_RUN) for seed in seeds}
+    failures = [_failure(record) for record in records if record.status != "done"]
+    if missing := [str(seed) for seed, status in statuses.items() if status == NOT_RUN]:
+        failures.append(f"seed {', '.join(missing)}: {NOT_RUN}")
+    first = records[0]
+    reference = any(map(is_reference, records))
+    return Row(
+        row_key(first.cell),
+        label,
+        method_of(first),
+        params_of(first),
+        reference,
+        statuses,
+        tuple(cells),
+        tuple(failures),
+    )
+
+
+def _failure(record: Record) -> str:
+    """One line: seed, status, reason and where."""
+    line, error = f"seed {seed_of_record(record)}: {record.status}", record.error
+    if error is None:
+        return line
+    places = (("stage", error["stage"]), ("step", error["step"]), ("task", error["task"]))
+    where = ", ".join(f"{name} {place}" for name, place in places if place is not None)
+    reason = " ".join(error["message"].split()) or error["kind"]
+    return f"{line}: {reason}" + (f" ({where})" if where else "")
+
+
+def _tested_against(labels: Sequence[str], groups: Sequence[Sequence[Record]], wanted: str | None) -> int | None:
+    """The row that the others are tested against; of several of one method the one with default parameters, of several
+    with those the one with equal loss balancing.
+    """
+    rows = list(enumerate(groups))
+    if wanted in labels:
+        return labels.index(wanted)
+    if wanted is not None:
+        found = [(n, group) for n, group in rows if method_of(group[0]) == wanted]
+    else:
+        found = [(n, group) for n, group in rows if any(one.audit.get("reference") == SHARED for one in group)]
+    if len(found) > 1:
+        found = [(n, group) for n, group in found if any(one.audit.get(NON_DEFAULT) == {} for one in group)]
+    if len(found) > 1:
+        found = [(n, group) for n, group in found if balancing_of(group[0].cell) == EQUAL_BALANCING]
+    return found[0][0] if len(found) == 1 else None
+
+
+def _statistics(
+    rows: Sequence[Row], columns: Sequence[Column], ranked: Collection[int], reference: int | None
+) -> Iterator[tuple[int, ColumnStatistics]]:
+    """(column, its tests) of the ranked columns; rows with a null in the column are left out of it."""
+    for position, column in enumerate(columns):
+        if column.ranked:
+            cells = {n: rows[n].cells[position] for n in sorted(ranked)}
+            values = {n: cell.values for n, cell in cells.items() if cell.n == rows[n].n}
+            found = analyse(values, reference, column.higher_is_better is True)
+            if found is not None:
+                yield position, found
+
+
+def _headline(columns: Sequence[Column], tested: Collection[int], variant: Variant) -> list[int]:
+    """Delta_m, or where it has no tests the primary metric of each task."""
+    delta = columns.index(delta_column(variant))
+    if delta in tested:
+        return [delta]
+    names: dict[str, list[str]] = defaultdict(list)
+    for position in tested:
+        names[columns[position].group].append(columns[position].name)
+    primary = {group: primary_metric(found) for group, found in names.items()}
+    return [position for position in sorted(tested) if primary[columns[position].group] == columns[position].name]
+
+
+def _identical_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Rows that agree at every seed: with fewer than three seeds only in all metrics at once, as one can by chance."""
+    metrics = [position for position, column in enumerate(columns) if column.group]
+    found = {labels: "every metric" for labels, _ in _equal_rows(rows, metrics)}
+    single: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for position in metrics:
+        for labels, n_seeds in _equal_rows(rows, [position]):
+            if labels not in found and n_seeds >= MIN_SEEDS:
+                single[labels].append(position)
+    found |= {labels: _names(columns, positions) for labels, positions in single.items()}
+    question = "one network under several names, or saturated?"
+    return [f"{', '.join(labels)}: equal at every seed in {where}: {question}" for labels, where in found.items()]
+
+
+def _equal_rows(rows: Sequence[Row], positions: Sequence[int]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """(labels, seeds) of the rows that have the same values in all these columns, two rows at least."""
+    labels: dict[tuple[Summary, ...], list[str]] = defaultdict(list)
+    for row in rows:
+        cells = tuple(row.cells[position] for position in positions)
+        if any(cell.n for cell in cells):
+            labels[cells].append(row.label)
+    for cells, together in labels.items():
+        if len(together) > 1:
+            yield tuple(together), max(cell.n for cell in cells)
+
+
+def _constant_notes(
+    rows: Sequence[Row], columns: Sequence[Column], statistics: Mapping[int, ColumnStatistics]
+) -> list[str]:
+    """Differences from the reference that are the same at every seed, which no test can judge."""
+    constant: dict[int, list[int]] = defaultdict(list)
+    for position, tests in statistics.items():
+        for row, comparison in tests.comparisons.items():
+            if comparison.flag == "constant":
+                constant[row].append(position)
+    return [
+        f"{rows[row].label}: the same difference from the reference at every seed in {_names(columns, found)}: no p"
+        for row, found in constant.items()
+    ]
+
+
+def _names(columns: Sequence[Column], positions: Sequence[int]) -> str:
+    return ", ".join(f"{columns[n].group} {columns[n].name}".strip() for n in positions)
+
+
+def _seed_banners(rows: Sequence[Row]) -> list[str]:
+    single = [row.label for row in rows if row.n == 1]
+    if not single:
+        return []
+    which = "" if len(single) == len(rows) else f" ({', '.join(single)})"
+    return [f"one seed{which}: differences are not evidence"]
+
+
+def _delta_notes(labels: Sequence[str], measured: Sequence[Sequence[Measured]]) -> list[str]:
+    """A line per row and reason for which Delta_m is null."""
+    seeds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for label, row in zip(labels, measured, strict=True):
+        for one in row:
+            if one.reason is not None:
+                seeds[label, one.reason].append(str(one.seed))
+    return [f"Delta_m {DASH} of {label}, seed {', '.join(at)}: {reason}" for (label, reason), at in seeds.items()]
+
+
+def _speed_notes(records: Sequence[Record], speed_of: SpeedOf | None) -> list[str]:
+    """How speed was measured, with the A/A ratio; several measurements in one table are not compared with
+    each other.
+    """
+    found = [speed for record in records if speed_of is not None and (speed := speed_of(record)) is not None]
+    measurements = {speed.measurement.started: speed.measurement for speed in found}
+    notes = []
+    for measurement in measurements.values():
+        aa = DASH if measurement.aa is None else f"{measurement.aa:.3f}"
+        flags = f" ({', '.join(measurement.flags)})" if measurement.flags else ""
+        notes.append(f"speed: {measurement.settings.name} on {measurement.device}, A/A {aa}{flags}")
+    if len(measurements) > 1:
+        notes.append("speed: rows of several measurements; compare r, not images/s")
+    return notes
+
+
+def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
+    """How much of what a method chose two seeds have in common: a search that finds something else each time found
+    nothing.
+    """
+    notes = []
+    for label, group in zip(labels, groups, strict=True):
+        chosen = [frozenset(cast("Sequence[str]", record.audit.get("chosen") or ())) for record in group]
+        pairs = [len(a & b) / len(a | b) for a, b in itertools.combinations(chosen, 2) if a | b]
+        if pairs:
+            notes.append(
+                f"{label}: overlap between seeds {math.fsum(pairs) / len(pairs):.2f} "
+                f"(Jaccard index of what was chosen, mean over {len(pairs)} pairs)"
+            )
+    return notes
+
+
+def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
+    """What methods say is not as it should be in their runs, with the seeds; what all runs say (of the data) once."""
+    said = [cast("Sequence[str]", record.audit.get("flags") or ()) for group in groups for record in group]
+    by_all = [flag for flag in dict.fromkeys(itertools.chain(*said)) if all(flag in flags for flags in said)]
+    by_all = by_all if len(labels) > 1 else []
+    notes = [f"all rows: {flag}" for flag in by_all]
+    for label, group in zip(labels, groups, strict=True):
+        seeds: dict[str, list[str]] = defaultdict(list)
+        for record in group:
+            for flag in cast("Sequence[str]", record.audit.get("flags") or ()):
+                if flag not in by_all:
+                    seeds[flag].append(str(seed_of_record(record)))
+        notes += [f"{label}: {flag} (seed {', '.join(found)})" for flag, found in seeds.items()]
+    return notes
+
+
+def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
+    """Unstructured zeros are no saving of time, and what masks prune is not counted: the table must say so
+    (measurement 2).
+    """
+    notes = []
+    for label, group in zip(labels, groups, strict=True):
+        sizes = [(number_at(record.size, "nonzero"), number_at(record.size, "dense")) for record in group]
+        shares = [nonzero / dense for nonzero, dense in sizes if nonzero is not None and dense]
+        if shares and min(shares) < SPARSE_BELOW:
+            kept = 100 * math.fsum(shares) / len(shares)
+            text = f"{label}: {kept:.1f} % of its parameters are not zero; unstructured zeros save no time"
+            pruned = any(number_at(record.size, "total") != number_at(record.size, "dense") for record in group)
+            notes.append(f"{text}, and counts leave out what its masks prune" if pruned else text)
+    return notes

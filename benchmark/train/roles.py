@@ -1,0 +1,66 @@
+"""The data of a cell, cut into the roles of its samples; labels are checked before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.plan.cells import PlannedCell
+from benchmark.plan.role_data import content_hash, load_roles
+from benchmark.train.loaders import RoleSamples
+from datasets.contracts import DatasetSpec, MultiTaskDataset
+from datasets.on_disk.sample_checks import label_faults, require
+from datasets.registry import get_dataset, is_core
+from datasets.roles import role_hash
+from methods.contracts import Role
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedData:
+    """A data set cut into roles. content: hash of what its splits hold; roles: {role: hash of its sample ids}."""
+
+    splits: Mapping[str, MultiTaskDataset]
+    samples: Mapping[Role, Mapping[str, RoleSamples]]
+    content: str
+    roles: Mapping[str, str]
+
+
+def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
+    """The splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
+    splits, indices = load_roles(planned.settings, spec, root)
+    samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
+    for name, parts in indices.items():
+        for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT):
+            part = parts[role.value]
+            samples[role][name] = RoleSamples(splits[part.split].inputs[name], part.indices)
+        both = np.union1d(parts["fit"].indices, parts["arch"].indices)
+        samples[Role.FIT_ARCH][name] = RoleSamples(splits["train"].inputs[name], both)
+    content = content_hash(splits)
+    _check_labels(spec, splits, content)
+    roles = {
+        role.value: role_hash(
+            [f"{name}/{identifier}" for name, part in samples[role].items() for identifier in part.ids]
+        )
+        for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
+    }
+    return LoadedData(splits, samples, content, roles)
+
+
+_CHECKED: set[tuple[str, str]] = set()  # (content, spec) of the data whose labels this process has read
+
+
+def _check_labels(spec: DatasetSpec, splits: Mapping[str, MultiTaskDataset], content: str) -> None:
+    """Read every label of all splits, once a process. Raises UsageError in one line where some are illegal.
+
+    Cells of the same data share it. It costs less than the first epoch, and the evaluation of test would find an
+    illegal label only when all training is done.
+    """
+    known = (content, repr(spec))
+    if known in _CHECKED or is_core(get_dataset(spec.name)):
+        return
+    for data in splits.values():
+        require(data, label_faults)
+    _CHECKED.add(known)

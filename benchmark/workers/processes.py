@@ -1,0 +1,76 @@
+"""What the suite's own processes share: they start fresh, and they do not import the script that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import types
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from datasets.errors import UsageError
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Within the block a spawned process starts without the caller's script.
+
+    `spawn` imports the main module again in every new process, so a script that runs a suite at its top level would run
+    it again in each worker, unless it is written below `if __name__ == "__main__"`. Nothing that our processes are sent
+    is defined there.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@contextlib.contextmanager
+def _thread_variables(threads: int) -> Iterator[None]:
+    """Within the block the variables that libraries read when they are loaded say `threads`."""
+    saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def messages_of(target: Any, threads: int, *arguments: object) -> Generator[Any, None, None]:
+    """What a fresh process sends. Raises UsageError where it dies; ends it when left."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    with _thread_variables(threads), without_main():
+        process.start()
+    theirs.close()  # so that the process's death is an end of file here
+    try:
+        while True:
+            try:
+                message = ours.recv()
+            except EOFError:
+                process.join()
+                code = process.exitcode or 0
+                how = f"signal {-code} (out of memory?)" if code < 0 else f"exit code {code}; its message stands above"
+                raise UsageError(f"The measuring process ended with {how}.") from None
+            yield message
+            with contextlib.suppress(BrokenPipeError):  # it has ended meanwhile, as it should after its last word
+                ours.send(True)
+    finally:
+        if process.is_alive():
+            process.join(timeout=1)  # it has said its last word; what is still running was interrupted
+        if process.is_alive():
+            process.terminate()
+        process.join()
+        ours.close()

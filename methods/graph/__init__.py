@@ -1,0 +1,1 @@
+"""Task graphs: what every method ends in."""

@@ -1,0 +1,267 @@
+"""TAPS: a frozen base network, of which every task replaces the layers that it needs to.
+
+M. Wallingford, H. Li, A. Achille, A. Ravichandran, C. Fowlkes, R. Bhotika, S. Soatto, "Task Adaptive Parameter Sharing
+for Multi-Task Learning", CVPR 2022, https://arxiv.org/abs/2203.16708; re-implementation (by its own word unofficial)
+https://github.com/MattWallingford/TAPS. Symbols: w_t = w + 1[s >= threshold] * delta; s a task's score of a layer.
+
+From the paper: the weights, the straight-through gradient to s, the penalty on |s|. Third party: initial values, norms
+and heads of each task, the start from one network of all tasks. Ours: all tasks in one stage (they share nothing that
+is trained), the deployed form. Not supported: the choice of an epoch on the test split, optimizer steps every eighth
+batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from datasets.contracts import DatasetSpec
+from methods.backbones.backbone import Backbone
+from methods.contracts import (
+    Budget,
+    Fidelity,
+    Method,
+    MethodParams,
+    OptimizerSpec,
+    ParameterGroup,
+    Reference,
+    Role,
+    Stage,
+    Statement,
+    Trainer,
+)
+from methods.figures import Figure, Heatmap
+from methods.graph.operations import Operation
+from methods.graph.task_graph import TaskGraph
+from methods.plain import parameter_groups, plain_graph, task_losses
+from methods.registry import register_method
+from methods.soft_sharing.training import require_tasks
+from methods.taps.weights import TaskWeights, own_norms
+
+NonNegative = Annotated[float, Field(ge=0)]
+_PUBLISHED_DELAY = 2 / 30  # the penalty waits for 2 of 30 epochs
+
+
+class TapsParams(MethodParams):
+    """base: what is frozen; `pretrained` the cell's initial weights, `joint` one network trained on all tasks first,
+    `auto` the former where the cell's weights are not random. threshold: of the scores. score_init: where they start.
+    sparsity_weight: of the mean |s| over layers, of each task. penalty_delay: share of the training without that
+    penalty. recipe: `published` trains by SGD with momentum .9 and a rate of lr that falls as a cosine. lr: read under
+    `published` only.
+    """
+
+    base: Literal["auto", "pretrained", "joint"] = "auto"
+    threshold: float = 0.1
+    score_init: float = 0.15
+    sparsity_weight: NonNegative = 1.0
+    penalty_delay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    recipe: Literal["suite", "published"] = "suite"
+    lr: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """What `recipe: published` implies, where it is not given."""
+        if not isinstance(values, Mapping) or values.get("recipe") != "published":
+            return values
+        return {"penalty_delay": _PUBLISHED_DELAY, "lr": 0.01, **values}
+
+    @model_validator(mode="after")
+    def _lr_under_published_only(self) -> TapsParams:
+        if self.recipe == "suite" and self.lr is not None:
+            raise ValueError("lr is read under recipe: published only")
+        if self.recipe == "published" and self.lr is None:
+            raise ValueError("recipe: published needs lr; leave it out for 0.01")
+        return self
+
+
+@register_method("taps")
+class Taps(Method[TapsParams]):
+    """A frozen base; every task learns which layers to change, and how."""
+
+    Params = TapsParams
+    final_batch_norm = "per_task"
+    fidelity: ClassVar[Fidelity] = Fidelity(
+        citation="M. Wallingford et al., Task Adaptive Parameter Sharing for Multi-Task Learning, CVPR 2022",
+        link="https://arxiv.org/abs/2203.16708",
+        references=(
+            Reference(
+                "wallingford2022task",
+                "inproceedings",
+                (
+                    "M. Wallingford",
+                    "H. Li",
+                    "A. Achille",
+                    "A. Ravichandran",
+                    "C. Fowlkes",
+                    "R. Bhotika",
+                    "S. Soatto",
+                ),
+                "Task Adaptive Parameter Sharing for Multi-Task Learning",
+                "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+                2022,
+                "https://arxiv.org/abs/2203.16708",
+            ),
+        ),
+        statements=(
+            Statement("paper", "w_t = w + 1[s >= threshold] delta on a frozen base; straight-through gradient to s."),
+            Statement("paper", "Penalty sparsity_weight sum |s| for each task."),
+            Statement("third party", "sparsity_weight 1 (.5 and 1 on DomainNet, .1 on CUB)."),
+            Statement("third party", "Threshold .1, scores start at .15, delta at 0; batch norms and heads per task."),
+            Statement("third party", "The penalty is divided by 52; here by the true number of layers."),
+            Statement("third party", "base: joint. One network of all tasks first, and TAPS from it."),
+            Statement("third party", "recipe: published. SGD .01, momentum .9, cosine, no penalty for 2 of 30 epochs."),
+            Statement("default", "A joint base is trained by the cell's recipe, also under recipe: published."),
+            Statement("default", "Task weights multiply losses, not penalties; the penalties of all tasks are summed."),
+            Statement("default", "recipe: suite. Scores learn at the heads' rate and are not decayed."),
+            Statement("default", "All tasks train in one stage of the budget's steps; heads go on from a joint base."),
+            Statement("default", "Every other parameter (biases, layer norms, embeddings) stays shared and frozen."),
+            Statement("default", "Deployed with w + delta; a base weight that all tasks replace is not stored."),
+            Statement("default", "The official loop steps every 8th batch and picks epochs on test; neither is kept."),
+        ),
+    )
+
+    def __init__(self, params: TapsParams) -> None:
+        super().__init__(params)
+        self.recipe = params.recipe
+
+    @classmethod
+    def about(cls) -> Sequence[str]:
+        """What its rows are."""
+        return [
+            "A pass of the backbone for every task, and no interference: nothing that one task trains is read by "
+            "another. `x_backbone` grows with the layers that tasks replace. With a frozen base of random weights the "
+            "row is flagged as taps-scratch: it is not the method of the paper.",
+            "`parameters with the base kept` is the paper's count without heads: the base, a copy of each active layer "
+            "for each task, and norms for each task. The deployed network leaves out base weights that no task runs.",
+        ]
+
+    def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
+        """What is frozen. Raises UsageError for one task."""
+        require_tasks(data)
+        notes = []
+        if self._joint(backbone):
+            notes.append(
+                f"base: one network trained on all tasks for {budget.steps} steps, then TAPS from it for {budget.steps}"
+            )
+        elif backbone.from_scratch:
+            notes.append("taps-scratch: the frozen base has random weights; use base: joint, or pretrained weights")
+        if self.params.recipe == "published":
+            notes.append(f"published recipe: SGD at {self.params.lr:g}; steps and batch size are the cell's")
+        return notes
+
+    def _joint(self, backbone: Backbone) -> bool:
+        return self.params.base == "joint" or (self.params.base == "auto" and backbone.from_scratch)
+
+    def run(self, trainer: Trainer) -> TaskGraph:
+        """The base, where there is none; then what each task changes of it."""
+        require_tasks(trainer.data)
+        backbone = trainer.backbone()
+        heads = {task: trainer.head(task) for task in trainer.data.task_names}
+        joint = self._joint(backbone)
+        if not joint and backbone.from_scratch:
+            trainer.flag("taps-scratch: the frozen base has random weights, where the method needs a trained one.")
+        backbones = _joint_base(trainer, backbone, heads) if joint else _copies(backbone, len(heads))
+        network = self.network(trainer.data, backbones, heads)
+        trainer.fit(self.stage(trainer, network))
+        self._tell(trainer, network)
+        return network.deployed()
+
+    def network(self, data: DatasetSpec, backbones: Sequence[Backbone], heads: Mapping[str, Operation]) -> TaskWeights:
+        """All tasks over one base, before any of them changes it."""
+        return TaskWeights(data, backbones, heads, self.params.threshold, self.params.score_init)
+
+    def stage(self, trainer: Trainer, network: TaskWeights) -> Stage:
+        """The training of what tasks change, on fit and arch together."""
+        p, steps = self.params, trainer.budget.steps
+        own = None if p.lr is None else OptimizerSpec("sgd", p.lr, momentum=0.9, cosine=True)
+        start = round(p.penalty_delay * steps)
+
+        def penalty() -> Tensor:
+            return p.sparsity_weight * network.sparsity() * (network.steps >= start)
+
+        @torch.no_grad()
+        def after_step() -> None:
+            network.steps += 1
+
+        return Stage(
+            name="taps",
+            network=network,
+            steps=steps,
+            role=Role.FIT_ARCH,
+            train=[
+                ParameterGroup("backbone", [*network.deltas.parameters(), *network.norm_parameters()], own),
+                ParameterGroup("added", [network.scores], own, weight_decay=0.0),
+                ParameterGroup("heads", list(network.heads.parameters()), own),
+            ],
+            losses=task_losses(trainer.data, network),
+            purpose="final",
+            penalty=penalty,
+            after_step=after_step,
+            passes=len(trainer.data.tasks),
+        )
+
+    def _tell(self, trainer: Trainer, network: TaskWeights) -> None:
+        tasks, layers = trainer.data.task_names, network.layers
+        active, scores = network.active(), network.scores.detach().cpu()
+        for t, task in enumerate(tasks):
+            trainer.fact(f"active layers, {task}", int(active[t].sum()), f"of {len(layers)}")
+        trainer.fact("active layers", 100 * float(active.float().mean()), "percent")
+        trainer.fact("parameters with the base kept", network.parameters_with_base())
+        trainer.artifact("scores", scores)  # float [T, L]
+        cells = [(t, number) for t, number in active.nonzero().tolist()]
+        trainer.chosen(f"{tasks[t]}: {layers[number]}" for t, number in cells)
+        panel = Heatmap(
+            title="after training",
+            rows=tuple(tasks),
+            columns=tuple(name.replace(".module.", ".") for name in layers),
+            values=tuple(tuple(map(float, row)) for row in scores.tolist()),
+            row_title="task",
+            column_title="layer",
+            value_title="score s",
+            marks=tuple(cells),
+            mark_title=f"weights of the task's own (s >= {self.params.threshold:g})",
+        )
+        trainer.figure("scores", Figure(title="Which layers each task changes", panels=(panel,)))
+        if bool(active.all()):
+            trainer.flag("No score fell below the threshold, so every task changed every layer: nothing is shared.")
+
+
+def _copies(backbone: Backbone, n_tasks: int) -> list[Backbone]:
+    """A backbone for each task, alike but for their norms; the first is `backbone`."""
+    return [backbone, *(own_norms(backbone) for _ in range(n_tasks - 1))]
+
+
+def _joint_base(trainer: Trainer, backbone: Backbone, heads: Mapping[str, Operation]) -> list[Backbone]:
+    """Backbones of all tasks from one network trained on all of them; heads are trained with it."""
+    data = trainer.data
+    graph = plain_graph(data, data.task_names, backbone, heads.__getitem__)
+    network = graph.network()
+    trainer.fit(
+        Stage(
+            name="base",
+            network=network,
+            steps=trainer.budget.steps,
+            role=Role.FIT_ARCH,
+            train=parameter_groups(graph),
+            losses=task_losses(data, network),
+            purpose="search",
+        )
+    )
+    backbones = _copies(backbone, len(data.tasks))
+    for task, own in zip(data.task_names, backbones, strict=True):
+        _take_statistics(own, graph.subgraph(task))
+    return backbones
+
+
+@torch.no_grad()
+def _take_statistics(backbone: Backbone, graph: TaskGraph) -> None:
+    """Give a backbone the norm statistics that a single-task graph of it has gathered."""
+    nodes = [node.module for node in graph.nodes.values() if node.operation.origin == "backbone"]
+    for module, node in zip([backbone.stem, *(b.module for b in backbone.blocks), backbone.tail], nodes, strict=False):
+        for mine, gathered in zip(module.buffers(), node.buffers(), strict=True):
+            mine.copy_(gathered)
