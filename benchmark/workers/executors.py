@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import multiprocessing
-import os
 import signal
 import time
 from collections import deque
@@ -20,16 +19,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from benchmark.workers.processes import without_main
+from benchmark.workers.processes import interrupts_wait, thread_variables, without_main
 
 if TYPE_CHECKING:
     from benchmark.plan.cells import PlannedCell
     from benchmark.records.record import Record
     from benchmark.train.cell import RunSettings
     from benchmark.train.stage import Progress
-
-# Set before torch is imported in a worker; libraries read them once.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,18 +181,9 @@ class LocalExecutor:
 
     def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
-        saved = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self.settings.threads)))
-        try:
-            process = self._context.Process(target=_work, args=(theirs, self.settings), daemon=True)
-            with without_main():
-                process.start()
-        finally:
-            for name, value in saved.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        process = self._context.Process(target=_work, args=(theirs, self.settings), daemon=True)
+        with thread_variables(self.settings.threads), without_main(), interrupts_wait():
+            process.start()
         theirs.close()  # so that the worker's death is an end of file here
         return _Worker(number, process, ours)
 

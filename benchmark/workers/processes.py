@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import types
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -29,11 +31,28 @@ def without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Within the block an interrupt waits for its end: a process that is cut off while it starts prints a traceback."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
+
+
+# Set before torch is imported in a process; libraries read them once.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @contextlib.contextmanager
-def _thread_variables(threads: int) -> Iterator[None]:
+def thread_variables(threads: int) -> Iterator[None]:
     """Within the block the variables that libraries read when they are loaded say `threads`."""
     saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
@@ -52,7 +71,7 @@ def messages_of(target: Any, threads: int, *arguments: object) -> Generator[Any,
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
-    with _thread_variables(threads), without_main():
+    with thread_variables(threads), without_main(), interrupts_wait():
         process.start()
     theirs.close()  # so that the process's death is an end of file here
     try:

@@ -232,3 +232,24 @@ def test_workers_are_counted_from_what_the_process_may_use() -> None:
         os.sched_setaffinity(0, allowed)
     assert api._jobs(5, "cpu") == 5
     assert api._jobs(None, "cuda") == 1
+
+
+def test_an_interrupt_waits_until_a_process_has_started() -> None:
+    """Cut off while its first message is written, the new process would print a traceback."""
+    from benchmark.workers.processes import interrupts_wait
+
+    reached = []
+
+    def start() -> None:
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end of the block")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert reached == ["the end of the block"]
