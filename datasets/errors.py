@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UsageError(ValueError):
@@ -45,3 +49,24 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
     hint = ", ".join(repr(candidate) for candidate in nearest(name, names))
     listing = f" Known: {', '.join(names)}." if len(names) <= 24 else f" {len(names)} are known."
     return UnknownNameError(f"Unknown {what} {name!r}. Nearest: {hint}.{listing}")
+
+
+class Fault(NamedTuple):
+    """What pydantic found wrong with a value. where: dotted path, empty for the value as a whole; text: what is wrong;
+    kind: pydantic's name for it, such as `missing` or `extra_forbidden`; given: the value at that place.
+    """
+
+    where: str
+    text: str
+    kind: str
+    given: object
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}" if self.where else self.text
+
+
+def first_fault(error: ValidationError) -> Fault:
+    """The first fault of a validation, for a message of one line."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return Fault(where, fault["msg"].removeprefix("Value error, "), fault["type"], fault["input"])

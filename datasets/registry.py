@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 import datasets
 from datasets.declared import Declared, declared
-from datasets.errors import DatasetMissingError, UsageError, unknown
+from datasets.errors import DatasetMissingError, UsageError, first_fault, unknown
 from datasets.settings import Checked
 
 if TYPE_CHECKING:
@@ -275,9 +275,8 @@ def read_options(name: str, options: Mapping[str, object] | DatasetOptions | Non
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"Option {key!r} of {name} is {first['input']!r}: {first['msg']}.") from error
+        fault = first_fault(error)
+        raise UsageError(f"Option {fault.where!r} of {name} is {fault.given!r}: {fault.text}.") from error
 
 
 def find_layout(name: str, root: Path | str | None, layout: str | None = None) -> tuple[Path, str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from benchmark.records.keys import canonical_json, cell_key, value_at
 from benchmark.records.measurements import NOISY_AA, PAIRS, ROUNDS, MeasurementFile
 from benchmark.records.record import Record
-from datasets.errors import UsageError
+from datasets.errors import UsageError, first_fault
 
 FORMAT = "sharebench-gate-1"
 ACCURACY_FLOOR = 0.01  # share of the old mean; our choice, declared in the file
@@ -102,9 +102,7 @@ def read_baseline(path: Path) -> Baseline:
     try:
         baseline = Baseline.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"Baseline {path}: {where}: {fault['msg']}.") from error
+        raise UsageError(f"Baseline {path}: {first_fault(error)}.") from error
     for key, entry in baseline.cells.items():
         if cell_key(entry.cell) != key:
             raise UsageError(f"Baseline {path}: cells.{key} is not the key of its cell; was the file edited by hand?")

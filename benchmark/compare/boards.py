@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from benchmark.plan.yaml_text import parse_yaml
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 from datasets.settings import Checked
 
 FOLDER = Path(__file__).parent.parent / "published"
@@ -163,9 +163,8 @@ def parse_board(text: str, name: str) -> Board:
     try:
         board = Board.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"Board {name!r}{f', {where}' if where else ''}: {fault['msg']}.") from error
+        fault = first_fault(error)
+        raise UsageError(f"Board {name!r}{', ' if fault.where else ': '}{fault}.") from error
     if board.board != name:
         raise UsageError(f"Board {name!r} calls itself {board.board!r}; file and board must have one name.")
     return board

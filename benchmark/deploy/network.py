@@ -26,7 +26,7 @@ from benchmark.records.keys import value_at
 from benchmark.records.networks import OF_A_PLUGIN, built_graph, load_graph
 from benchmark.records.record import Record
 from benchmark.records.store import StorageError, Store
-from datasets.errors import UnknownNameError, UsageError, unknown
+from datasets.errors import UnknownNameError, UsageError, first_fault, unknown
 from datasets.registry import dataset_spec, require_dataset
 from methods.graph.task_graph import TaskGraph
 from methods.registry import load_methods
@@ -108,9 +108,8 @@ class NetworkDescription:
         try:
             return _DESCRIPTIONS.validate_json(text)
         except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(map(str, fault["loc"])) or "its text"
-            raise UsageError(f"not a description of a network ({place}: {fault['msg']})") from error
+            fault = first_fault(error)
+            raise UsageError(f"not a description of a network ({fault.where or 'its text'}: {fault.text})") from error
 
 
 _DESCRIPTIONS = TypeAdapter(NetworkDescription)

@@ -19,7 +19,7 @@ from benchmark.plan.role_data import load_splits, require_batches
 from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
 from benchmark.records.keys import canonical_json, cell_key, flat_params, table_key
 from datasets.contracts import DatasetSpec
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 from datasets.images.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.images.transforms import one_channel
 from datasets.on_disk.sample_checks import faults, require
@@ -332,15 +332,14 @@ def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:
     try:
         return method.Params(**given)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            raise unknown(f"parameter of {name}", key, method.Params.model_fields) from error
-        if not key:  # a fault of several parameters together
-            raise UsageError(f"Parameters of {name}: {fault['msg'].removeprefix('Value error, ')}.") from error
-        listed = isinstance(fault["input"], list) and fault["type"] in ONE_VALUE
-        hint = f" For a row of each value: sweep: {{{key.split('.')[0]}: [...]}}." if listed else ""
-        raise UsageError(f"Parameter {name}.{key}: {fault['msg']} (given: {fault['input']!r}).{hint}") from error
+        fault = first_fault(error)
+        if fault.kind == "extra_forbidden":
+            raise unknown(f"parameter of {name}", fault.where, method.Params.model_fields) from error
+        if not fault.where:  # a fault of several parameters together
+            raise UsageError(f"Parameters of {name}: {fault.text}.") from error
+        listed = isinstance(fault.given, list) and fault.kind in ONE_VALUE
+        hint = f" For a row of each value: sweep: {{{fault.where.split('.')[0]}: [...]}}." if listed else ""
+        raise UsageError(f"Parameter {name}.{fault} (given: {fault.given!r}).{hint}") from error
 
 
 def weights_tag(weights: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from benchmark.cli import split_names
 from benchmark.plan.suite import BALANCING, Suite, make_absolute, section_of
 from benchmark.plan.yaml_text import Location, parse_yaml
-from datasets.errors import UnknownNameError, UsageError, nearest, unknown
+from datasets.errors import UnknownNameError, UsageError, first_fault, nearest, unknown
 
 SUITES = Path(__file__).parent.parent / "suites"
 
@@ -110,19 +110,18 @@ def _method_entries(document: dict[str, Any], name: str) -> list[dict[str, Any]]
 
 def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) -> str:
     """One line for the first fault: file, line, key path, what is wrong, nearest valid key."""
-    fault = error.errors()[0]
+    fault = first_fault(error)
     # A union adds the name of the branch that was tried; the lines only know the document's own keys.
-    location = tuple(fault["loc"])
+    location = error.errors()[0]["loc"]
     known = next((location[:n] for n in range(len(location), -1, -1) if location[:n] in lines), ())
     where = f"{path}, line {lines[known]}" if known else str(path)
-    key = ".".join(str(part) for part in location)
-    if fault["type"] == "extra_forbidden":
+    if fault.kind == "extra_forbidden":
         allowed = _fields_at(location[:-1])
         hint = f" Nearest: {', '.join(nearest(str(location[-1]), allowed))}. Known: {', '.join(allowed)}."
         hint = hint if allowed else ""
-        return f"{where}: unknown key {key!r}.{hint}"
-    given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
-    return f"{where}: {key}: {fault['msg'].removeprefix('Value error, ')}{given}."[:500]
+        return f"{where}: unknown key {fault.where!r}.{hint}"
+    given = "" if fault.kind == "missing" else f" (given: {fault.given!r})"
+    return f"{where}: {fault}{given}."[:500]
 
 
 def _fields_at(location: Location) -> list[str]:

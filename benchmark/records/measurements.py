@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from benchmark.records.keys import canonical_json
 from benchmark.records.record import parse_json
 from benchmark.records.store import safe_name, write_atomic
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 
 SCHEMA = 1
 FOLDER = "speed"
@@ -181,8 +181,7 @@ def read_measurement(path: Path) -> MeasurementFile:
     try:
         return _PARSER.validate_python(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise UsageError(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}") from error
+        raise UsageError(str(first_fault(error))) from error
 
 
 def read_speed(root: Path) -> SpeedResults:

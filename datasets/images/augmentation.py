@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 from datasets.images.transforms import Depth, InverseDepth, Normals, fill_values, nearest_centre, negate
 from datasets.protocols import ProtocolFlags, get_protocol
 from datasets.settings import Checked
@@ -167,11 +167,10 @@ def _read(config: StepConfig) -> Step:
     try:
         return kind(**options)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            raise unknown(f"option of augmentation {name!r}", key, kind.model_fields) from error
-        raise UsageError(f"Augmentation {name}{'.' if key else ''}{key}: {fault['msg']}.") from error
+        fault = first_fault(error)
+        if fault.kind == "extra_forbidden":
+            raise unknown(f"option of augmentation {name!r}", fault.where, kind.model_fields) from error
+        raise UsageError(f"Augmentation {name}{'.' if fault.where else ''}{fault}.") from error
 
 
 def canonical_steps(configs: Sequence[StepConfig]) -> list[str | dict[str, Any]]:
