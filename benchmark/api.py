@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from benchmark.cli import pick_device
 from benchmark.plan.suite import BudgetSettings, Suite
-from benchmark.records.keys import canonical_json, row_key, table_key
-from benchmark.records.record import INVALID, Record, seed_of_record
+from benchmark.records.keys import canonical_json
+from benchmark.records.record import INVALID, Record
 from benchmark.records.store import Store
 from datasets.errors import UsageError
 
@@ -108,7 +108,7 @@ class Results:
 
         tables, _ = tables_of(self.out, variant=variant, keys=self.keys)
         keys = {
-            (table_key(record.cell), row_key(record.cell), seed_of_record(record)): record.key
+            (record.table_key, record.row_key, record.seed): record.key
             for record in self.records
             if record.status != INVALID
         }

@@ -69,9 +69,7 @@ def measure(
 
 
 def _labels(records: Sequence[Record], labels: Sequence[str]) -> dict[str, str]:
-    from benchmark.records.record import graph_hash
-
-    return {graph_hash(record): label for record, label in zip(records, labels, strict=True)}
+    return {record.graph_hash: label for record, label in zip(records, labels, strict=True)}
 
 
 # Printing

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchmark.records.keys import canonical_json, cell_key, value_at
+from benchmark.records.documents import Account
+from benchmark.records.keys import canonical_json, cell_key
 from benchmark.records.measurements import NOISY_AA, PAIRS, ROUNDS, MeasurementFile
 from benchmark.records.record import Record
 from datasets.errors import UsageError, first_fault
@@ -21,12 +22,12 @@ FORMAT = "sharebench-gate-1"
 ACCURACY_FLOOR = 0.01  # share of the old mean; our choice, declared in the file
 LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")  # each changed bits within six steps (measurement 8)
 # Counts of the cost account; its seconds and peak bytes differ from run to run.
+_ACCOUNTS: tuple[Account, ...] = ("search", "final")
 _COUNTS = ("forward_passes", "images", "optimizer_steps", "train_macs")
 
 Value = int | float | str | bool | None | list[Any]
 Flat = dict[str, Value]
 Bits = str | list[str | None] | None  # a float in hex or a digest; a curve; null
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SpeedKey = tuple[str, str, str, str]  # device class, name of the settings, graph hash, mode
 
 
@@ -146,10 +147,9 @@ def baseline_bytes(baseline: Baseline) -> bytes:
 # What of a record is compared
 
 
-def title(cell: Mapping[str, object]) -> str:
+def title(record: Record) -> str:
     """For people: method, data, backbone, seed, and the start of the key, which tells apart what these do not."""
-    names = (value_at(cell, "method", "name"), value_at(cell, "data", "dataset"), value_at(cell, "backbone", "name"))
-    return f"{' · '.join(map(str, names))} · seed {cell.get('seed')} ({cell_key(cell)[:8]})"
+    return f"{record.title} ({record.key[:8]})"
 
 
 def _flatten(prefix: str, value: object) -> Flat:
@@ -163,16 +163,15 @@ def _flatten(prefix: str, value: object) -> Flat:
 
 def exact_values(record: Record) -> Flat:
     """What must be equal on every machine, by dotted name: counts, hashes of graph, roles and data, the schema."""
-    costs = {part: value_at(record.cost, part) for part in ("search", "final")}
     counts: dict[str, object] = {
-        part: {name: account[name] for name in _COUNTS if name in account}
-        for part, account in costs.items()
-        if isinstance(account, Mapping)
+        part: {name: value for name, value in record.cost[part].items() if name in _COUNTS}
+        for part in _ACCOUNTS
+        if part in record.cost
     }
     units = {task: {name: entry["n_units"] for name, entry in row.items()} for task, row in record.metrics.items()}
     compared: dict[str, object] = {
         "schema": record.schema,
-        "graph.hash": value_at(record.graph, "hash"),
+        "graph.hash": record.graph.get("hash"),
         "data_hash": record.versions.get("data_hash"),
         "roles": record.roles,
         "n_evaluated": record.n_evaluated,
@@ -189,8 +188,8 @@ def golden_platform(record: Record) -> dict[str, str | int | bool | None] | None
     algorithms that are not deterministic.
     """
     environment = record.environment
-    threads = value_at(environment, "threads", "intra_op")
-    deterministic = value_at(environment, "determinism", "algorithms")
+    threads = environment.get("threads", {}).get("intra_op")
+    deterministic = environment.get("determinism", {}).get("algorithms")
     capability = environment.get("cpu_capability")
     if environment.get("device") != "cpu" or threads != 1 or deterministic is not True or capability is None:
         return None
@@ -199,12 +198,11 @@ def golden_platform(record: Record) -> dict[str, str | int | bool | None] | None
         "platform": str(environment.get("platform")),  # system and architecture
         "cpu": str(environment.get("cpu")),  # libraries cut their loops by its caches
         "threads": 1,
-        "cpu_capability": str(capability),
+        "cpu_capability": capability,
         "deterministic_algorithms": True,
     }
     for name in LIMITS:
-        limit = value_at(environment, "env", name)
-        platform[name] = None if limit is None else str(limit)
+        platform[name] = environment.get("env", {}).get(name)
     return platform
 
 
@@ -221,8 +219,7 @@ def golden_values(record: Record) -> dict[str, Bits]:
             values[f"metrics.{task}.{name}"] = _hex(entry["value"])
     for name, curve in record.curves.items():
         values[f"curves.{name}"] = [_hex(value) for value in curve]
-    initial = record.versions.get("weights_hash")
-    values["weights.initial"] = None if initial is None else str(initial)
+    values["weights.initial"] = record.versions.get("weights_hash")
     for name, artifact in record.artifacts.items():
         if artifact["kind"] == "weights":
             values[f"weights.{name}"] = artifact["sha256"]
@@ -244,7 +241,8 @@ def n_samples(measurement: MeasurementFile) -> int:
 
 def device_class(measurement: MeasurementFile) -> str:
     """The device with the instruction sets it was held to: other kernels have other relative speeds (our choice)."""
-    limits = [(name, value_at(measurement.environment, "env", name)) for name in LIMITS]
+    variables = measurement.environment.get("env", {})
+    limits = [(name, variables.get(name)) for name in LIMITS]
     return "; ".join([measurement.device, *(f"{name} {limit}" for name, limit in limits if limit is not None)])
 
 
@@ -322,7 +320,7 @@ def accepted(
                 versions=_versions(record),
                 values=golden_values(record),
             )
-        cells[record.key] = CellBaseline(title=title(record.cell), cell=dict(record.cell), exact=exact, golden=golden)
+        cells[record.key] = CellBaseline(title=title(record), cell=dict(record.cell), exact=exact, golden=golden)
     return Baseline(
         reason=reason,
         versions=_versions(records[0]) if records else {},
@@ -334,7 +332,7 @@ def accepted(
 
 def _versions(record: Record) -> dict[str, str | None]:
     names = ("suite", "package_hash", "python", "torch", "torchvision", "timm", "numpy")
-    return {name: None if record.versions.get(name) is None else str(record.versions[name]) for name in names}
+    return {name: record.versions.get(name) for name in names}
 
 
 def _accepted_speed(

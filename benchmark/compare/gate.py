@@ -33,7 +33,7 @@ from benchmark.compare.baseline import (
     title,
     unfit,
 )
-from benchmark.records.keys import canonical_json, value_at
+from benchmark.records.keys import canonical_json
 from benchmark.records.measurements import MeasurementFile, NetworkEntry
 from benchmark.records.record import Record
 
@@ -123,9 +123,7 @@ def compare(
     for key in sorted(by_key.keys() - baseline.cells.keys()):
         findings.append(_unpaired(by_key[key], baseline))
     for key, reason in (stale or {}).items():
-        findings.append(
-            _missing(title(by_key[key].cell), "cell", "made by the present code, data and libraries", reason)
-        )
+        findings.append(_missing(title(by_key[key]), "cell", "made by the present code, data and libraries", reason))
     for record, old in pairs:
         findings += _exact(record, old)
         findings += _golden(record, old)
@@ -148,18 +146,16 @@ def _failure(record: Record) -> str:
 
 def _unpaired(record: Record, baseline: Baseline) -> Finding:
     if record.status != "done":
-        return _missing(title(record.cell), "cell", "not in the baseline", _failure(record))
+        return _missing(title(record), "cell", "not in the baseline", _failure(record))
     seeds = [
         old.cell.get("seed") for old in baseline.cells.values() if _without_seed(old.cell) == _without_seed(record.cell)
     ]
     other = f" has this cell with seed {_numbers(seeds)}," if seeds else ""
-    return _missing(
-        title(record.cell), "cell", f"the baseline{other} not this one", "unpaired; --accept REASON adds it"
-    )
+    return _missing(title(record), "cell", f"the baseline{other} not this one", "unpaired; --accept REASON adds it")
 
 
 def _sibling(cell: Mapping[str, object], records: Iterable[Record]) -> str:
-    seeds = [record.cell.get("seed") for record in records if _without_seed(record.cell) == _without_seed(cell)]
+    seeds = [record.seed for record in records if _without_seed(record.cell) == _without_seed(cell)]
     return f"; unpaired: the same cell is there with seed {_numbers(seeds)}" if seeds else ""
 
 
@@ -350,7 +346,7 @@ def _speed(
 ) -> Iterator[Finding]:
     names: dict[str, str] = {}  # a network once, whatever number of cells ended in it
     for record, old in pairs:
-        names.setdefault(str(value_at(record.graph, "hash")), old.title)
+        names.setdefault(record.graph_hash, old.title)
     if not measurements:
         rule = "judged where the run has measured speed"
         yield Finding("", "speed", "no measurement", "", "", rule, Verdict.NOT_JUDGED)

@@ -14,14 +14,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import yaml
 
 from benchmark.compare.boards import Board, BoardMetric, BoardRow
 from benchmark.records.delta import Variant, delta_m
-from benchmark.records.keys import balancing_of, table_key, value_at
-from benchmark.records.record import MetricEntry, Record, number_at, seed_of_record
+from benchmark.records.documents import MetricEntry
+from benchmark.records.record import Record
 from benchmark.tables.statistics import MIN_SEEDS, Summary, sample_sd
 from benchmark.tables.table import labelled_rows, single_task_records
 
@@ -122,7 +122,7 @@ def reproduction(records: Sequence[Record], boards: Sequence[Board], show_recall
     tables: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status == "done":
-            tables[table_key(record.cell)].append(record)
+            tables[record.table_key].append(record)
     reports = []
     for board in boards:
         fitting = [] if board.reproducible == "report_only" else [t for t in tables.values() if _fits(board, t[0])]
@@ -138,9 +138,9 @@ def fitting_boards(records: Sequence[Record], boards: Sequence[Board]) -> list[B
 
 def _fits(board: Board, record: Record) -> bool:
     """Whether a record is of the board's data set and tasks."""
-    if published_names()["datasets"].get(board.dataset) != value_at(record.cell, "data", "dataset"):
+    if published_names()["datasets"].get(board.dataset) != record.cell["data"]["dataset"]:
         return False
-    return set(board.tasks) == set(tasks_of(record)) or _is_collective(board)
+    return set(board.tasks) == set(record.tasks) or _is_collective(board)
 
 
 def _is_collective(board: Board) -> bool:
@@ -166,13 +166,8 @@ def _report(board: Board, records: Sequence[Record], show_recalled: bool) -> Boa
 def _title(records: Sequence[Record]) -> str:
     if not records:
         return ""
-    dataset, layout, protocol = (value_at(records[0].cell, "data", name) for name in ("dataset", "layout", "protocol"))
-    return f"{dataset} ({layout}, protocol {protocol}), {value_at(records[0].cell, 'backbone', 'name')}"
-
-
-def tasks_of(record: Record) -> list[str]:
-    """The tasks of a record's cell."""
-    return [str(task) for task in cast("Sequence[object]", value_at(record.cell, "data", "tasks"))]
+    data, backbone = records[0].cell["data"], records[0].cell["backbone"]
+    return f"{data['dataset']} ({data.get('layout')}, protocol {data['protocol']}), {backbone['name']}"
 
 
 def _alone(board: Board, row: BoardRow, has_table: bool) -> RowReport:
@@ -194,11 +189,11 @@ def _alone(board: Board, row: BoardRow, has_table: bool) -> RowReport:
 
 def _is_counterpart(row: BoardRow, record: Record) -> bool:
     """Whether a record's method, and the balancing of its losses, are those of a published row."""
-    if published_names()["methods"].get(row.method) != value_at(record.cell, "method", "name"):
+    if published_names()["methods"].get(row.method) != record.method:
         return False
     match = re.fullmatch(r"(.+) weighting", row.variant or "")
     printed = published_names()["balancing"].get(match[1], match[1]) if match else "equal"
-    return _plain(printed) == _plain(str(balancing_of(record.cell)["name"]))
+    return _plain(printed) == _plain(record.balancing["name"])
 
 
 def _plain(name: str) -> str:
@@ -218,8 +213,8 @@ def _row(
         ours = [
             found.value
             for record in group
-            if (seed := seed_of_record(record)) in references
-            and (found := delta_m(record.metrics, references[seed].metrics, tasks_of(record), variant)).value
+            if record.seed in references
+            and (found := delta_m(record.metrics, references[record.seed].metrics, record.tasks, variant)).value
             is not None
         ]
         delta[variant] = (published_delta(board, row, variant), math.fsum(ours) / len(ours) if ours else None)
@@ -234,7 +229,7 @@ def _compare(
     group: Sequence[Record],
     differences: Sequence[Difference],
 ) -> Comparison:
-    found = [(seed_of_record(record), value_of(record, column, metric)) for record in group]
+    found = [(record.seed, value_of(record, column, metric)) for record in group]
     known = [(seed, value) for seed, value in found if value is not None]
     ours = Summary(tuple(seed for seed, _ in known), tuple(value for _, value in known))
     published = row.values.get(column)
@@ -360,17 +355,17 @@ def _decimals(value: float) -> int:
 def _differences(board: Board, group: Sequence[Record]) -> Iterator[Difference]:
     """Fields of the key against what every record of a row states."""
     record, key = group[0], board.key
-    yield from _field("protocol", key.protocol, value_at(record.cell, "data", "protocol"), "excludes")
+    yield from _field("protocol", key.protocol, record.cell["data"]["protocol"], "excludes")
     yield from _classes(key.classes, record)
     size = None if key.eval_size is None else list(key.eval_size)
-    yield from _field("evaluated size", size, value_at(record.audit, "input_size"), "excludes")
+    yield from _field("evaluated size", size, record.audit.get("input_size"), "excludes")
     yield from _backbone(key.backbone, record)
     yield from _weights(key.weights, record)
     yield from _field("selection", key.selection, _selection(record), "amber")
     if key.seeds is None:
         yield Difference("seeds", "not stated", str(len(group)), "amber")
-    if value_at(record.audit, "tier") != "verified on genuine files":
-        yield Difference("reader of the data", "genuine files", str(value_at(record.audit, "tier")), "amber")
+    if (tier := record.audit.get("tier")) != "verified on genuine files":
+        yield Difference("reader of the data", "genuine files", str(tier), "amber")
 
 
 def _field(name: str, published: object, ours: object, level: Level) -> Iterator[Difference]:
@@ -391,17 +386,17 @@ def _classes(published: Mapping[str, int] | None, record: Record) -> Iterator[Di
         yield Difference("classes", "not stated", "known", "excludes")
         return
     for task, count in published.items():
-        tasks = tasks_of(record) if task in published_names()["collective"] else [task]
-        found = {number_at(record.audit, "channels", name) for name in tasks}
-        if found != {float(count)}:
+        tasks = record.tasks if task in published_names()["collective"] else [task]
+        found = {record.audit.get("channels", {}).get(name) for name in tasks}
+        if found != {count}:
             ours = ", ".join("not recorded" if value is None else f"{value:g}" for value in found)
             yield Difference(f"classes of {task}", str(count), ours, "excludes")
 
 
 def _backbone(published: str | None, record: Record) -> Iterator[Difference]:
     """`NAME`, or `NAME:osS` where the source states the output stride."""
-    name, stride = value_at(record.cell, "backbone", "name"), value_at(record.cell, "backbone", "output_stride")
-    ours = f"{name}:os{stride}"
+    name = record.cell["backbone"]["name"]
+    ours = f"{name}:os{record.cell['backbone'].get('output_stride')}"
     if published is None or published == "per_row":
         yield Difference("backbone", "not stated for the row", ours, "excludes")
     elif published not in (name, ours):
@@ -410,8 +405,7 @@ def _backbone(published: str | None, record: Record) -> Iterator[Difference]:
 
 def _weights(published: str | None, record: Record) -> Iterator[Difference]:
     """Pretrained weights are told by their timm tag: those of ImageNet-1k alone end in in1k and name nothing else."""
-    ours = str(value_at(record.cell, "backbone", "weights"))
-    tag = str(value_at(record.audit, "weights_tag") or "")
+    ours, tag = record.cell["backbone"]["weights"], record.audit.get("weights_tag", "")
     if ours == "pretrained":
         ours = f"pretrained {tag}".strip()
     imagenet = tag.endswith("in1k") and "_ft_" not in tag
@@ -423,6 +417,6 @@ def _weights(published: str | None, record: Record) -> Iterator[Difference]:
 
 def _selection(record: Record) -> str:
     """`last`, or `test` where the checkpoint was chosen on the test images."""
-    if value_at(record.cell, "selection", "rule") == "last":
+    if record.cell["selection"]["rule"] == "last":
         return "last"
-    return "test" if value_at(record.cell, "selection", "select_on") == "test" else "select"
+    return "test" if record.selects_on_test else "select"

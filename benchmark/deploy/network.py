@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from benchmark.deploy.find import find_record
 from benchmark.plan.plugins import load_plugins
-from benchmark.records.keys import value_at
 from benchmark.records.networks import OF_A_PLUGIN, built_graph, load_graph
 from benchmark.records.record import Record
 from benchmark.records.store import StorageError, Store
@@ -219,8 +218,8 @@ def _restricted(graph: TaskGraph, description: NetworkDescription, tasks: Sequen
 
 def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
     """What a record says of its network. Raises UsageError where the data set is of a plug-in that is not loaded."""
-    cell = cast("Mapping[str, Any]", record.cell)
-    data, channels = cell["data"], int(cell["backbone"]["in_chans"])
+    data, channels = record.cell["data"], record.cell["backbone"]["in_chans"]
+    said: Mapping[str, object] = data
     try:
         require_dataset(data["dataset"])
     except UnknownNameError as error:
@@ -232,10 +231,10 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
         tasks=data["tasks"],
         options=data.get("options"),
     )
-    size, stored = value_at(record.audit, "input_size"), value_at(record.audit, "normalisation")
-    if not isinstance(size, Sequence) or not isinstance(stored, Mapping):
+    size, stored = record.audit.get("input_size"), record.audit.get("normalisation")
+    if size is None or stored is None:
         raise UsageError(f"Record {record.key} does not say what its network was fed; run its cell again.")
-    height, width = (int(pixels) for pixels in size)
+    height, width = size
     read = {name: tuple(task for task in graph.tasks if spec.input_of(task) == name) for name in spec.inputs}
     inputs = {name: InputDescription((channels, height, width), tasks) for name, tasks in read.items() if tasks}
     shapes = _shapes(graph, inputs)
@@ -249,10 +248,10 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
     known = ("dataset", "layout", "version", "protocol", "options")
     return NetworkDescription(
         cell=record.key,
-        method=cell["method"],
-        seed=int(cell["seed"]),
-        data={name: data[name] for name in known if name in data} | {"home": spec.home, "licence": spec.licence},
-        backbone=cell["backbone"],
+        method=record.cell["method"],
+        seed=record.seed,
+        data={name: said[name] for name in known if name in said} | {"home": spec.home, "licence": spec.licence},
+        backbone=record.cell["backbone"],
         graph=graph.hash(),
         result_hash=record.result_hash,
         inputs=inputs,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from benchmark.plan.balancing import EQUAL, entry_of, resolved
 from benchmark.plan.program import Program, program_of
 from benchmark.plan.role_data import load_splits, require_batches
 from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
+from benchmark.records.documents import CellDocument
 from benchmark.records.keys import canonical_json, cell_key, flat_params, table_key
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, first_fault, unknown
@@ -45,17 +47,22 @@ class PlannedCell:
     """
 
     settings: Cell
-    document: dict[str, Any]
+    document: CellDocument
     weights: str
     is_reference: bool
     program: Program
     notes: tuple[str, ...] = ()
     data_notes: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Name of the cell's record."""
         return cell_key(self.document)
+
+    @functools.cached_property
+    def table_key(self) -> str:
+        """What the rows of its table share."""
+        return table_key(self.document)
 
     @property
     def title(self) -> str:
@@ -137,7 +144,8 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
             weights = "none" if cell.weights == "pretrained" else cell.weights
             config, dense = backbone_config(cell.settings, spec), dense_form(cell.document)
             backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense)
-        pair = canonical_json([cell.document[part] for part in ("method", "backbone", "data", "budget")])
+        document = cell.document
+        pair = canonical_json([document["method"], document["backbone"], document["data"], document["budget"]])
         if pair not in notes:
             name, budget = cell.settings.method.name, cell.settings.budget
             method = get_method(name)
@@ -227,7 +235,7 @@ def missing_reference(cells: Sequence[PlannedCell]) -> bool:
     """Whether some cell has no single-task baseline beside it, so that its Delta_m will be a dash."""
 
     def group(cell: PlannedCell) -> tuple[str, int]:
-        return table_key(cell.document), cell.settings.seed
+        return cell.table_key, cell.settings.seed
 
     with_reference = {group(cell) for cell in cells if cell.is_reference}
     return any(group(cell) not in with_reference for cell in cells)
@@ -281,7 +289,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         "seed": cell.seed,
     }
     program = program_of(method, spec, cell.backbone.name)
-    return PlannedCell(cell, document, weights, method.is_single_task_reference, program)
+    return PlannedCell(cell, cast(CellDocument, document), weights, method.is_single_task_reference, program)
 
 
 def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) -> BalancingSettings:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from benchmark.records.record import MetricEntry
+    from benchmark.records.documents import MetricEntry
 
 Variant = Literal["mean-metrics", "one-metric"]
 SMALLEST_BASELINE = 1e-8  # |b| below it: no ratio

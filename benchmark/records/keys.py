@@ -7,17 +7,16 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import TYPE_CHECKING
 
 from datasets.errors import UsageError
 
+if TYPE_CHECKING:
+    from benchmark.records.documents import BalancingDocument
+
 KEY_DIGITS = 32
-
-
 TABLE_DIGITS = 12
-
-
-EQUAL_BALANCING: Mapping[str, object] = {"name": "equal", "params": {}}  # the sum of the weighted losses
+EQUAL_BALANCING: BalancingDocument = {"name": "equal", "params": {}}  # the sum of the weighted losses
 
 
 class CanonicalError(UsageError):
@@ -100,7 +99,8 @@ def row_key(cell: Mapping[str, object]) -> bytes:
 
 def balancing_of(cell: Mapping[str, object]) -> Mapping[str, object]:
     """The loss balancing of a cell: name and params; equal where the cell says nothing."""
-    found = value_at(cell, "recipe", "balancing")
+    recipe = cell.get("recipe")
+    found = recipe.get("balancing") if isinstance(recipe, Mapping) else None
     return found if isinstance(found, Mapping) else EQUAL_BALANCING
 
 
@@ -110,15 +110,6 @@ def unbalanced(cell: Mapping[str, object]) -> dict[str, object]:
     if balancing_of(cell) == EQUAL_BALANCING or not isinstance(recipe, Mapping):
         return dict(cell)
     return {**cell, "recipe": {**recipe, "balancing": dict(EQUAL_BALANCING)}}
-
-
-def value_at(value: object, *path: str) -> object:
-    """The value at a key path of nested JSON objects; None where a key is missing."""
-    for name in path:
-        if not isinstance(value, Mapping):
-            return None
-        value = cast("Mapping[str, object]", value).get(name)
-    return value
 
 
 def flat_params(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

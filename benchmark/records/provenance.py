@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from benchmark.records.documents import EnvironmentDocument
 from benchmark.version import __version__
 from datasets.errors import UsageError
 
@@ -167,7 +168,7 @@ def environment(
     determinism: Mapping[str, bool | str],
     driver: str | None = None,
     cpu_capability: str | None = None,
-) -> dict[str, object]:
+) -> EnvironmentDocument:
     """The `environment` block of a record. device: "cpu" or a GPU's name; threads: intra- and inter-op.
 
     cpu_capability: the instruction set that torch's CPU kernels use, asked of torch by the caller.

@@ -14,44 +14,14 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
-from benchmark.records.keys import KEY_DIGITS, CanonicalError, canonical_json, cell_key, table_key
-from benchmark.records.record import (
-    INVALID,
-    STATUSES,
-    ArtifactEntry,
-    ErrorEntry,
-    MetricEntry,
-    Record,
-    curve_json,
-    metrics_json,
-    parse_record,
-    record_bytes,
-    result_hash,
-)
+from benchmark.records.documents import ArtifactEntry, ErrorEntry
+from benchmark.records.keys import KEY_DIGITS
+from benchmark.records.record import INVALID, NO_CELL, Record, parse_record, record_bytes
 from datasets.errors import UsageError
-
-__all__ = [
-    "INVALID",
-    "STATUSES",
-    "ArtifactEntry",
-    "CanonicalError",
-    "ErrorEntry",
-    "MetricEntry",
-    "Record",
-    "StorageError",
-    "Store",
-    "canonical_json",
-    "cell_key",
-    "curve_json",
-    "metrics_json",
-    "result_hash",
-    "safe_name",
-    "table_key",
-    "write_atomic",
-]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _SUFFIXES = {
@@ -65,6 +35,18 @@ _SUFFIXES = {
 }
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
 _MAX_NAME = 60  # characters of an artifact's name that survive in its file name
+
+
+class Keyed(Protocol):
+    """A record or a planned cell: what has the keys that name files."""
+
+    @property
+    def key(self) -> str:
+        """Of the cell."""
+
+    @property
+    def table_key(self) -> str:
+        """Of what the rows of its table share."""
 
 
 class StorageError(UsageError):
@@ -125,10 +107,9 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
-    def record_path(self, cell: Mapping[str, object]) -> Path:
-        """Where the record of a cell lies."""
-        key = cell_key(cell)
-        return self.root / "records" / table_key(cell) / key[:2] / f"{key}.json"
+    def record_path(self, cell: Keyed) -> Path:
+        """The file of a record, or of a planned cell's record."""
+        return self.root / "records" / cell.table_key / cell.key[:2] / f"{cell.key}.json"
 
     def write(self, record: Record) -> Record:
         """Store a record, with both hashes set, and return it. An older record of the cell is first kept in `history/`.
@@ -141,7 +122,7 @@ class Store:
             written = parse_record(data)
         except UsageError as error:
             raise UsageError(f"Record of cell {record.key} cannot be stored: {error}.") from error
-        path = self.record_path(record.cell)
+        path = self.record_path(record)
         if path.exists():
             self._keep_in_history(path)
         write_atomic(path, data)
@@ -177,7 +158,7 @@ class Store:
         return reason if about == record.record_hash else None  # a note on the record that was here before
 
     def _stale_path(self, record: Record) -> Path:
-        return self.record_path(record.cell).with_suffix(".stale")
+        return self.record_path(record).with_suffix(".stale")
 
     def _keep_in_history(self, path: Path) -> None:
         # A copy, not a move: at no moment is the cell without a record. Named by content, so that a retry adds nothing.
@@ -228,7 +209,7 @@ class Store:
     def _invalid(self, path: Path, reason: str) -> Record:
         message = f"{self._name(path)}: {reason}"
         error = ErrorEntry(kind=INVALID, message=message, stage=None, step=None, task=None)
-        return Record(cell={}, status=INVALID, error=error)
+        return Record(cell=NO_CELL, status=INVALID, error=error)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -253,11 +234,10 @@ class Store:
         finally:
             lock.release()
 
-    def remove_torn(self, cell: Mapping[str, object]) -> None:
+    def remove_torn(self, cell: Keyed) -> None:
         """Remove what a killed process left half-written of this cell's record and artifacts. Hold the cell's lock."""
-        key = cell_key(cell)
-        remove_torn(self.record_path(cell).parent, key)
-        remove_torn(self.root / "artifacts" / key[:2] / key)
+        remove_torn(self.record_path(cell).parent, cell.key)
+        remove_torn(self.root / "artifacts" / cell.key[:2] / cell.key)
 
     def write_artifact(self, key: str, name: str, data: bytes, kind: str) -> ArtifactEntry:
         """Store the bytes of a named artifact and return its entry. kind decides the suffix (`array`: .npy)."""

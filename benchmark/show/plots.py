@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.records.keys import value_at
 from benchmark.records.record import Record
 from benchmark.records.store import Store, safe_name, write_atomic
 from methods.figures import Figure, Heatmap, Layered, Lines, Panel, Tree
@@ -47,15 +46,12 @@ def draw_records(records: Sequence[Record], store: Store, folder: Path) -> Itera
 
 def figure_stem(record: Record, name: str) -> str:
     """File name without suffix: method, start of the key, seed, figure."""
-    method = str(value_at(record.cell, "method", "name"))
-    return safe_name(f"{method}-{record.key[:8]}-seed{record.cell.get('seed')}-{name}")
+    return safe_name(f"{record.method}-{record.key[:8]}-seed{record.seed}-{name}")
 
 
 def subtitle(record: Record) -> str:
     """What a picture is of, beneath its title."""
-    cell = record.cell
-    names = (value_at(cell, "method", "name"), value_at(cell, "data", "dataset"), value_at(cell, "backbone", "name"))
-    return f"{' · '.join(map(str, names))} · seed {cell.get('seed')} · {record.key[:8]}"
+    return f"{record.title} · {record.key[:8]}"
 
 
 def save(figure: Figure, stem: Path, beneath: str = "") -> list[Path]:

@@ -13,8 +13,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmark.records.keys import balancing_of, canonical_json, value_at
-from benchmark.records.record import SHARED, SINGLE_TASK, Record, method_of, number_at, seed_of_record
+from benchmark.records.documents import Reference
+from benchmark.records.keys import canonical_json
+from benchmark.records.record import Record
 from benchmark.tables.audit_fields import FIELDS, UNKNOWN, Field, Rule, cost_of
 
 _TOLERANCE = 0.05  # total costs that are equal for a control
@@ -57,8 +58,12 @@ class _Row:
     seeds: Sequence[int]
 
     @property
-    def reference(self) -> object:
+    def reference(self) -> Reference | None:
         return self.records[0].audit.get("reference")
+
+    @property
+    def is_comparison_reference(self) -> bool:
+        return self.records[0].is_comparison_reference
 
 
 def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Audit:
@@ -70,7 +75,7 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
     for position, (label, group) in enumerate(zip(labels, groups, strict=True)):
         done = [record for record in group if record.status == "done"]
         if done:
-            rows.append(_Row(position, label, done, [seed_of_record(record) for record in group]))
+            rows.append(_Row(position, label, done, [record.seed for record in group]))
     if not rows:
         return Audit((), 0, (), ())
     equal: dict[str, str] = {}
@@ -118,7 +123,7 @@ def _values_at_one_seed(field: Field, rows: Sequence[_Row]) -> list[list[object]
     by_seed: dict[int, dict[int, object]] = {}
     for number, row in enumerate(rows):
         for record in row.records:
-            by_seed.setdefault(seed_of_record(record), {})[number] = field.read(record)
+            by_seed.setdefault(record.seed, {})[number] = field.read(record)
     result: list[list[object]] = [["as the others"] for _ in rows]
     for seed, found in sorted(by_seed.items(), reverse=True):
         usual = _usual([rows[number] for number in found], [[value] for value in found.values()])
@@ -168,7 +173,8 @@ def _usual(rows: Sequence[_Row], values: Sequence[list[object]]) -> tuple[object
     most = [candidate for candidate, count in zip(candidates, counts, strict=True) if count == max(counts)]
     if len(most) == 1:
         return (most[0],)
-    for reference in (SHARED, SINGLE_TASK):
+    order: tuple[Reference, ...] = ("shared", "single_task")
+    for reference in order:
         for row, value in settled:
             if row.reference == reference and value in most:
                 return (value,)
@@ -198,19 +204,19 @@ def _plain(value: object) -> str:
 
 def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
     """4a: weights that were updated more often than the budget says need a row beside them that was, too."""
-    budget = value_at(rows[0].records[0].cell, "budget", "steps")
+    budget = rows[0].records[0].cell["budget"]["steps"]
     marked: dict[Rule, dict[_Row, str]] = {"red": {}, "amber": {}}
     for row in rows:
-        found = _distinct([value_at(record.cost, "weight_steps") for record in row.records])
+        found = _distinct([record.cost.get("weight_steps") for record in row.records])
         steps = found[0]
-        if len(found) > 1 or not isinstance(steps, int) or not isinstance(budget, int):
+        if len(found) > 1 or not isinstance(steps, int):
             marked["red"][row] = " and ".join(_text(UNKNOWN if value is None else value) for value in found)
         elif steps < budget:
             marked["red"][row] = f"{steps} (fewer than the budget)"
         elif steps > budget:
             companion = _companion(row, steps, rows)
             rule: Rule = "red" if companion is None else "amber"
-            marked[rule][row] = f"{steps} ({companion or _NO_COMPANION[row.reference == SHARED]})"
+            marked[rule][row] = f"{steps} ({companion or _NO_COMPANION[row.is_comparison_reference]})"
     if not any(marked.values()):
         yield f"weight_steps {budget}"
     for rule, words in marked.items():
@@ -232,11 +238,11 @@ def _companion(row: _Row, steps: int, rows: Sequence[_Row]) -> str | None:
         if _is_reinit_twin(row.records[0], other.records[0]):
             return f"beside its reinit twin {other.label}"
     for other in others:
-        equal = all(value_at(record.cost, "weight_steps") == steps for record in other.records)
-        if equal and SHARED in (row.reference, other.reference):
+        equal = all(record.cost.get("weight_steps") == steps for record in other.records)
+        if equal and (row.is_comparison_reference or other.is_comparison_reference):
             return f"as many as {other.label}"
     longest = max((_total_cost(other) for other in others if _searches(other)), default=0.0)
-    if row.reference == SHARED and _total_cost(row) <= (1 + _TOLERANCE) * longest:
+    if row.is_comparison_reference and _total_cost(row) <= (1 + _TOLERANCE) * longest:
         return "a control: no more than the longest search with its final training"
     return None
 
@@ -245,13 +251,9 @@ def _is_reinit_twin(record: Record, other: Record) -> bool:
     """Whether `other` is the same method with the same parameters and loss balancing, restarted from the initial
     weights.
     """
-    if balancing_of(record.cell) != balancing_of(other.cell):
+    if (record.balancing, record.method) != (other.balancing, other.method) or other.params.get("reinit") is not True:
         return False
-    ours, theirs = record.cell["method"], other.cell["method"]
-    if value_at(ours, "name") != value_at(theirs, "name") or value_at(theirs, "params", "reinit") is not True:
-        return False
-    params = value_at(ours, "params")
-    return isinstance(params, Mapping) and {**params, "reinit": True} == value_at(theirs, "params")
+    return {**record.params, "reinit": True} == other.params
 
 
 def _total_cost(row: _Row) -> float:
@@ -287,15 +289,15 @@ def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
 
 
 def _method(row: _Row) -> str:
-    return method_of(row.records[0])
+    return row.records[0].method
 
 
 def _size_deviation(row: _Row, other: _Row) -> float:
     """The largest relative difference in parameters and MACs over seeds; infinite where it is not known."""
-    theirs = {seed_of_record(record): _sizes(record) for record in other.records}
+    theirs = {record.seed: _sizes(record) for record in other.records}
     deviations = []
     for record in row.records:
-        pairs = zip(_sizes(record), theirs.get(seed_of_record(record), (None, None)), strict=True)
+        pairs = zip(_sizes(record), theirs.get(record.seed, (None, None)), strict=True)
         for ours, target in pairs:
             deviations.append(math.inf if ours is None or not target else abs(ours - target) / target)
     return max(deviations)
@@ -303,20 +305,20 @@ def _size_deviation(row: _Row, other: _Row) -> float:
 
 def _sizes(record: Record) -> tuple[float | None, float | None]:
     """active[all] and macs_joint; macs_sum where tasks have their own images."""
-    joint = number_at(record.compute, "macs_joint")
-    return number_at(record.size, "total"), number_at(record.compute, "macs_sum") if joint is None else joint
+    joint = record.compute.get("macs_joint")
+    return record.size.get("total"), record.compute.get("macs_sum") if joint is None else joint
 
 
 def _seeds(rows: Sequence[_Row]) -> Iterator[Finding | str]:
     """Rows that were tried at other seeds than most; a seed that failed counts as tried."""
-    field = Field("seeds", "red", lambda record: record.cell["seed"])
+    field = Field("seeds", "red", lambda record: record.seed)
     finding = _compared(field, rows, [[list(row.seeds)] for row in rows])
     yield f"seeds {_text(rows[0].seeds)}" if finding is None else finding
 
 
 def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
     """Choices made on the report role: red even where all rows did it."""
-    marked = [row for row in rows if any(value_at(r.cell, "selection", "select_on") == "test" for r in row.records)]
+    marked = [row for row in rows if any(record.selects_on_test for record in row.records)]
     if marked:
         names = ", ".join(row.label for row in marked)
         yield Finding("selected on", "red", tuple(row.position for row in marked), f"the report role: {names}")
@@ -338,7 +340,7 @@ def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
         return
     missing = []
     longest = max(_total_cost(row) for row in searching)
-    references = [_total_cost(row) for row in rows if row.reference == SHARED]
+    references = [_total_cost(row) for row in rows if row.is_comparison_reference]
     if max(references, default=0.0) < (1 - _TOLERANCE) * longest:
         times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
         missing.append(f"the reference row at the largest total budget{times}")

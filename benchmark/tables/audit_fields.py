@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from benchmark.records.keys import flat_params, value_at
-from benchmark.records.record import Record, number_at, params_of
+from benchmark.records.documents import Account
+from benchmark.records.keys import flat_params
+from benchmark.records.record import Record
 
 Rule = Literal["red", "amber"]
 Scope = Literal["rows", "rows at one seed", "seeds of a row"]
@@ -44,10 +45,9 @@ class Field:
 
 def _at(*paths: str) -> Read:
     """Reader of the values at dotted paths of a record; unknown where one of them is missing or null."""
-    split = [path.split(".") for path in paths]
 
     def read(record: Record) -> object:
-        values = [value_at(getattr(record, first), *rest) for first, *rest in split]
+        values = [record.value_at(path) for path in paths]
         if any(value is None for value in values):
             return UNKNOWN
         return values[0] if len(values) == 1 else values
@@ -59,7 +59,7 @@ def _rest(section: str, *named_apart: str) -> Read:
     """Reader of a section of the cell without what has a field of its own."""
 
     def read(record: Record) -> object:
-        settings = value_at(record.cell, section)
+        settings = record.value_at(f"cell.{section}")
         if not isinstance(settings, Mapping):
             return UNKNOWN
         return {name: value for name, value in settings.items() if name not in named_apart}
@@ -77,13 +77,13 @@ def _recipe(record: Record) -> object:
 
 
 def _balancing(record: Record) -> object:
-    name, params = (value_at(record.cell, "recipe", "balancing", key) for key in ("name", "params"))
+    name, params = (record.value_at(f"cell.recipe.balancing.{part}") for part in ("name", "params"))
     return UNKNOWN if name is None else [name, params] if params else name
 
 
 def _loss_weights(record: Record) -> object:
     """The weights of the loss terms that a method adds: by convention its parameters named `..._weight`."""
-    flat = flat_params(params_of(record))
+    flat = flat_params(record.params)
     return {name: value for name, value in flat if name.endswith("_weight")}
 
 
@@ -104,9 +104,9 @@ def _searched_images(record: Record) -> object:
     return record.audit.get("search_roles") or UNKNOWN
 
 
-def cost_of(record: Record, part: str) -> float | None:
+def cost_of(record: Record, part: Account) -> float | None:
     """What `search` or `final` cost, in images: batches drawn, however many optimizer steps each of them made."""
-    return number_at(record.cost, part, "images")
+    return record.cost.get(part, {}).get("images")
 
 
 FIELDS: tuple[Field, ...] = (

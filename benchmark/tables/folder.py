@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from benchmark.records.delta import Variant
-from benchmark.records.keys import value_at
 from benchmark.records.measurements import NetworkSpeed, SpeedResults, light_settings, read_speed
 from benchmark.records.record import Record
 from benchmark.records.store import Store
@@ -52,11 +51,10 @@ def read_records(directory: Path) -> list[Record]:
 
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
     """The light measurement of a record's network, of the device that it was trained on where there are several."""
-    graph = record.graph.get("hash")
-    devices = ("cpu", "cuda") if value_at(record.environment, "device") == "cpu" else ("cuda", "cpu")
+    devices = ("cpu", "cuda") if record.environment.get("device") == "cpu" else ("cuda", "cpu")
     for device in devices:
         for mode in ("joint", "mixed"):
-            found = speed.find(str(graph), light_settings(device).name, mode)
+            found = speed.find(record.graph_hash, light_settings(device).name, mode)
             if found is not None:
                 return found
     return None

@@ -24,8 +24,9 @@ from benchmark import __main__ as sharebench
 from benchmark.cli import EXIT_OUTPUT, make_console
 from benchmark.list import describe
 from benchmark.plan.suite_file import find_suite, select, suite_names
+from benchmark.records.documents import ErrorEntry
 from benchmark.records.networks import built_graph
-from benchmark.records.record import ErrorEntry, Record
+from benchmark.records.record import Record
 from benchmark.records.store import traceback_file
 from benchmark.run import app as run_app
 from benchmark.workers.executors import _told

@@ -118,7 +118,7 @@ def test_several_inputs_are_a_dictionary(domains: Path) -> None:
 def test_every_way_to_name_a_record_finds_it(run: Path) -> None:
     store = Store(run)
     record = next(one for one in store.load_all() if one.cell["method"]["name"] == "hard_sharing")
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     weights = load_network(run, "hard_sharing").graph.weights_hash()
     for network in (
         load_network(path),

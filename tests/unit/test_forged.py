@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -102,7 +103,7 @@ def test_no_record_stops_a_report(wrong: object, tmp_path: Path) -> None:
             aggregate([record, others[1], others[3]])  # two seeds, the forged one first in its row
             valid.append(record)
     assert 0 < len(valid) < len(PLACES)
-    together = [Record(**{**vars(one), "cell": {**one.cell, "seed": -n}}) for n, one in enumerate(valid, 1)]
+    together = [dataclasses.replace(one, cell={**one.cell, "seed": -n}) for n, one in enumerate(valid, 1)]
     records = [*together, *others]
     tables = aggregate(records)
     render_page(tables, records, [], Store(tmp_path), command="x", sections=[])

@@ -649,7 +649,6 @@ def test_a_forward_that_is_slower_by_a_quarter_is_caught(
     real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmark.records.measurements import light_settings
-    from benchmark.records.record import is_reference
     from benchmark.speed import networks as speed_networks
     from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, WarmUpRule
     from benchmark.speed.session import measure_table
@@ -657,7 +656,7 @@ def test_a_forward_that_is_slower_by_a_quarter_is_caught(
     root = tmp_path / "run"
     shutil.copytree(real.parent / "run", root)
     (record,) = Store(root).load_all()
-    assert not is_reference(record)
+    assert not record.is_reference
     table = TableJob("gate", {record.key: ("joint",)})
     protocol = SpeedProtocol(warm_up=WarmUpRule(limit_s=5.0))
 

@@ -125,7 +125,7 @@ def test_damaged_and_foreign_records_are_run_again_and_kept(suite: Path, tmp_pat
 
     planned = plan(select(str(suite), methods="hard_sharing"))[0]
     store = Store(tmp_path / "out")
-    path = store.record_path(planned.document)
+    path = store.record_path(planned)
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "status": "done"', encoding="utf-8")
     result = CliRunner().invoke(
