@@ -74,7 +74,7 @@ def accept(directory: Path, against: Path, reason: str) -> tuple[int, str]:
 
     Raises UsageError for an empty reason, and for a file that is there and is no baseline.
     """
-    from benchmark.compare.baseline import accepted, baseline_bytes, is_noisy, read_baseline, unfit
+    from benchmark.compare.baseline import accepted, baseline_bytes, read_baseline, unfit
     from benchmark.compare.gate import Exit, compare, superseded
     from benchmark.records.store import write_atomic
 
@@ -94,7 +94,7 @@ def accept(directory: Path, against: Path, reason: str) -> tuple[int, str]:
     findings = compare(records, before, measurements) if before is not None else []
     document = accepted(records, measurements, reason.strip(), before, superseded(findings))
     write_atomic(against, baseline_bytes(document))
-    left_out = sum(unfit(measurement) is not None or is_noisy(measurement) for measurement in measurements)
+    left_out = sum(unfit(measurement) is not None or measurement.is_noisy for measurement in measurements)
     said = [*lines(findings)]
     said += [f"{left_out} speed measurements are noisy or too short and were left out"] if left_out else []
     platforms = {key for cell in document.cells.values() for key in cell.golden}

@@ -5,7 +5,6 @@ Spec: measurement 8. Nothing here imports torch: the check must start fast.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.records.documents import Account
 from benchmark.records.keys import canonical_json, cell_key
-from benchmark.records.measurements import NOISY_AA, PAIRS, ROUNDS, MeasurementFile
-from benchmark.records.record import Record
+from benchmark.records.measurements import PAIRS, ROUNDS, MeasurementFile
+from benchmark.records.record import Record, parse_json
 from datasets.errors import UsageError, first_fault
 
 FORMAT = "sharebench-gate-1"
@@ -89,17 +88,16 @@ class Baseline(_Part):
 def read_baseline(path: Path) -> Baseline:
     """The baseline in a file. Raises UsageError, one line, for a file that is missing, damaged or something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"Baseline {path} does not exist; --accept REASON writes a first one.") from error
     except OSError as error:
         raise UsageError(f"Baseline {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise UsageError(f"Baseline {path} is not JSON, cut off or damaged ({str(error).splitlines()[0]}).") from error
+    except UsageError as error:
+        raise UsageError(f"Baseline {path} is cut off or damaged: {error}.") from error
     form = document.get("format") if isinstance(document, dict) else None
     if form != FORMAT:
-        raise UsageError(f"{path} is no baseline of this version: its format is {form!r}, expected {FORMAT!r}.")
+        raise UsageError(f"{path} is not a baseline of this version: its format is {form!r}, expected {FORMAT!r}.")
     try:
         baseline = Baseline.model_validate(document)
     except ValidationError as error:
@@ -111,10 +109,6 @@ def read_baseline(path: Path) -> Baseline:
         if problem is not None:
             raise UsageError(f"Baseline {path}: cells.{key}: golden value {problem} is not a float in hex.")
     return baseline
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _unreadable(values: Mapping[str, Bits]) -> list[str]:
@@ -258,11 +252,6 @@ def unfit(measurement: MeasurementFile) -> str | None:
     return None
 
 
-def is_noisy(measurement: MeasurementFile) -> bool:
-    """Whether two copies of the reference differed by more than 3 %."""
-    return measurement.aa is not None and abs(measurement.aa - 1.0) > NOISY_AA
-
-
 def old_ratios(baseline: Baseline, key: SpeedKey) -> list[float]:
     """r of a network in every measurement of the baseline on this device class at these settings."""
     device, settings, graph, mode = key
@@ -274,7 +263,7 @@ def old_ratios(baseline: Baseline, key: SpeedKey) -> list[float]:
 
 
 def _speed_entry(measurement: MeasurementFile, graphs: Collection[str]) -> SpeedBaseline | None:
-    if unfit(measurement) is not None or is_noisy(measurement) or measurement.aa is None:
+    if unfit(measurement) is not None or measurement.is_noisy or measurement.aa is None:
         return None
     ratios: dict[str, dict[str, float]] = {}
     for entry in measurement.networks:

@@ -27,7 +27,6 @@ from benchmark.compare.baseline import (
     golden_key,
     golden_platform,
     golden_values,
-    is_noisy,
     is_number,
     old_ratios,
     title,
@@ -80,6 +79,37 @@ class Finding:
     verdict: Verdict
     details: tuple[str, ...] = ()
     moved: SpeedKey | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """What is compared, and a method for each verdict on it, which takes the rule in words and further lines."""
+
+    cell: str
+    kind: Kind
+    name: str
+    old: str = ""
+    new: str = ""
+
+    def same(self, rule: str, *details: str, moved: SpeedKey | None = None) -> Finding:
+        return self._finding(Verdict.SAME, rule, details, moved)
+
+    def regression(self, rule: str, *details: str, moved: SpeedKey | None = None) -> Finding:
+        return self._finding(Verdict.REGRESSION, rule, details, moved)
+
+    def inconclusive(self, rule: str) -> Finding:
+        return self._finding(Verdict.INCONCLUSIVE, rule)
+
+    def missing(self, rule: str) -> Finding:
+        return self._finding(Verdict.MISSING, rule)
+
+    def not_judged(self, rule: str, *details: str) -> Finding:
+        return self._finding(Verdict.NOT_JUDGED, rule, details)
+
+    def _finding(
+        self, verdict: Verdict, rule: str, details: tuple[str, ...] = (), moved: SpeedKey | None = None
+    ) -> Finding:
+        return Finding(self.cell, self.kind, self.name, self.old, self.new, rule, verdict, details, moved)
 
 
 def exit_code(findings: Sequence[Finding], strict: bool = False) -> Exit:
@@ -137,7 +167,7 @@ def compare(
 
 
 def _missing(cell: str, name: str, old: str, new: str) -> Finding:
-    return Finding(cell, "cell", name, old, new, "every cell has a partner and is done", Verdict.MISSING)
+    return _Compared(cell, "cell", name, old, new).missing("every cell has a partner and is done")
 
 
 def _failure(record: Record) -> str:
@@ -147,24 +177,24 @@ def _failure(record: Record) -> str:
 def _unpaired(record: Record, baseline: Baseline) -> Finding:
     if record.status != "done":
         return _missing(title(record), "cell", "not in the baseline", _failure(record))
-    seeds = [
-        old.cell.get("seed") for old in baseline.cells.values() if _without_seed(old.cell) == _without_seed(record.cell)
-    ]
-    other = f" has this cell with seed {_numbers(seeds)}," if seeds else ""
+    seeds = _other_seeds(record.cell, (old.cell for old in baseline.cells.values()))
+    other = f" has this cell with seed {seeds}," if seeds else ""
     return _missing(title(record), "cell", f"the baseline{other} not this one", "unpaired; --accept REASON adds it")
 
 
 def _sibling(cell: Mapping[str, object], records: Iterable[Record]) -> str:
-    seeds = [record.seed for record in records if _without_seed(record.cell) == _without_seed(cell)]
-    return f"; unpaired: the same cell is there with seed {_numbers(seeds)}" if seeds else ""
+    seeds = _other_seeds(cell, (record.cell for record in records))
+    return f"; unpaired: the same cell is there with seed {seeds}" if seeds else ""
+
+
+def _other_seeds(cell: Mapping[str, object], others: Iterable[Mapping[str, object]]) -> str:
+    """The seeds of the cells that differ from this one in their seed alone."""
+    wanted = _without_seed(cell)
+    return ", ".join(sorted(str(other.get("seed")) for other in others if _without_seed(other) == wanted))
 
 
 def _without_seed(cell: Mapping[str, object]) -> bytes:
     return canonical_json({name: value for name, value in cell.items() if name != "seed"})
-
-
-def _numbers(values: Sequence[object]) -> str:
-    return ", ".join(sorted(map(str, values)))
 
 
 # Exact
@@ -178,12 +208,8 @@ def _exact(record: Record, old: CellBaseline) -> Iterator[Finding]:
         if texts[0] == texts[1]:
             equal += 1
         else:
-            yield Finding(old.title, "exact", name, texts[0], texts[1], "equal", Verdict.REGRESSION)
-    yield _equal(old.title, "exact", f"{equal} values", "equal")
-
-
-def _equal(cell: str, kind: Kind, name: str, rule: str) -> Finding:
-    return Finding(cell, kind, name, "", "", rule, Verdict.SAME)
+            yield _Compared(old.title, "exact", name, *texts).regression("equal")
+    yield _Compared(old.title, "exact", f"{equal} values").same("equal")
 
 
 # Golden
@@ -207,9 +233,9 @@ def _golden(record: Record, old: CellBaseline) -> Iterator[Finding]:
             _shown(name, values.get(name)) if name in values else "absent" for values in (bits.values, now)
         )
         details = (_first_difference(bits.values[name], now[name]),) if known and isinstance(now[name], list) else ()
-        yield Finding(old.title, "golden", name, before, after, rule, Verdict.REGRESSION, details + where)
+        yield _Compared(old.title, "golden", name, before, after).regression(rule, *details, *where)
         where = ()  # once a cell is enough
-    yield _equal(old.title, "golden", f"{equal} values", rule)
+    yield _Compared(old.title, "golden", f"{equal} values").same(rule)
 
 
 def _floats(value: Bits) -> list[float | None]:
@@ -257,7 +283,7 @@ def _other_platform(record: Record, old: CellBaseline, platform: Mapping[str, ob
             f"largest relative difference of {kind}: {value:.3g}{f' ({name})' if name else ''}"
             for kind, (value, name) in sorted(worst.items())
         ]
-    return Finding(old.title, "golden", "bits", "", "", "judged on equal platforms", Verdict.NOT_JUDGED, tuple(details))
+    return _Compared(old.title, "golden", "bits").not_judged("judged on equal platforms", *details)
 
 
 def _distance(old: Bits, new: Bits) -> float:
@@ -307,8 +333,7 @@ def _accuracy(pairs: Sequence[tuple[Record, CellBaseline]], floor: float) -> Ite
         name = row[0][1].title if len(row) == 1 else f"{row[0][1].title} and {len(row) - 1} more seeds"
         few = sum(1 for both in values.values() if len(both) < MIN_SEEDS and all(a == b for a, b in both))
         if few:
-            rule = f"judged from {MIN_SEEDS} seeds"
-            yield Finding(name, "accuracy", f"{few} equal metrics", "", "", rule, Verdict.NOT_JUDGED)
+            yield _Compared(name, "accuracy", f"{few} equal metrics").not_judged(f"judged from {MIN_SEEDS} seeds")
         for (task, metric), both in values.items():
             higher = first.metrics[task][metric]["higher_is_better"]
             if len(both) >= MIN_SEEDS or any(a != b for a, b in both):
@@ -316,12 +341,12 @@ def _accuracy(pairs: Sequence[tuple[Record, CellBaseline]], floor: float) -> Ite
 
 
 def _mean_drop(cell: str, name: str, both: Sequence[tuple[float, float]], higher: bool, floor: float) -> Finding:
-    """The mean over seeds may fall by the floor, or by what so many seeds cannot tell from noise."""
+    """The mean over seeds may drop by at most max(floor, smallest effect detectable with this number of seeds)."""
     old, new = (statistics.fmean(side) for side in zip(*both, strict=True))
     n = len(both)
-    texts = (f"{old:.6g}", f"{new:.6g} (n={n})")
+    compared = _Compared(cell, "accuracy", name, f"{old:.6g}", f"{new:.6g} (n={n})")
     if n < MIN_SEEDS:
-        return Finding(cell, "accuracy", name, *texts, f"judged from {MIN_SEEDS} seeds", Verdict.NOT_JUDGED)
+        return compared.not_judged(f"judged from {MIN_SEEDS} seeds")
     import numpy as np
 
     from benchmark.tables.statistics import detectable_shift, p_values
@@ -333,9 +358,9 @@ def _mean_drop(cell: str, name: str, both: Sequence[tuple[float, float]], higher
     p = float(p_values(np.array([[b for _, b in both]]), np.array([a for a, _ in both]))[0])
     drop = statistics.fmean(losses)
     rule = f"loses at most max({100 * floor:g} % of the old mean, detectable effect {effect:.3g}) = {bound:.3g}"
-    verdict = Verdict.REGRESSION if drop > bound else Verdict.SAME
-    said = "no test: all differences are the same" if math.isnan(p) else f"p {p:.3g}"
-    return Finding(cell, "accuracy", name, *texts, rule, verdict, (f"loses {drop:.3g}; {said}",))
+    test = "no test: all differences are the same" if math.isnan(p) else f"p {p:.3g}"
+    judge = compared.regression if drop > bound else compared.same
+    return judge(rule, f"loses {drop:.3g}; {test}")
 
 
 # Speed
@@ -348,8 +373,7 @@ def _speed(
     for record, old in pairs:
         names.setdefault(record.graph_hash, old.title)
     if not measurements:
-        rule = "judged where the run has measured speed"
-        yield Finding("", "speed", "no measurement", "", "", rule, Verdict.NOT_JUDGED)
+        yield _Compared("", "speed", "no measurement").not_judged("judged where the run has measured speed")
         return
     latest: dict[SpeedKey, tuple[MeasurementFile, NetworkEntry]] = {}
     for measurement in sorted(measurements, key=lambda measurement: measurement.started):
@@ -368,10 +392,10 @@ def _speed(
     for key in sorted({key for entry in baseline.speed for key in entry.networks} - latest.keys()):
         if key[:2] in here and key[2] in names and len(old_ratios(baseline, key)) >= MIN_MEASUREMENTS:
             rule = "measured in the baseline, not in this run"
-            yield Finding(names[key[2]], "speed", f"r {key[3]} at {key[1]}", "", "", rule, Verdict.NOT_JUDGED)
+            yield _Compared(names[key[2]], "speed", f"r {key[3]} at {key[1]}").not_judged(rule)
     for (name, device, settings, n_old), n_modes in waiting.items():
         rule = f"judged from {MIN_MEASUREMENTS} measurements of a device class; {device} at {settings} has {n_old}"
-        yield Finding(name, "speed", f"{n_modes} modes", "", "", rule, Verdict.NOT_JUDGED)
+        yield _Compared(name, "speed", f"{n_modes} modes").not_judged(rule)
 
 
 def speed_bound(aa: float) -> float:
@@ -386,23 +410,22 @@ def _relative_speed(
     name, median = f"r {mode} at {settings} on {device}", statistics.median(old_r)
     old = f"{median:.3f} [{min(old_r):.3f}, {max(old_r):.3f}] of {len(old_r)}"
     if measurement.aa is None or entry.r is None:
-        rule, new = "measured", entry.message or measurement.message or entry.status
-        return Finding(cell, "speed", name, old, f"{entry.status}: {new}", rule, Verdict.MISSING)
-    new, bound = f"{entry.r:.3f}, A/A {measurement.aa:.3f}", speed_bound(measurement.aa)
+        new = f"{entry.status}: {entry.message or measurement.message or entry.status}"
+        return _Compared(cell, "speed", name, old, new).missing("measured")
+    compared = _Compared(cell, "speed", name, old, f"{entry.r:.3f}, A/A {measurement.aa:.3f}")
+    bound = speed_bound(measurement.aa)
     if (reason := unfit(measurement)) is not None:
-        return Finding(cell, "speed", name, old, new, reason, Verdict.NOT_JUDGED)
-    if is_noisy(measurement):
-        rule = "A/A within 3 % of 1: measure again on a quiet machine"
-        return Finding(cell, "speed", name, old, new, rule, Verdict.INCONCLUSIVE)
+        return compared.not_judged(reason)
+    if measurement.is_noisy:
+        return compared.inconclusive("A/A within 3 % of 1: measure again on a quiet machine")
     rule = f"at least {100 * (1 - bound):.1f} % of the old median"
     rank = 1 + sum(r < entry.r for r in old_r)
-    details: tuple[str, ...] = (f"rank {rank} of {len(old_r) + 1}: p {rank / (len(old_r) + 1):.2g}, one-sided",)
+    test = f"rank {rank} of {len(old_r) + 1}: p {rank / (len(old_r) + 1):.2g}, one-sided"
     change = entry.r / median - 1.0
-    slower = change < -bound
-    if slower:
-        details += (f"old r: {', '.join(f'{r:.4f}' for r in old_r)}", *_raw(entry))
-    verdict = Verdict.REGRESSION if slower else Verdict.SAME
-    return Finding(cell, "speed", name, old, new, rule, verdict, details, key if abs(change) > bound else None)
+    moved = key if abs(change) > bound else None
+    if change >= -bound:
+        return compared.same(rule, test, moved=moved)
+    return compared.regression(rule, test, f"old r: {', '.join(f'{r:.4f}' for r in old_r)}", *_raw(entry), moved=moved)
 
 
 def superseded(findings: Sequence[Finding]) -> set[SpeedKey]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,6 +26,10 @@ DeviceKind = Literal["cpu", "cuda"]
 Dtype = Literal["fp32", "tf32", "amp-bf16", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Status = Literal["done", "oom", "failed"]
+Form = Literal["pairs", "slots"]
+
+PAIRS, ROUNDS = 60, 7
+NOISY_AA = 0.03  # |aa - 1| above it: `noisy`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,25 @@ class SpeedSettings:
         parts = [self.device, f"b{self.batch}", self.dtype, self.memory_format, f"t{self.threads}"]
         parts += ["compiled" if self.compiled else "eager"] + (["cudnn_benchmark"] if self.cudnn_benchmark else [])
         return "-".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Median and extremes over calls (pairs) or rounds (slots)."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTimes:
+    """Milliseconds of a step: on the host clock (pairs), on the device (slots)."""
+
+    median: float
+    p10: float
+    p90: float
+    iqr: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +147,11 @@ class MeasurementFile:
     environment: Mapping[str, Any]
     states: Mapping[str, Any]
     networks: tuple[NetworkEntry, ...]
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether two copies of the reference differed by more than 3 %."""
+        return self.aa is not None and is_noisy(self.aa)
 
 
 _PARSER = TypeAdapter(MeasurementFile)
@@ -200,29 +228,7 @@ def read_speed(root: Path) -> SpeedResults:
         for entry in measurement.networks:
             modes = networks.setdefault(entry.graph, {}).setdefault(measurement.settings.name, {})
             modes[entry.mode] = NetworkSpeed(entry, measurement)
-    return SpeedResults(cast("Mapping[str, Mapping[str, Mapping[str, NetworkSpeed]]]", networks), tuple(problems))
-
-
-Form = Literal["pairs", "slots"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Median and extremes over calls (pairs) or rounds (slots)."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class StepTimes:
-    """Milliseconds of a step: on the host clock (pairs), on the device (slots)."""
-
-    median: float
-    p10: float
-    p90: float
-    iqr: float
+    return SpeedResults(networks, tuple(problems))
 
 
 def is_noisy(aa: float) -> bool:
@@ -233,12 +239,6 @@ def is_noisy(aa: float) -> bool:
 def same_speed_within(aa: float) -> float:
     """Relative differences below this are not called differences."""
     return max(2 * abs(aa - 1), NOISY_AA)
-
-
-PAIRS, ROUNDS = 60, 7
-
-
-NOISY_AA = 0.03  # |aa - 1| above it: `noisy`
 
 
 def light_settings(device: str) -> SpeedSettings:
