@@ -117,6 +117,16 @@ def test_table_key_ignores_method_and_seed_and_nothing_else():
         assert table_key(make_cell("a", 0, **{section: {"changed": 1}})) != base
 
 
+def test_a_record_hashes_its_cell_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr("benchmark.records.record.cell_key", lambda cell: asked.append(cell) or "k")
+    record = make_record()
+    assert (record.key, record.key) == ("k", "k")
+    assert len(asked) == 1
+    assert dataclasses.replace(record, cell=make_cell(seed=1)).key == "k"
+    assert len(asked) == 2  # a copy with another cell has another key
+
+
 def test_curves_hold_null_for_what_is_not_finite():
     assert curve_json([1, float("nan"), float("inf"), 0.5]) == [1.0, None, None, 0.5]
 
