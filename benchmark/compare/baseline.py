@@ -1,4 +1,4 @@
-"""The file that the regression gate compares with: what it holds, how it is read, made and brought up to date.
+"""The baseline file of the regression gate: its contents, and how it is read, made and updated.
 
 Spec: measurement 8. Nothing here imports torch: the check must start fast.
 """
@@ -37,7 +37,7 @@ class _Part(BaseModel):
 class Golden(_Part):
     """Bits of one cell on one platform. values: floats as float.hex, digests, by dotted name.
 
-    cpu and versions are told beside a difference; the versions are not compared.
+    cpu and versions are printed beside a difference; versions are not compared.
     """
 
     platform: dict[str, str | int | bool | None]
@@ -112,7 +112,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def _unreadable(values: Mapping[str, Bits]) -> list[str]:
-    """Names of curves and metrics that are no hex floats."""
+    """Names of curves and metrics that do not hold floats in hex."""
     return [name for name, value in values.items() if is_number(name) and not all(map(_is_hex, as_list(value)))]
 
 
@@ -138,11 +138,11 @@ def baseline_bytes(baseline: Baseline) -> bytes:
     return canonical_json(baseline.model_dump(mode="json"))
 
 
-# What of a record is compared
+# Compared values of a record
 
 
 def title(record: Record) -> str:
-    """For people: method, data, backbone, seed, and the start of the key, which tells apart what these do not."""
+    """For people: method, data, backbone, seed, and the start of the key, for cells that share these."""
     return f"{record.title} ({record.key[:8]})"
 
 
@@ -156,7 +156,7 @@ def _flatten(prefix: str, value: object) -> Flat:
 
 
 def exact_values(record: Record) -> Flat:
-    """What must be equal on every machine, by dotted name: counts, hashes of graph, roles and data, the schema."""
+    """Values that must be equal everywhere, by dotted name: counts, hashes of graph, roles and data, the schema."""
     counts: dict[str, object] = {
         part: {name: value for name, value in record.cost[part].items() if name in _COUNTS}
         for part in _ACCOUNTS
@@ -178,8 +178,8 @@ def exact_values(record: Record) -> Flat:
 
 
 def golden_platform(record: Record) -> dict[str, str | int | bool | None] | None:
-    """What a record's bits depend on; None where they are not defined: not the CPU, more than one thread, or
-    algorithms that are not deterministic.
+    """Everything that a record's bits depend on; None if they are not defined: on a GPU, with more than one thread, or
+    without deterministic algorithms.
     """
     environment = record.environment
     threads = environment.get("threads", {}).get("intra_op")
@@ -241,7 +241,7 @@ def device_class(measurement: MeasurementFile) -> str:
 
 
 def unfit(measurement: MeasurementFile) -> str | None:
-    """Why a measurement cannot be compared at all; None where it can. Noise is judged apart."""
+    """Why a measurement cannot be compared at all; None if it can. Noise is judged separately."""
     if measurement.status != "done" or measurement.aa is None:
         return f"the reference could not be measured ({measurement.status})"
     needed = PAIRS if measurement.form == "pairs" else ROUNDS
@@ -292,8 +292,8 @@ def accepted(
 ) -> Baseline:
     """The new baseline: exactly these cells, all of them `done`.
 
-    Where the exact part of a cell is as before, golden values of other platforms are kept. Measurements are added to
-    those before, quiet ones only; superseded: networks whose old ratios are dropped, because a new speed was accepted.
+    If the exact part of a cell is as before, golden values of other platforms are kept. Quiet measurements are added to
+    the older ones. superseded: networks whose old ratios are dropped, because a new speed was accepted.
     """
     cells: dict[str, CellBaseline] = {}
     for record in records:
@@ -345,7 +345,7 @@ def _accepted_speed(
         )
     for measurement in measurements:
         made = _speed_entry(measurement, graphs)
-        # One that is known stays as it is: what was superseded in it must not come back.
+        # A known measurement stays as it is: ratios that were superseded in it must not come back.
         if made is not None and _identity(made) not in known:
             known[_identity(made)] = made
     return [known[name] for name in sorted(known) if known[name].r]

@@ -1,7 +1,7 @@
 """What changed between two runs: settings, code, versions, results, cell by cell. Reads records, trains nothing.
 
-Cells pair by their key, which holds everything that a result depends on but code, versions and machine. A cell without
-its equal is set beside the nearest one of the other run, with the settings in which they differ.
+Cells pair by their key, which covers everything that a result depends on except code, versions and machine. An unpaired
+cell is shown beside the nearest one of the other run, with the settings in which they differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CSV_HEADS = ("cell", "state", "what", "old", "new", "difference")
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One value that differs. difference: new - old where both are numbers."""
+    """One value that differs. difference: new - old, for numbers."""
 
     what: str
     old: object
@@ -35,7 +35,7 @@ class Change:
 
     @property
     def difference(self) -> float | None:
-        """None where one of the two is no number."""
+        """None if one of the two is not a number."""
         if isinstance(self.old, (int, float)) and isinstance(self.new, (int, float)):
             return float(self.new) - float(self.old)
         return None
@@ -57,7 +57,7 @@ class CellDifference:
 @dataclasses.dataclass(frozen=True)
 class Unpaired:
     """A cell that only one of the runs has. only_in: `old` or `new`. nearest: the changes to the nearest cell of the
-    other run, which is called `beside`; empty where that has none of its method.
+    other run, which is called `beside`; empty if that run has no cell of the method.
     """
 
     title: str
@@ -163,9 +163,9 @@ def flat(value: object, prefix: str = "") -> dict[str, object]:
 
 
 def _unpaired(record: Record, only_in: str, others: Sequence[Record]) -> Unpaired:
-    """The cell beside the one of its method in the other run that differs in the fewest settings, the first of equals.
+    """The cell beside the one of its method in the other run that differs in the fewest settings; of several the first.
 
-    others: those first that have no equal either, since one is likely to have become the other.
+    others: first those that are unpaired too, since this cell has probably become one of them.
     """
     mine = flat(record.cell)
     candidates = [other for other in others if other.method == record.method]
@@ -191,7 +191,7 @@ def _said(value: object) -> str:
 
 
 def lines(found: RunDifference) -> Iterator[str]:
-    """The difference for people, a line each; what is identical is counted, not listed."""
+    """The difference for people, line by line; identical cells are counted, not listed."""
     yield found.summary
     for change in found.versions:
         yield f"version {change}"

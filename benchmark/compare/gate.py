@@ -1,8 +1,8 @@
 """The rules of the regression gate: records and speed files against a baseline -> findings -> exit code.
 
 Exact values must be equal everywhere, golden values bit by bit on the same platform; means of three or more seeds and
-relative speed may fall by what noise explains. Relative speed cannot see a change that slows the plain backbone by the
-same factor, because that is what it is relative to. Spec: measurement 8. Pure functions; torch is not imported.
+relative speed may drop as far as noise explains. Relative speed is relative to the plain backbone, so it cannot see a
+change that slows both by the same factor. Spec: measurement 8. Pure functions; torch is not imported.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from benchmark.records.keys import canonical_json
 from benchmark.records.measurements import MeasurementFile, NetworkEntry
 from benchmark.records.record import Record
 
-MIN_SEEDS = 3  # below it a mean is no evidence
-MIN_MEASUREMENTS = 3  # separate ones of a device class, below which a median says nothing
-SPEED_FLOOR = 0.05  # a smaller loss of relative speed is never a finding
+MIN_SEEDS = 3  # below it, a mean is not evidence
+MIN_MEASUREMENTS = 3  # separate ones of a device class; with fewer, a median is not evidence
+SPEED_FLOOR = 0.05  # a smaller loss of relative speed is not a finding
 
 Kind = Literal["cell", "exact", "golden", "accuracy", "speed"]
 
 
 class Verdict(enum.Enum):
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     SAME = "same"
     REGRESSION = "regression"
@@ -67,7 +67,7 @@ class Exit(enum.IntEnum):
 class Finding:
     """One comparison. cell: title of the cell, empty for the run as a whole; name: of the value; rule: in words.
 
-    details: further lines. moved: the network whose speed left the baseline's, up or down.
+    details: further lines. moved: the network, if its speed differs from the baseline's, up or down.
     """
 
     cell: str
@@ -83,7 +83,9 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class _Compared:
-    """What is compared, and a method for each verdict on it, which takes the rule in words and further lines."""
+    """A value that is compared. Each method is a verdict and makes the finding, with the rule in words and further
+    lines.
+    """
 
     cell: str
     kind: Kind
@@ -113,7 +115,7 @@ class _Compared:
 
 
 def exit_code(findings: Sequence[Finding], strict: bool = False) -> Exit:
-    """1 outranks 4, 4 outranks 3. strict: what is inconclusive counts as a regression."""
+    """1 outranks 4, 4 outranks 3. strict: an inconclusive finding counts as a regression."""
     found = {finding.verdict for finding in findings}
     if Verdict.REGRESSION in found or (strict and Verdict.INCONCLUSIVE in found):
         return Exit.REGRESSION
@@ -129,11 +131,11 @@ def compare(
     unread: Sequence[str] = (),
     stale: Mapping[str, str] | None = None,
 ) -> list[Finding]:
-    """Every finding, cell by cell, what is the same included.
+    """Every finding, cell by cell, including equal values.
 
-    records: all of a run, those that are invalid or not done included. measurements: of its folder; unread: a line for
+    records: all of a run, including those that are invalid or not done. measurements: of its folder; unread: a line for
     each speed file that could not be read. stale: {key: why} of records that a run has kept though other code, data or
-    libraries made them: they say nothing of the present ones.
+    libraries made them; they are no evidence about the present code.
     """
     by_key = {record.key: record for record in records if record.cell}
     pairs: list[tuple[Record, CellBaseline]] = []
@@ -262,7 +264,7 @@ def _first_difference(old: Bits, new: Bits) -> str:
 
 
 def _other_platform(record: Record, old: CellBaseline, platform: Mapping[str, object] | None) -> Finding:
-    """Golden values of another platform are shown beside these ones: how far apart, not whether right."""
+    """Golden values of another platform are only shown: how far this record is from them is not a verdict."""
     now = golden_values(record)
     nearest = _nearest(old, record)
     if platform is None:
@@ -287,7 +289,7 @@ def _other_platform(record: Record, old: CellBaseline, platform: Mapping[str, ob
 
 
 def _distance(old: Bits, new: Bits) -> float:
-    """Largest relative difference; infinite where one has a value and the other none."""
+    """Largest relative difference; infinite if only one of the two has a value."""
     before, after = _floats(old), _floats(new)
     if len(before) != len(after):
         return math.inf
@@ -303,7 +305,7 @@ def _relative(old: float | None, new: float | None) -> float:
 
 
 def _nearest(old: CellBaseline, record: Record) -> Golden | None:
-    """The golden values whose platform shares most with the record's; the first by key among equals."""
+    """The golden values of the platform that is most similar to the record's; of several the first by key."""
     platform = golden_platform(record) or {"torch": str(record.versions.get("torch"))}
     candidates = [old.golden[key] for key in sorted(old.golden)]
     return max(
@@ -369,7 +371,7 @@ def _mean_drop(cell: str, name: str, both: Sequence[tuple[float, float]], higher
 def _speed(
     pairs: Sequence[tuple[Record, CellBaseline]], baseline: Baseline, measurements: Sequence[MeasurementFile]
 ) -> Iterator[Finding]:
-    names: dict[str, str] = {}  # a network once, whatever number of cells ended in it
+    names: dict[str, str] = {}  # each network once, even if several cells ended in it
     for record, old in pairs:
         names.setdefault(record.graph_hash, old.title)
     if not measurements:
@@ -429,12 +431,12 @@ def _relative_speed(
 
 
 def superseded(findings: Sequence[Finding]) -> set[SpeedKey]:
-    """Networks whose speed is no longer that of the baseline: accepting the run ends their old measurements."""
+    """Networks whose speed differs from the baseline's: accepting the run drops their old measurements."""
     return {finding.moved for finding in findings if finding.moved is not None}
 
 
 def _raw(entry: NetworkEntry) -> Iterator[str]:
-    """The samples behind a bad ratio: two speeds in turn look different from one."""
+    """The samples behind a bad ratio, which show whether a network switched between two speeds."""
     for name, values in sorted(entry.raw.items()):
         if isinstance(values, (list, tuple)) and values:
             yield f"{name}: {', '.join(map(str, values))}"

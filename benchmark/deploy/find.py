@@ -1,4 +1,6 @@
-"""Which record is meant: a file, or a folder with the label of a row, a method or the start of a cell's key."""
+"""Find the record that a user names: by its file, or by a folder and the label of a row, a method or the start of a
+key.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ _KEY_START = re.compile(r"[0-9a-f]{4,32}")
 
 
 def find_record(source: Path, row: str | None = None, seed: int | None = None) -> tuple[Store, Record]:
-    """The record that is meant, and the store that holds its artifacts.
+    """The named record, and the store that holds its artifacts.
 
     source: the file of a record inside a run's folder, then without row and seed; or the folder of a run. row: label of
-    a row, name of a method, or at least four digits of the start of a cell's key; None where the folder has one row.
-    seed: None takes the lowest that is done. Raises UsageError where nothing or more than one thing is meant.
+    a row, name of a method, or at least the first four digits of a cell's key; None if the folder has one row. seed:
+    None takes the lowest that is done. Raises UsageError if no record fits or several do.
     """
     if source.is_file():
         if row is not None or seed is not None:
@@ -47,7 +49,7 @@ class _Row:
         self.records = sorted(records, key=lambda record: record.seed)
 
     def named(self, with_table: bool) -> str:
-        """`1f3a09c2 = hard_sharing`; with_table: and what its table is about."""
+        """`1f3a09c2 = hard_sharing`; with_table: also the data and backbone of its table."""
         about = ""
         if with_table:
             head = table_head(self.records)

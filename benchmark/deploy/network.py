@@ -1,8 +1,8 @@
-"""Trained networks of records, back as modules: what to feed them, what they give, and where they come from.
+"""Trained networks of records as modules again, with a description of inputs, outputs and origin.
 
 A record keeps its network as two artifacts, a task graph as JSON and its tensors as safetensors. A safetensors file
-that `export` wrote holds both. Neither is unpickled, and neither needs the training code: this module imports no
-trainer.
+that `export` wrote holds both. Neither is unpickled, and neither needs the training code, which this module does not
+import.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W], RGB or gray in [0, 1] -> what a network of this normalisation is fed."""
+        """float [B, C, H, W], RGB or gray in [0, 1] -> input of a network with this normalisation."""
         if self.channels == "BGR":
             images = images.flip(1)
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
@@ -64,9 +64,9 @@ class Normalisation:
 
 @dataclasses.dataclass(frozen=True)
 class OutputDescription:
-    """One prediction: shape of it for one image, and what the label was. unit: of the label, empty where it has none.
+    """One prediction: its shape for one image, and its label. unit: of the label, empty if it has none.
 
-    frame: what the channels of normals mean, see `datasets.contracts.NormalsFrame`; None for other kinds.
+    frame: meaning of the channels of normals, see `datasets.contracts.NormalsFrame`; None for other kinds.
     """
 
     kind: str
@@ -78,10 +78,10 @@ class OutputDescription:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkDescription:
-    """What whoever deploys a network must know; stored in every exported file.
+    """All that is needed to deploy a network; stored in every exported file.
 
     cell, seed, result_hash: of the record; graph: hash of the network. data: data set, layout, version, protocol, home
-    and licence. predictions: how outputs of each kind are read.
+    and licence. predictions: how to read the outputs of each kind.
     """
 
     cell: str
@@ -103,7 +103,7 @@ class NetworkDescription:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> NetworkDescription:
-        """The description of `to_json`. Raises UsageError where it is none."""
+        """The description in a text of `to_json`. Raises UsageError for any other text."""
         try:
             return _DESCRIPTIONS.validate_json(text)
         except ValidationError as error:
@@ -115,7 +115,7 @@ _DESCRIPTIONS = TypeAdapter(NetworkDescription)
 
 
 class DeployedNetwork(nn.Module):
-    """A trained network: normalised images -> {task: prediction}. In eval mode as it comes from `load_network`.
+    """A trained network: normalised images -> {task: prediction}. `load_network` returns it in eval mode.
 
     description: inputs, normalisation, tasks and origin. graph: the task graph whose nodes it runs.
     """
@@ -126,9 +126,9 @@ class DeployedNetwork(nn.Module):
         self.network = graph.module()
 
     def forward(self, images: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """images: float32 [B, C, H, W], normalised, where all tasks read one input; else {input: such images}.
+        """images: float32 [B, C, H, W], normalised, if all tasks read one input; else {input: such images}.
 
-        Raises UsageError for a tensor where there are several inputs, and UnknownNameError for a missing one.
+        Raises UsageError for a tensor if there are several inputs, and for a missing input.
         """
         inputs = self.description.inputs
         if isinstance(images, Tensor):
@@ -142,7 +142,7 @@ class DeployedNetwork(nn.Module):
         return predictions
 
     def normalise(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W], RGB (or gray) in [0, 1] -> what `forward` expects."""
+        """float [B, C, H, W], RGB (or gray) in [0, 1] -> input of `forward`."""
         return self.description.normalisation(images)
 
     def example(self, batch: int) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def load_network(
     cell's key; a safetensors file that `export` wrote; or a Record, with `out`: the folder of its run.
     seed: of several, None takes the lowest that is done. tasks: only these, with what they need of the network.
     plugins: files of plug-ins whose operations or data set the network uses.
-    Raises UsageError for a record that is not there or not done, an unknown row or task, and missing weights.
+    Raises UsageError for a record that is absent or not done, an unknown row or task, and missing weights.
     """
     load_methods()  # a method's module registers the operations of its graphs
     load_plugins(plugins)
@@ -217,7 +217,7 @@ def _restricted(graph: TaskGraph, description: NetworkDescription, tasks: Sequen
 
 
 def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
-    """What a record says of its network. Raises UsageError where the data set is of a plug-in that is not loaded."""
+    """The description of a record's network. Raises UsageError if its data set needs a plug-in that is not loaded."""
     data, channels = record.cell["data"], record.cell["backbone"]["in_chans"]
     said: Mapping[str, object] = data
     try:

@@ -1,4 +1,4 @@
-"""From what a suite says to what will run: names looked up, defaults filled in, faults found before the first step."""
+"""From a suite to the cells that will run: names looked up, defaults filled in, faults found before the first step."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ ONE_VALUE = {"bool_type", "float_type", "int_type", "string_type", "literal_erro
 class PlannedCell:
     """A cell whose names are known and whose defaults are filled in.
 
-    document: what the key is the hash of; without paths, so that a folder of results can move. weights: `none`,
-    `pretrained` or a path. program: the code that will train it. notes, data_notes: what its method says of this
-    pairing, and what to know of its data, for whoever reads the plan.
+    document: the key is its hash; it holds no paths, so that a folder of results can move. weights: `none`,
+    `pretrained` or a path. program: the code that will train it. notes, data_notes: remarks for readers of the plan, by
+    the method on this pairing, and on the data.
     """
 
     settings: Cell
@@ -61,7 +61,7 @@ class PlannedCell:
 
     @functools.cached_property
     def table_key(self) -> str:
-        """What the rows of its table share."""
+        """The key of its table."""
         return table_key(self.document)
 
     @property
@@ -78,7 +78,7 @@ class PlannedCell:
 def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
     """All cells of a suite, baselines of Delta_m first so that others find their networks.
 
-    data_root: where data sets on disk lie; their lists are read and their files counted here. What has one task stands
+    data_root: folder of the data sets; their lists are read and their files counted here. A cell with one task appears
     once, whatever loss balancing the suite asks for. Raises UsageError.
     """
     cells: dict[str, PlannedCell] = {}
@@ -108,7 +108,7 @@ def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
 
 
 def head_document(head: HeadSettings) -> dict[str, object]:
-    """What stands in a cell for its heads; the width where the decoder has one."""
+    """A cell's entry for its heads; with the width if the decoder has one."""
     width = DenseForm.of(head.dense, head.hidden).width
     return {"pooled": "pool + linear", "dense": head.dense, **({} if width is None else {"hidden": width})}
 
@@ -121,10 +121,9 @@ def dense_form(document: Mapping[str, Any]) -> DenseForm:
 def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[PlannedCell]:
     """The cells with the notes of their methods and data.
 
-    Each distinct data set is listed and looked at once, so that what is missing or wrong is found before the first
-    step. Each distinct backbone
-    is built once and shown to each distinct method: sizes, options and weight files that do not fit, and methods that
-    cannot run on it, are found here. Raises UsageError.
+    Each distinct data set is listed and checked once, and each distinct backbone is built once and passed to each
+    distinct method. Missing or wrong files, sizes, options and weights that do not fit, and methods that cannot run on
+    a backbone, are so found before the first step. Raises UsageError.
     """
     listed: set[bytes] = set()
     backbones: dict[bytes, Backbone] = {}
@@ -170,9 +169,7 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
 
 
 def _require_statistics(cell: Cell, spec: DatasetSpec, backbone: Backbone) -> None:
-    """Raise UsageError where batches of one image leave a batch norm a single value per channel, which has no
-    statistics.
-    """
+    """Raise UsageError if batches of one image leave a batch norm one value per channel, which has no statistics."""
     if cell.recipe.batch_size > 1:
         return
     height, width = backbone.input_size
@@ -199,10 +196,10 @@ def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
 
 
 def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
-    """Load every split of a data set that is not part of the core, and look at it as far as seconds can tell.
+    """Load every split of a data set that is not part of the core, and make the checks that take seconds.
 
-    Raises UsageError for what is absent, miscounted, truncated, of another size or illegal, and for colour images where
-    the backbone takes one channel.
+    Raises UsageError for files that are absent, miscounted, truncated, of another size or illegal, and for colour
+    images if the backbone takes one channel.
     """
     one = cell.backbone.in_chans == 1
     if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
@@ -215,7 +212,7 @@ def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
 
 
 def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:
-    """What to know of the data: the layout that was recognised where the suite names none, and caveats."""
+    """Remarks on the data: the recognised layout, if the data set has several, and caveats."""
     found = (f"layout {spec.layout} ({spec.tier})",) if len(get_dataset(spec.name).layouts) > 1 else ()
     return (*found, *spec.caveats)
 
@@ -244,7 +241,7 @@ def missing_reference(cells: Sequence[PlannedCell]) -> bool:
 def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
     """A cell with every name looked up and every default filled in, the layout of its data among them.
 
-    Raises UsageError with the nearest valid name, and DatasetMissingError where a layout cannot be told.
+    Raises UsageError with the nearest valid name, and DatasetMissingError if the layout cannot be recognised.
     """
     if cell.data.layout is None and get_dataset(cell.data.dataset).layouts:
         _, layout = find_layout(cell.data.dataset, data_root)
@@ -279,7 +276,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         },
         "backbone": {**_only_if_asked(cell.backbone, "dilation", "timm"), "weights": weights_tag(weights)},
         "head": head_document(cell.head),
-        # Loader processes change no result, so they are no part of a cell's identity.
+        # The number of loader processes changes no result, so it is not part of a cell's identity.
         "recipe": {
             **cell.recipe.model_dump(mode="json", exclude={"workers"}),
             "augmentation": canonical_steps(cell.recipe.augmentation),
@@ -293,8 +290,8 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
 
 
 def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) -> BalancingSettings:
-    """The loss balancing of a cell with its defaults filled in; equal where there is one task. Raises UsageError for
-    what cannot be combined.
+    """The loss balancing of a cell with its defaults filled in; equal if there is one task. Raises UsageError for a
+    balancing that the method, its parameters or the precision rule out.
     """
     asked, name = cell.recipe.balancing, cell.method.name
     found = resolved(asked, spec.task_names)
@@ -317,8 +314,8 @@ def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) ->
 
 
 def _only_if_asked(settings: Settings, field: str, usual: object) -> dict[str, object]:
-    """Settings as they stand in a cell. A field that came later, for published settings, stands there only where it is
-    not as usual, so that older cells keep their keys.
+    """Settings as a cell stores them. A field that was added later, for published settings, is stored only if it
+    differs from the usual value, so that older cells keep their keys.
     """
     values: dict[str, object] = settings.model_dump(mode="json")
     if values[field] == usual:
@@ -351,7 +348,7 @@ def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:
 
 
 def weights_tag(weights: str) -> str:
-    """What stands in a cell for its initial weights: `none`, `pretrained`, or `file-` and the start of its sha256."""
+    """A cell's entry for its initial weights: `none`, `pretrained`, or `file-` and the start of its sha256."""
     if weights in WEIGHTS:
         return weights
     path = Path(weights)

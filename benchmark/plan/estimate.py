@@ -1,9 +1,8 @@
-"""What a suite will take: time, memory and disk of every cell, from records of its like or from a short probe.
+"""Estimates of the time, memory and disk of a suite, from records of similar cells or from a short probe.
 
-From a record of another length it scales with the steps of the final training, of which a method's stages are multiples
-under the suite's recipe. A probe is the cell itself with every stage cut short, each scaled by what was cut off it.
-Evaluation does not scale.
-Single-task networks that several cells share are counted once.
+An estimate from a record of another length scales with the steps of the final training: under the suite's recipe, a
+method's stages are multiples of it. A probe is the cell itself with every stage cut short, and each stage scaled to its
+full length. Evaluation does not scale. Single-task networks that several cells share are counted once.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Estimate:
 
 
 def kind_of(cell: PlannedCell) -> bytes:
-    """What cells that take equally long per step share: all but seed and budget."""
+    """The cell without seed and budget: cells that share it take equally long per step."""
     return canonical_json({key: value for key, value in cell.document.items() if key not in ("seed", "budget")})
 
 
@@ -64,7 +63,7 @@ def from_record(record: Record, root: Path, steps: int, step_limit: int | None =
 
 
 def _network_seconds(root: Path, key: str) -> float:
-    """Seconds that a kept single-task network took to train; 0 where it is gone."""
+    """Seconds that a kept single-task network took to train; 0 if it is gone."""
     try:
         summary = json.loads((root / "single_task" / key[:2] / key / "summary.json").read_text(encoding="utf-8"))
         return float(summary["spending"]["seconds"])
@@ -95,7 +94,7 @@ def estimates_from(records: Iterable[Record], cells: Sequence[PlannedCell], root
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """Of all cells that are still to run. seconds: on `jobs` workers. unknown: cells without an estimate."""
+    """The estimate for all cells still to run. seconds: on `jobs` workers. unknown: cells without an estimate."""
 
     seconds: float
     memory_bytes: int | None

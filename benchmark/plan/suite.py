@@ -111,7 +111,7 @@ class RecipeSettings(Settings):
     """How every row of a table is trained."""
 
     name: Literal["suite", "published"] = Field(
-        default="suite", description="`published` says that the settings are those of a paper; the audit shows it red"
+        default="suite", description="`published` states that the settings are those of a paper"
     )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()

@@ -26,8 +26,8 @@ def suite_names() -> list[str]:
 
 
 def find_suite(name: str) -> Path:
-    """File of a shipped suite, or the path itself: what ends in .yaml or .yml or has a separator. A bare name is a
-    shipped suite whatever lies in the working directory. Raises UnknownNameError.
+    """The file of a suite: a name that ends in .yaml or .yml, or has a separator, is a path; a bare name is a shipped
+    suite, even if the working directory has a file of that name. Raises UsageError.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or any(mark in name for mark in (os.sep, os.altsep) if mark):
@@ -109,7 +109,7 @@ def _method_entries(document: dict[str, Any], name: str) -> list[dict[str, Any]]
 
 
 def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) -> str:
-    """One line for the first fault: file, line, key path, what is wrong, nearest valid key."""
+    """One line for the first fault: file, line, key path, fault, nearest valid key."""
     fault = first_fault(error)
     # A union adds the name of the branch that was tried; the lines only know the document's own keys.
     location = error.errors()[0]["loc"]
@@ -125,7 +125,7 @@ def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) 
 
 
 def _fields_at(location: Location) -> list[str]:
-    """Names of the settings that may stand at a place of a suite."""
+    """Names of the settings that are valid at a place of a suite."""
     model: type[BaseModel] = Suite
     for part in location:
         if isinstance(part, int):

@@ -16,8 +16,8 @@ from datasets.errors import first_fault
 
 LARGEST = 1e100  # a number beyond it is not a measurement; sums of squares of smaller ones are finite
 
-# What a method's row is compared for: it is the baseline of Delta_m, or the row that all others are tested against. The
-# latter is also the control of search cost where it trains for the whole budget of a search.
+# The role of a method's row in its table: baseline of Delta_m, or the row that all others are tested against. The
+# latter is also the control of search cost if it trains for the whole budget of a search.
 Reference = Literal["single_task", "shared"]
 Account = Literal["search", "final"]
 
@@ -223,7 +223,7 @@ class ComputeDocument(TypedDict, total=False):
 
 @_open
 class SpendingDocument(TypedDict, total=False):
-    """What a part of the training took. images: those in the batches drawn, however many steps each batch made."""
+    """Cost of a part of the training. images: in the batches drawn; a batch counts once, however many steps it made."""
 
     optimizer_steps: Number
     images: Number
@@ -232,7 +232,7 @@ class SpendingDocument(TypedDict, total=False):
 
 @_open
 class CostDocument(TypedDict, total=False):
-    """What training took, apart from each other: before the final training, and in it.
+    """Cost of the training before the final one (search) and of the final one.
 
     weight_steps: most updates that a deployed weight has received. peak_bytes: of training and evaluation.
     """
@@ -301,7 +301,7 @@ class RecordDocument(TypedDict):
 
 
 def problem_of(document: object) -> str | None:
-    """What keeps a parsed file from being a record, or None: every field that readers rely on has its type."""
+    """The first fault of a parsed file, or None if every field that readers rely on has its type."""
     try:
         _checker().validate_python(document, strict=True)
     except ValidationError as error:

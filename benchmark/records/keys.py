@@ -86,26 +86,28 @@ def cell_key(cell: Mapping[str, object]) -> str:
 
 
 def table_key(cell: Mapping[str, object]) -> str:
-    """What the rows of one table share, 12 hex digits: the cell without method, loss balancing and seed."""
+    """The key of a cell's table, 12 hex digits: a hash of the cell without method, loss balancing and seed."""
     shared = {name: value for name, value in unbalanced(cell).items() if name not in ("method", "seed")}
     return hashlib.sha256(canonical_json(shared)).hexdigest()[:TABLE_DIGITS]
 
 
 def row_key(cell: Mapping[str, object]) -> bytes:
-    """What tells the rows of one table apart: method with parameters, and loss balancing where it is not equal."""
+    """The key of a cell's row within its table: method with parameters, and loss balancing if it is not equal."""
     balancing = balancing_of(cell)
     return canonical_json([cell["method"], *([] if balancing == EQUAL_BALANCING else [balancing])])
 
 
 def balancing_of(cell: Mapping[str, object]) -> Mapping[str, object]:
-    """The loss balancing of a cell: name and params; equal where the cell says nothing."""
+    """The loss balancing of a cell: name and params; `equal` if the cell names none."""
     recipe = cell.get("recipe")
     found = recipe.get("balancing") if isinstance(recipe, Mapping) else None
     return found if isinstance(found, Mapping) else EQUAL_BALANCING
 
 
 def unbalanced(cell: Mapping[str, object]) -> dict[str, object]:
-    """The cell with equal loss balancing: what rows share that differ in nothing else, and networks of one task."""
+    """The cell with `equal` loss balancing: rows that differ in their balancing alone share it, and their single-task
+    networks.
+    """
     recipe = cell.get("recipe")
     if balancing_of(cell) == EQUAL_BALANCING or not isinstance(recipe, Mapping):
         return dict(cell)

@@ -34,7 +34,7 @@ NOISY_AA = 0.03  # |aa - 1| above it: `noisy`
 
 @dataclasses.dataclass(frozen=True)
 class SpeedSettings:
-    """What is equal for all rows of a speed table. Raises UsageError for what does not exist.
+    """The settings that all rows of a speed table share. Raises UsageError for an unknown value or combination.
 
     batch: of the input; of train-step the training batch. dtype: fp32 (TF32 off), tf32, amp-bf16 (autocast), bf16 (cast
     weights). memory_format: of model and input. threads: intra-op; inter-op is 1.
@@ -91,9 +91,8 @@ class NetworkEntry:
     """One network in one mode. graph: hash of its task graph; mode: joint, mixed, task:NAME or train-step.
 
     images, predictions: per step. r: relative to the reference, r_stl: to the single-task networks of the same table in
-    the same mode. step_ms is the latency where batch is 1. message: why it is not done. raw: times as taken.
-    compile: seconds, graphs and graph breaks. memory: bytes, where that pass was made. Numbers are None where
-    status is not `done`.
+    the same mode. step_ms is the latency if batch is 1. message: why it is not done. raw: times as taken. compile:
+    seconds, graphs and graph breaks. memory: bytes, if that pass was made. Numbers are None if status is not `done`.
     """
 
     graph: str
@@ -123,9 +122,9 @@ class NetworkEntry:
 class MeasurementFile:
     """All networks of one table at one setting, measured together.
 
-    status: `done` where ref could be measured, else its failure. aa: A/A ratio, printed with every table. reference:
-    what ref is, and how fast it was. protocol: pairs or rounds and the rule of the warm-up. states: clocks, temperature
-    and the like before and after, None where there is no counter. started: UTC.
+    status: `done` if the reference (ref) could be measured, else its failure. aa: A/A ratio, printed with every table.
+    reference: name and speed of ref. protocol: pairs or rounds and the rule of the warm-up. states: clocks, temperature
+    and the like before and after, None without a counter. started: UTC.
     """
 
     schema: int
@@ -193,12 +192,12 @@ class SpeedResults:
     problems: tuple[str, ...]
 
     def find(self, graph: str, settings: str, mode: str) -> NetworkSpeed | None:
-        """The latest measurement of a network, whatever its status; None where there is none."""
+        """The latest measurement of a network, whatever its status; None if there is none."""
         return self.networks.get(graph, {}).get(settings, {}).get(mode)
 
 
 def read_measurement(path: Path) -> MeasurementFile:
-    """The measurement in a file. Raises UsageError with the reason where it is none."""
+    """The measurement in a file. Raises UsageError with the reason if the file does not hold one."""
     try:
         document = parse_json(path.read_bytes())
     except OSError as error:

@@ -108,12 +108,12 @@ class Record:
 
     @functools.cached_property
     def table_key(self) -> str:
-        """What the rows of its table share, see `benchmark.records.keys.table_key`."""
+        """The key of its table, see `benchmark.records.keys.table_key`."""
         return table_key(self.cell)
 
     @functools.cached_property
     def row_key(self) -> bytes:
-        """What tells its row from the others of the table, see `benchmark.records.keys.row_key`."""
+        """The key of its row within the table, see `benchmark.records.keys.row_key`."""
         return row_key(self.cell)
 
     @property
@@ -231,8 +231,8 @@ def parse_record(data: bytes) -> Record:
 
 
 def parse_json(data: bytes) -> object:
-    """The value in a JSON file of ours. Raises UsageError, with the reason, for what is not JSON, for numbers that are
-    not finite as floats, and for values nested deeper than `MAX_DEPTH`.
+    """The value in a JSON file of the suite. Raises UsageError, with the reason, for bytes that are not JSON, for
+    numbers that are not finite as floats, and for values nested deeper than `MAX_DEPTH`.
     """
     try:
         document = json.loads(
@@ -268,7 +268,7 @@ def _is_deep(value: object, left: int) -> bool:
 
 
 def _problem(document: object) -> str | None:
-    """What is wrong with a parsed record, or None."""
+    """The first fault of a parsed record, or None."""
     if not isinstance(document, dict):
         return f"a record is a JSON object, not {type(document).__name__}"
     if document.get("schema") != SCHEMA:

@@ -58,7 +58,7 @@ COST_COLUMNS = (
     Column("", "final cost", "s", False, "cost", "seconds"),
     Column("", "weight_steps", "", None, "cost", "steps"),
 )
-# All tasks for one batch: `joint`, or `mixed` where each task has its own images. r: relative to the plain backbone.
+# All tasks for one batch: `joint`, or `mixed` if each task has its own images. r: relative to the plain backbone.
 SPEED_COLUMNS = (
     Column("", "throughput", "images/s", True, "speed", "steps"),
     Column("", "throughput, r", "", True, "speed", "ratio"),
@@ -69,7 +69,7 @@ SpeedOf = Callable[[Record], "NetworkSpeed | None"]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A record's numbers. values: every column that applies, None where null; reason: why Delta_m is null."""
+    """A record's numbers. values: every column that applies, None for null; reason: why Delta_m is null."""
 
     seed: int
     values: Mapping[Column, float | None]
@@ -77,7 +77,7 @@ class Measured:
 
 
 def delta_column(variant: Variant) -> Column:
-    """The column of Delta_m; its name says which variant."""
+    """The column of Delta_m; its name contains the variant."""
     return Column("", f"Delta_m ({variant})", "percent", True, "accuracy", "signed", ranked=True)
 
 
@@ -116,7 +116,7 @@ def measure(
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
-    """1 - part / whole; None where either is unknown."""
+    """1 - part / whole; None if either is unknown."""
     return None if part is None or not whole else 1.0 - part / whole
 
 
@@ -143,8 +143,8 @@ def _facts(record: Record) -> dict[Column, float | None]:
 
 
 def ordered_columns(found: Collection[Column], tasks: Sequence[str], variant: Variant) -> tuple[Column, ...]:
-    """Metrics in the order of tasks and registry, then Delta_m, sizes and costs, which are always there, what methods
-    tell of what they found, in their own order, and speed.
+    """Metrics in the order of tasks and registry; then Delta_m, sizes and costs, which every table has; then the facts
+    that methods report, in their order; then speed.
     """
     facts = dict.fromkeys(column for column in found if column.part == "found")
     speed = [column for column in SPEED_COLUMNS if column in set(found)]

@@ -42,7 +42,7 @@ def read_tables(
 
 
 def read_records(directory: Path) -> list[Record]:
-    """All records below a folder. Raises UsageError where there are none."""
+    """All records below a folder. Raises UsageError if there are none."""
     records = Store(directory).load_all() if _holds_records(directory) else []
     if not records:
         raise UsageError(_nothing_to_report(directory))
@@ -50,7 +50,7 @@ def read_records(directory: Path) -> list[Record]:
 
 
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
-    """The light measurement of a record's network, of the device that it was trained on where there are several."""
+    """The light measurement of a record's network; of several, the one on the device that it was trained on."""
     devices = ("cpu", "cuda") if record.environment.get("device") == "cpu" else ("cuda", "cpu")
     for device in devices:
         for mode in ("joint", "mixed"):

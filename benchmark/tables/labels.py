@@ -13,9 +13,9 @@ DASH = "\N{EN DASH}"
 
 
 def row_labels(firsts: Sequence[Record]) -> list[str]:
-    """Method and the parameters that matter: not at their default, or telling rows of one method apart. A value that
-    most rows of the method have tells nothing: only those that differ from it show theirs. Loss balancing other than
-    equal comes last: `hard_sharing + pcgrad`.
+    """Method and the parameters that matter: those that are not at their default, or in which rows of the method
+    differ. A value that most rows of the method share is left out; only rows with another value show it. Loss balancing
+    other than equal comes last: `hard_sharing + pcgrad`.
 
     firsts: one record of each row of a table.
     """
@@ -61,7 +61,7 @@ def _usual(values: Sequence[str]) -> str | None:
 
 
 def table_head(records: Sequence[Record]) -> dict[str, str]:
-    """What all rows of a table share, {field: text}."""
+    """The settings that all rows of a table share, {field: text}."""
     cell = records[0].cell
     tiers = sorted({tier for record in records if (tier := record.audit.get("tier"))})
     head = {
@@ -79,7 +79,7 @@ def table_head(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _described(settings: Mapping[str, object], name: str, first: Sequence[str]) -> str:
-    """`resnet18 (weights none, output_stride 32)`: the name, the fields of `first`, then what is switched on."""
+    """`resnet18 (weights none, output_stride 32)`: the name, the fields in `first`, then the options that are set."""
     shown = [field for field in first if settings.get(field) not in (None, "", {}, [])]
     if name == "name":
         shown += [field for field in settings if field not in (name, *first, "in_chans") and settings[field]]

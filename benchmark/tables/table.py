@@ -1,9 +1,9 @@
 """Records -> tables of numbers: seeds are aggregated here, before anything is rendered. Spec: measurement 1.5, 2, 4, 5.
 
 One table per table key (a cell without method and seed), one row per method and parameters, one column per quantity,
-with the audit and the tests of its rows. `benchmark.show.render` turns a table into text. Nothing here knows a
-method: the baseline of Delta_m and the row that the others are tested against say so in `audit["reference"]`
-of their records.
+with the audit and the tests of its rows. `benchmark.show.render` turns a table into text. No method is named here: the
+records of the baseline of Delta_m, and of the row that the others are tested against, state their role in
+`audit["reference"]`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ RED_ALLOWED = "red differences allowed: nothing in this table is ranked or teste
 class Row:
     """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
 
-    key: what tells it from the other rows of its table. cells: as many as the table has columns, over the seeds that
-    are done. failures: a line for each status not done.
+    key: of the row within its table. cells: one for each column of the table, over the seeds that are done. failures: a
+    line for each seed that is not done.
     """
 
     key: bytes
@@ -61,10 +61,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What one table shows. head: {field: text}, printed above it and in every line of the CSV form.
+    """The contents of one table. head: {field: text}, printed above it and in every line of the CSV form.
 
     ranked: positions of the rows that are complete and not red. reference: position of the row that the others are
-    tested against. statistics: {column: its tests}, for ranked columns where at least two ranked rows have values at
+    tested against. statistics: {column: its tests}, for ranked columns in which at least two ranked rows have values at
     three seeds. headline: the columns whose tests are written out.
     """
 
@@ -96,12 +96,12 @@ def aggregate(
     allow_red: bool = False,
     speed_of: SpeedOf | None = None,
 ) -> list[Table]:
-    """One table per table key, ordered by what their heads say; invalid records are left out.
+    """One table per table key, ordered by their heads; invalid records are left out.
 
-    reference: label or method of the row that the others are tested against, None for the method that is one by
-    itself. speed_of: the measurement of a record's network, where it was measured. allow_red: a table with red rows is
-    not ranked at all, under a banner. Raises UsageError for a reference that no table has, and where one cell has two
-    records, which counted twice would pass for two seeds.
+    reference: label or method of the row that the others are tested against; None takes the method that declares itself
+    one. speed_of: the measurement of a record's network, None if it was not measured. allow_red: a table with red rows
+    is not ranked at all, and a banner says so. Raises UsageError for a reference that no table has, and for two records
+    of one cell, which would pass for two seeds.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -189,7 +189,7 @@ def _by_row(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def single_task_records(records: Sequence[Record]) -> tuple[dict[int, Record], list[str]]:
-    """The single-task record of each seed. Where several rows are one, the row with default parameters, else none."""
+    """The single-task record of each seed: of several rows the one with default parameters, else none."""
     candidates: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         if record.is_reference and record.status == "done":
@@ -277,7 +277,7 @@ def _statistics(
 
 
 def _headline(columns: Sequence[Column], tested: Collection[int], variant: Variant) -> list[int]:
-    """Delta_m, or where it has no tests the primary metric of each task."""
+    """Delta_m, or the primary metric of each task if Delta_m has no tests."""
     delta = columns.index(delta_column(variant))
     if delta in tested:
         return [delta]
@@ -368,9 +368,7 @@ def _speed_notes(records: Sequence[Record], speed_of: SpeedOf | None) -> list[st
 
 
 def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """How much of what a method chose two seeds have in common: a search that finds something else each time found
-    nothing.
-    """
+    """How much two seeds agree in what a method chose: a search whose result changes with the seed has found noise."""
     notes = []
     for label, group in zip(labels, groups, strict=True):
         chosen = [frozenset(record.audit.get("chosen", ())) for record in group]
@@ -384,7 +382,7 @@ def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) ->
 
 
 def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """What methods say is not as it should be in their runs, with the seeds; what all runs say (of the data) once."""
+    """Problems that methods report about their runs, with the seeds; a problem of all runs (of the data) once."""
     said = [record.audit.get("flags", []) for group in groups for record in group]
     by_all = [flag for flag in dict.fromkeys(itertools.chain(*said)) if all(flag in flags for flags in said)]
     by_all = by_all if len(labels) > 1 else []
@@ -400,9 +398,7 @@ def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> li
 
 
 def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """Unstructured zeros are no saving of time, and what masks prune is not counted: the table must say so
-    (measurement 2).
-    """
+    """Unstructured zeros save no time, and pruned parameters are not counted: the table says both (measurement 2)."""
     notes = []
     for label, group in zip(labels, groups, strict=True):
         sizes = [(record.size.get("nonzero"), record.size.get("dense")) for record in group]
