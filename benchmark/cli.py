@@ -1,15 +1,16 @@
-"""How every command starts: one place for what a command line program owes its shell."""
+"""What all commands share: start and exit codes, options that are lists, the console and its lines."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 from rich.console import Console
@@ -92,16 +93,37 @@ def _leave(code: int) -> NoReturn:
 
 EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
+PluginOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045  (typer reads it in modules of any age)
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file that registers methods, data sets or backbones; may be repeated."
+    ),
+]
 
-def fail(error: Exception) -> NoReturn:
-    """One line on stderr and exit code 2: a user's mistake is no traceback."""
-    print(f"error: {error}", file=sys.stderr)
-    raise typer.Exit(EXIT_USAGE)
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Within the block a usage error is one line on stderr and exit code 2, without a traceback."""
+    try:
+        yield
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE) from None
 
 
 def split_names(text: str | None) -> list[str] | None:
     """The parts of a text with commas; None where an option is not given."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def split_numbers(option: str, text: str | None, least: int, example: str) -> list[int] | None:
+    """The whole numbers of a text with commas; None where the option is not given. Raises UsageError."""
+    parts = split_names(text)
+    if parts is None:
+        return None
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise UsageError(f"{option} {text!r}: expected whole numbers from {least} on, for example {example}.")
+    return [int(part) for part in parts]
 
 
 def pick_device(name: str) -> str:
@@ -138,8 +160,13 @@ class _PlainConsole(Console):
         return super().render_str(plain(text, keep="\n"), **options)
 
 
-def make_console() -> Console:
+def make_console(stderr: bool = False) -> Console:
     """A console that does not squeeze lines into 80 columns where there is no terminal, and prints on any encoding."""
     replace_what_cannot_be_shown()  # also in a script of one's own, which no command has started
-    console = _PlainConsole()
-    return console if console.is_terminal else _PlainConsole(width=WIDTH_OF_FILES)
+    console = _PlainConsole(stderr=stderr)
+    return console if console.is_terminal else _PlainConsole(stderr=stderr, width=WIDTH_OF_FILES)
+
+
+def say(console: Console, line: object) -> None:
+    """Print a line as it is: without markup, emoji codes, colours of numbers, and breaks."""
+    console.print(str(line), markup=False, emoji=False, highlight=False, soft_wrap=True)

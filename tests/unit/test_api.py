@@ -14,10 +14,10 @@ import pytest
 import benchmark
 from benchmark import Results, run_suite
 from benchmark.api import FRAME_COLUMNS
+from benchmark.api.reporting import report
 from benchmark.deploy.find import find_record
 from benchmark.plan.suite_file import find_suite, read_suite
 from benchmark.records.store import Store
-from benchmark.show.render import report
 from datasets.errors import UsageError
 from tests.unit.records import SHARED, SINGLE_TASK, make_failure, make_record
 

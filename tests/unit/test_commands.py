@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 import benchmark
 from benchmark import __main__ as sharebench
+from benchmark.api.catalog import describe
 from benchmark.cli import EXIT_OUTPUT, make_console
-from benchmark.list import describe
-from benchmark.plan.suite_file import find_suite, select, suite_names
+from benchmark.plan.suite_file import SuiteChoices, find_suite, select, suite_names
 from benchmark.records.networks import built_graph
 from benchmark.records.record import ErrorEntry, Record
 from benchmark.records.store import traceback_file
@@ -83,7 +83,7 @@ def test_an_interrupt_names_the_line_that_was_typed(monkeypatch: pytest.MonkeyPa
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmark.run.execute", interrupted)
+    monkeypatch.setattr("benchmark.api.running.execute", interrupted)
     words = ["run", "quick", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sharebench", *words])
     result = CliRunner().invoke(sharebench.app, words, prog_name="sharebench")
@@ -211,7 +211,7 @@ def test_what_needs_no_network_imports_no_torch(tmp_path: Path) -> None:
 
 def test_a_method_is_described_without_other_methods_and_without_torchvision() -> None:
     code = (
-        "import sys; from benchmark.list import describe; describe('hard_sharing'); "
+        "import sys; from benchmark.api.catalog import describe; describe('hard_sharing'); "
         "print(*(name for name in sys.modules if name.startswith(('methods.', 'torchvision', 'timm', 'networkx'))))"
     )
     loaded = child(code, stdout=subprocess.PIPE).stdout.split()
@@ -265,7 +265,7 @@ def test_plugins_of_the_command_line_join_those_of_the_suite(tmp_path: Path, mon
     suite.parent.mkdir()
     suite.write_text("name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\nplugins: [own.py]\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    chosen = select(str(suite), plugins=["more.py", suite.parent / "own.py"])
+    chosen = select(str(suite), SuiteChoices(plugins=["more.py", suite.parent / "own.py"]))
     assert chosen.plugins == (str(suite.parent / "own.py"), str(tmp_path / "more.py"))
 
 

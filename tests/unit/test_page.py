@@ -12,8 +12,9 @@ import pytest
 from seaborn.utils import relative_luminance
 from typer.testing import CliRunner
 
+from benchmark.api.reporting import page
 from benchmark.records.store import Store
-from benchmark.report import app, page
+from benchmark.report import app
 from benchmark.show.marks import LIGHT
 from benchmark.show.page.build import style_sheet
 from benchmark.show.wording import cell_text, lines_beneath
