@@ -36,8 +36,14 @@ def picture_bytes(
 
     found = {}
     # Without the salt and the date two drawings of one figure would differ; a $ in a name is no formula.
-    fonts = {"svg.fonttype": "none" if text else "path", "font.size": 9, "text.parse_math": False}
-    with matplotlib.rc_context({"svg.hashsalt": salt, **fonts}):
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": salt,
+            "svg.fonttype": "none" if text else "path",
+            "font.size": 9,
+            "text.parse_math": False,
+        }
+    ):
         drawing = make()
         for form in formats:
             buffer = io.BytesIO()

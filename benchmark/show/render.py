@@ -240,6 +240,8 @@ def render_latex(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+# pandas' Styler.to_latex is not used: it draws no \cmidrule under the heads of tasks, and a row that begins with [ or *
+# becomes an argument of the line break before it.
 def _latex_part(table: Table, part: Part) -> list[str]:
     positions = _columns_of(table, part)
     columns = [table.columns[position] for position in positions]

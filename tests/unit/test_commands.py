@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import benchmark
 from benchmark import __main__ as sharebench
 from benchmark.api.catalog import describe
-from benchmark.cli import EXIT_OUTPUT, make_console
+from benchmark.cli import EXIT_OUTPUT, make_console, say
 from benchmark.plan.suite_file import SuiteChoices, find_suite, select, suite_names
 from benchmark.records.networks import built_graph
 from benchmark.records.record import ErrorEntry, Record
@@ -137,6 +137,12 @@ def test_a_script_of_ones_own_prints_on_any_output(monkeypatch: pytest.MonkeyPat
     make_console().print("Δm ↑")
     sys.stdout.flush()
     assert held.getvalue() == b"?m ?\n"
+
+
+def test_a_line_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "[bold] :smile: 12 " + "x" * 200
+    say(make_console(), line)
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_an_output_that_is_full_or_closed_is_no_traceback() -> None:
