@@ -24,7 +24,7 @@ EXIT_OUTPUT = 74  # EX_IOERR of sysexits.h; no command gives it another meaning
 
 
 def replace_what_cannot_be_shown() -> None:
-    """Make standard output print a question mark for what its encoding lacks: hours of training must not end at a Δ.
+    """Make standard output print a question mark for what its encoding lacks: a Δ must not end hours of training.
 
     An error handler that the user chose (PYTHONIOENCODING=ascii:backslashreplace) is kept.
     """
@@ -38,9 +38,9 @@ def replace_what_cannot_be_shown() -> None:
 def start(app: Callable[[], object]) -> NoReturn:
     """Run a command and end the process with its exit code.
 
-    Where whoever reads the output has gone (`| head`) it ends quietly with 141. The signal itself stays ignored, as
-    Python has it: it would also end a run whose worker dies while it is spoken to. Output that cannot be written (a
-    full disk) ends it with one line and 74; where there is no output (`>&-`) the command runs on and says nothing.
+    If the reader of standard output is gone (`| head`), exit quietly with 141. SIGPIPE itself stays ignored, as Python
+    has it: otherwise writing to a dead worker would end the whole run. If output cannot be written (a full disk), print
+    one line and exit with 74. If there is no output (`>&-`), run on without printing.
     """
     if sys.stdout is None:
         sys.stdout = _nowhere()
@@ -127,7 +127,7 @@ def split_numbers(option: str, text: str | None, least: int, example: str) -> li
 
 
 def pick_device(name: str) -> str:
-    """`cpu` or `cuda[:n]` for a request; `auto` takes CUDA where there is one. Raises UsageError."""
+    """The device that is asked for, `cpu` or `cuda[:n]`; `auto` takes CUDA where there is one. Raises UsageError."""
     if name == "cpu":
         return name
     if name not in ("auto", "cuda") and not name.startswith("cuda:"):
@@ -144,7 +144,7 @@ def pick_device(name: str) -> str:
 
 
 def data_root_of_environment() -> Path | None:
-    """What SHAREBENCH_DATA names."""
+    """The folder that SHAREBENCH_DATA names, None where it is not set."""
     value = os.environ.get("SHAREBENCH_DATA")
     return Path(value) if value else None
 

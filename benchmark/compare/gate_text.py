@@ -9,7 +9,7 @@ from benchmark.compare.gate import Exit, Finding, Verdict
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """Cell by cell: what is equal in one line, what differs in full."""
+    """The findings cell by cell: equal values in one line, differences in full."""
     cells: dict[str, list[Finding]] = {}
     for finding in findings:
         cells.setdefault(finding.cell, []).append(finding)

@@ -41,7 +41,7 @@ class ExportError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A network in a form. run: the file's bytes read back and called; None where nothing here can run them."""
+    """A network as a file. run: calls the bytes, read back; None where no package here can run them, with the reason."""
 
     data: bytes
     run: Run | None
@@ -49,10 +49,11 @@ class Exported:
 
 
 def export_network(network: DeployedNetwork, form: Form, batch: int | None = None) -> tuple[bytes, float | None, str]:
-    """(bytes of the file, largest difference from the network's predictions, or None and the reason).
+    """(bytes of the file, largest difference from the network's predictions, "") or (bytes, None, why not checked).
 
-    batch: None leaves it open. The difference is absolute, over all predictions at the checked batch sizes. Raises
-    UsageError where packages are missing, ExportError where the network has no such form or comes back another one.
+    batch: the one batch size of the file, None leaves it open. The difference is absolute, over all predictions at the
+    checked batch sizes. Raises UsageError where packages are missing, and ExportError where the network cannot be
+    written in the form or gives other predictions when it is read back.
     """
     writers = {Form.pt2: _pt2, Form.onnx: _onnx, Form.safetensors: _safetensors}
     try:
@@ -163,7 +164,7 @@ def _onnx(network: DeployedNetwork, batch: int | None) -> Exported:
 
 
 def onnx_inputs(names: Iterable[str]) -> dict[str, str]:
-    """{input: its name in ONNX}. Inputs of domains are called as their tasks, and ONNX gives a name once."""
+    """{input: its name in ONNX}. The input of a domain has the name of its task, and ONNX allows a name only once."""
     found = list(names)
     return {name: "image" if len(found) == 1 else f"image_{name}" for name in found}
 
@@ -200,14 +201,14 @@ def _with_onnxruntime(data: bytes, names: Mapping[str, str], tasks: Sequence[str
 
 
 def file_name(network: DeployedNetwork, form: Form, tasks: Sequence[str] | None = None) -> str:
-    """The file that is written where none is named: method, start of the cell's key, seed, and tasks if not all."""
+    """Name of the file where the user gives none: method, start of the cell's key, seed, and tasks if not all."""
     description = network.description
     parts = [description.method["name"], description.cell[:8], f"seed{description.seed}", *(tasks or ())]
     return f"{safe_name('-'.join(parts))}.{form.value}"
 
 
 def feed_lines(network: DeployedNetwork, form: Form) -> list[str]:
-    """What to feed the network and what it gives, in lines, by the names of the form."""
+    """Lines that say what the network takes and returns, with the names that the form has for them."""
     description = network.description
     normalisation = description.normalisation
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (normalisation.mean, normalisation.std))

@@ -1,4 +1,4 @@
-"""A suite from its YAML file, with the choices of a command line; faults name file, line and key."""
+"""A suite from its YAML file, with a user's choices. Errors name file, line and key."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def picture_bytes(
 ) -> dict[str, bytes]:
     """{format: what `make` draws}, equal bytes for equal drawings; the drawing is closed.
 
-    dpi: of PNG. grow: widen the picture rather than cut a long legend at its edge. salt: of the identifiers in SVG,
-    which must differ within one page. text: keep text as text in SVG, not as outlines.
+    dpi: of PNG, and of images within SVG. grow: widen the picture rather than cut a long legend at its edge. salt: of
+    the identifiers in SVG, which must differ within one page. text: keep text as text in SVG, not as outlines.
     """
     import matplotlib
 

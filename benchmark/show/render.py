@@ -55,7 +55,9 @@ def _columns_of(table: Table, part: Part) -> list[int]:
     return [position for position, column in enumerate(table.columns) if column.part == part]
 
 
-def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width: int = 120, color: bool = False) -> str:
+def render_terminal(
+    tables: Sequence[Table], invalid: Sequence[str] = (), width: int = WIDTH_OF_FILES, color: bool = False
+) -> str:
     """Text for a terminal of `width` characters; wide tables are broken between columns. color: ANSI codes for bold."""
     from rich.console import Console
     from rich.text import Text

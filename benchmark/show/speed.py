@@ -107,13 +107,13 @@ def _csv_line(named: NamedMeasurement, entry: NetworkEntry | None) -> dict[str, 
 
 
 def check_plot(where: Path) -> None:
-    """Raise UsageError where `--plot` names a file of a form that is not drawn."""
+    """Raise UsageError where `--plot` names a file that is neither PNG nor SVG."""
     if where.suffix and where.suffix.removeprefix(".") not in FORMATS and not where.is_dir():
         raise UsageError(f"--plot {where}: expected a folder, or a file that ends in .png or .svg.")
 
 
 def draw_speed(measured: Sequence[NamedMeasurement], where: Path) -> list[Path]:
-    """Draw images/s and r against batch size, a picture a table and mode, as PNG and SVG; gives the files.
+    """Draw images/s and r against batch size, one picture per table and mode, as PNG and SVG; returns the files.
 
     where: a folder, or a file (`x.png` gives x.png and x.svg; several pictures add table and mode to its name). Facets
     are the settings other than batch; networks have colours, markers and, in a legend beside the plot, their names.
@@ -229,7 +229,7 @@ _WIDEST = 10_000  # characters
 
 
 def show(measurement: MeasurementFile, labels: Mapping[str, str], records: Sequence[Record], console: Console) -> None:
-    """Print one measurement: what was equal for all rows, the rows, what the A/A ratio says about differences."""
+    """Print one measurement: the settings of all rows, what the A/A ratio says about differences, and the rows."""
     from benchmark.tables.labels import table_head
 
     head = table_head(records)

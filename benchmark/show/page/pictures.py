@@ -67,5 +67,5 @@ def n_figures(records: Sequence[Record]) -> int:
 
 def _image(figure: Figure, salt: str) -> str:
     # Text stays text: half the size of outlines, and sharp at any zoom.
-    image = picture_bytes(lambda: draw(figure), ["svg"], salt=salt, text=True)["svg"]
+    image = picture_bytes(lambda: draw(figure), ["svg"], dpi=100, salt=salt, text=True)["svg"]
     return "data:image/svg+xml;base64," + base64.b64encode(image).decode("ascii")
