@@ -41,7 +41,7 @@ class ExportError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A network as a file. run: calls the bytes, read back; None where no package here can run them, with the reason."""
+    """A network as a file. run: calls the bytes, read back; None, with a reason, where no package here can do that."""
 
     data: bytes
     run: Run | None
