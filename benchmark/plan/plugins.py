@@ -12,18 +12,8 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Optional
-
-import typer
 
 from datasets.errors import UsageError
-
-PluginOption = Annotated[
-    Optional[list[Path]],  # noqa: UP045  (typer reads it in modules of any age)
-    typer.Option(
-        "--plugin", metavar="FILE", help="Python file that registers methods, data sets or backbones; may be repeated."
-    ),
-]
 
 
 def load_plugins(files: Iterable[str | Path]) -> None:

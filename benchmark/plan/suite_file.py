@@ -1,7 +1,8 @@
-"""A suite from its YAML file, with the choices of a command line; faults name file, line and key."""
+"""A suite from its YAML file, with a user's choices. Errors name file, line and key."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from benchmark.cli import split_names
 from benchmark.plan.suite import BALANCING, Suite, make_absolute, section_of
 from benchmark.plan.yaml_text import Location, parse_yaml
 from datasets.errors import UnknownNameError, UsageError, first_fault, nearest, unknown
@@ -156,42 +156,49 @@ def changes_to(suite: dict[str, Any], option: str, key: str, names: Sequence[str
     return [entry for name in names for entry in known.get(name, [{key: name}])]
 
 
-def select(
-    name: str,
-    *,
-    methods: str | None = None,
-    datasets: str | None = None,
-    tasks: str | None = None,
-    backbones: str | None = None,
-    seeds: str | None = None,
-    settings: Sequence[str] = (),
-    plugins: Sequence[str | Path] = (),
-) -> Suite:
-    """A suite with the choices of the command line. plugins: besides the suite's own, relative to the working
-    directory. Raises UsageError.
+@dataclasses.dataclass(frozen=True)
+class SuiteChoices:
+    """What a user changes in a suite; None leaves a part as it is.
+
+    methods, datasets, backbones: only these entries, in this order; tasks: of every data set. settings: `a.b=c`
+    assignments. plugins: files besides the suite's own, relative to the working directory.
     """
+
+    methods: Sequence[str] | None = None
+    datasets: Sequence[str] | None = None
+    tasks: Sequence[str] | None = None
+    backbones: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+    settings: Sequence[str] = ()
+    plugins: Sequence[str | Path] = ()
+
+
+def select(name: str, choices: SuiteChoices = SuiteChoices()) -> Suite:
+    """A suite with a user's choices. name: of a shipped suite, or the path of a YAML file. Raises UsageError."""
+    for field, value in vars(choices).items():
+        if isinstance(value, str):  # a sequence too, of letters
+            raise UsageError(f"{field}={value!r}: expected a list, for example [{value!r}].")
     path = find_suite(name)
     # Validated first, so that what is changed below is known to have the right form.
     read_suite(path)
     document, _ = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     changes: dict[str, Any] = {}
-    for option, key, text in (
-        ("methods", "name", methods),
-        ("data", "dataset", datasets),
-        ("backbones", "name", backbones),
+    for option, key, names in (
+        ("methods", "name", choices.methods),
+        ("data", "dataset", choices.datasets),
+        ("backbones", "name", choices.backbones),
     ):
-        if (names := split_names(text)) is not None:
+        if names is not None:
             changes[option] = changes_to(document, option, key, names)
-    if (chosen := split_names(tasks)) is not None:
+    if choices.tasks is not None:
         entries = changes.get("data", document["data"])
         changes["data"] = [
-            {**({"dataset": entry} if isinstance(entry, str) else entry), "tasks": chosen} for entry in entries
+            {**({"dataset": entry} if isinstance(entry, str) else entry), "tasks": list(choices.tasks)}
+            for entry in entries
         ]
-    if (numbers := split_names(seeds)) is not None:
-        try:
-            changes["seeds"] = [int(number) for number in numbers]
-        except ValueError as error:
-            raise UsageError(f"--seeds {seeds!r}: expected whole numbers, for example 0,1,2.") from error
-    suite = read_suite(path, changes, settings)
-    named = tuple(str(Path(file).resolve()) for file in plugins)  # workers do not know where the command was started
+    if choices.seeds is not None:
+        changes["seeds"] = list(choices.seeds)
+    suite = read_suite(path, changes, choices.settings)
+    # Absolute: workers do not know where the command was started.
+    named = tuple(str(Path(file).resolve()) for file in choices.plugins)
     return suite.model_copy(update={"plugins": tuple(dict.fromkeys((*suite.plugins, *named)))})

@@ -189,6 +189,10 @@ class Store:
             records.append(record)
         return records
 
+    def holds_records(self) -> bool:
+        """Whether there is any file of a record, even one that cannot be trusted; none is read."""
+        return any((self.root / "records").glob("*/*/*.json"))
+
     def is_done(self, key: str) -> bool:
         """Whether the cell has a valid record with status `done`; no other record is a cache hit."""
         record = self.read(key)

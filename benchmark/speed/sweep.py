@@ -24,7 +24,7 @@ EXECUTIONS = {"eager": False, "compiled": True}
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What the command line asks for; None takes the full protocol's."""
+    """The values of a sweep; None takes those of the full protocol."""
 
     devices: Sequence[str] = ("auto",)
     batches: Sequence[int] | None = None

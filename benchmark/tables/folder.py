@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection
 from pathlib import Path
@@ -14,29 +15,42 @@ from benchmark.tables.table import Table, aggregate, invalid_lines
 from datasets.errors import UsageError
 
 
-def tables_of(
-    directory: Path,
-    *,
-    variant: Variant = "mean-metrics",
-    keys: Collection[str] | None = None,
-    reference: str | None = None,
-    allow_red: bool = False,
-) -> tuple[list[Table], list[str]]:
-    """The tables of `report`, and a line for each file that cannot be trusted. Raises UsageError as `report` does."""
-    _, tables, invalid = read_tables(directory, variant, reference, allow_red, keys)
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """How records become tables.
+
+    variant: of Delta_m. reference: label or method of the row that the others are tested against, None for the method
+    that is one by itself. allow_red: show tables with red differences under a banner, without ranks and tests.
+    keys: only these cells, None for all.
+    """
+
+    variant: Variant = "mean-metrics"
+    reference: str | None = None
+    allow_red: bool = False
+    keys: Collection[str] | None = None
+
+
+def tables_of(directory: Path, options: TableOptions = TableOptions()) -> tuple[list[Table], list[str]]:
+    """The tables of a run's folder, and a line for each file that cannot be trusted.
+
+    Raises UsageError where the folder holds no records, or no table has that reference.
+    """
+    _, tables, invalid = read_tables(directory, options)
     return tables, invalid
 
 
-def read_tables(
-    directory: Path, variant: Variant, reference: str | None, allow_red: bool, keys: Collection[str] | None
-) -> tuple[list[Record], list[Table], list[str]]:
-    """Records, their tables, and a line for each file that cannot be trusted."""
+def read_tables(directory: Path, options: TableOptions = TableOptions()) -> tuple[list[Record], list[Table], list[str]]:
+    """Records, their tables, and a line for each file that cannot be trusted. Raises UsageError as `tables_of`."""
     records = read_records(directory)
-    if keys is not None:
-        records = [record for record in records if not record.cell or record.key in keys]
+    if options.keys is not None:
+        records = [record for record in records if not record.cell or record.key in options.keys]
     speed = read_speed(directory)
     tables = aggregate(
-        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
+        records,
+        options.variant,
+        reference=options.reference,
+        allow_red=options.allow_red,
+        speed_of=functools.partial(_speed_of, speed),
     )
     return records, tables, [*invalid_lines(records), *speed.problems]
 

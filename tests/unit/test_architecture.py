@@ -22,6 +22,10 @@ ROOT = Path(benchmark.__file__).parent.parent
 PACKAGES = ("datasets", "methods", "benchmark")  # each imports from those before it
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
+COMMANDS = "run report check throughput list data export"
+FOR_COMMANDS = {("benchmark", "cli"), ("benchmark", "api"), ("datasets", "errors")}
+MAX_COMMAND_LINES = 150
+
 # The rooms of a package from the ground up: each imports only from those before it. Rooms of one line import nothing
 # of one another.
 FLOORS = {
@@ -54,7 +58,7 @@ FLOORS = {
         "compare workers deploy",
         "speed",
         "api",
-        "run report check throughput list data export",
+        COMMANDS,
         "__main__",
         "benchmark",
     ),
@@ -128,6 +132,17 @@ def test_imports_run_down(path: Path) -> None:
     assert {module: why for module, why in problems.items() if why is not None} == {}
 
 
+@pytest.mark.parametrize("name", COMMANDS.split())
+def test_commands_only_parse_and_call_the_api(name: str) -> None:
+    path = MODULES[f"benchmark.{name}"]
+    assert {room_of(module) for module in imported(path)} <= FOR_COMMANDS
+    nodes = list(executed(ast.parse(path.read_text(encoding="utf-8"))))
+    words = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    words += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {word.split(".")[0] for word in words} <= {*sys.stdlib_module_names, *PACKAGES, "typer"}
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_COMMAND_LINES
+
+
 def test_no_imports_run_in_a_circle() -> None:
     # A module finds its siblings through the package around it, which is imported before it in any case.
     graph = {
@@ -148,6 +163,7 @@ def test_no_imports_run_in_a_circle() -> None:
         ("benchmark.deploy.network", "benchmark.speed.timing"),
         ("benchmark.plan.cells", "benchmark.train.cell"),
         ("benchmark.api.running", "benchmark.run"),
+        ("benchmark.api.reporting", "benchmark.report"),
     ],
 )
 def test_a_wrong_import_is_found(importer: str, module: str) -> None:

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 import benchmark
 from benchmark import __main__ as sharebench
-from benchmark.cli import EXIT_OUTPUT, make_console
-from benchmark.list import describe
-from benchmark.plan.suite_file import find_suite, select, suite_names
+from benchmark.api.catalog import describe
+from benchmark.cli import EXIT_OUTPUT, make_console, say
+from benchmark.plan.suite_file import SuiteChoices, find_suite, select, suite_names
 from benchmark.records.documents import ErrorEntry
 from benchmark.records.networks import built_graph
 from benchmark.records.record import Record
@@ -84,7 +84,7 @@ def test_an_interrupt_names_the_line_that_was_typed(monkeypatch: pytest.MonkeyPa
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmark.run.execute", interrupted)
+    monkeypatch.setattr("benchmark.api.running.execute", interrupted)
     words = ["run", "quick", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sharebench", *words])
     result = CliRunner().invoke(sharebench.app, words, prog_name="sharebench")
@@ -138,6 +138,12 @@ def test_a_script_of_ones_own_prints_on_any_output(monkeypatch: pytest.MonkeyPat
     make_console().print("Δm ↑")
     sys.stdout.flush()
     assert held.getvalue() == b"?m ?\n"
+
+
+def test_a_line_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "[bold] :smile: 12 " + "x" * 200
+    say(make_console(), line)
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_an_output_that_is_full_or_closed_is_no_traceback() -> None:
@@ -212,7 +218,7 @@ def test_what_needs_no_network_imports_no_torch(tmp_path: Path) -> None:
 
 def test_a_method_is_described_without_other_methods_and_without_torchvision() -> None:
     code = (
-        "import sys; from benchmark.list import describe; describe('hard_sharing'); "
+        "import sys; from benchmark.api.catalog import describe; describe('hard_sharing'); "
         "print(*(name for name in sys.modules if name.startswith(('methods.', 'torchvision', 'timm', 'networkx'))))"
     )
     loaded = child(code, stdout=subprocess.PIPE).stdout.split()
@@ -266,7 +272,7 @@ def test_plugins_of_the_command_line_join_those_of_the_suite(tmp_path: Path, mon
     suite.parent.mkdir()
     suite.write_text("name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\nplugins: [own.py]\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    chosen = select(str(suite), plugins=["more.py", suite.parent / "own.py"])
+    chosen = select(str(suite), SuiteChoices(plugins=["more.py", suite.parent / "own.py"]))
     assert chosen.plugins == (str(suite.parent / "own.py"), str(tmp_path / "more.py"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import benchmark
-from benchmark.list import describe
+from benchmark.api.catalog import describe
 from benchmark.plan.suite_file import suite_names
 from datasets.registry import dataset_names, get_dataset
 from methods.contracts import Reference

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import benchmark.train.cell
-from benchmark.check import accept, check
+from benchmark.api.checking import accept, check
 from benchmark.plan import program
 from benchmark.plan.cells import PlannedCell, plan
 from benchmark.plan.plugins import load_plugins

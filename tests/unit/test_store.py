@@ -545,6 +545,17 @@ def test_reading_records_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_folder_holds_records_where_any_file_of_one_is_there(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    assert not store.holds_records()
+    path = store.record_path(make_record().cell)
+    path.parent.mkdir(parents=True)
+    assert not store.holds_records()
+    path.write_text("torn")
+    monkeypatch.setattr(Path, "read_bytes", None)  # nothing is read
+    assert store.holds_records()
+
+
 def test_several_runs_may_start_at_once_on_one_folder(tmp_path):
     """A job array: each start looks whether it can write, and none takes away what another is about to."""
 

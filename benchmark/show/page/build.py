@@ -267,7 +267,7 @@ def _alarms(tables: Sequence[Table], invalid: Sequence[str]) -> list[str]:
     n_red = sum(bool(table.audit.red) for table in tables)
     if n_red:
         alarms.append(f"✗ {n_red} of {len(tables)} tables have rows with red differences: they are not ranked")
-    counted = Counter(banner for table in tables for banner in set(table.banners))
+    counted = Counter(banner for table in tables for banner in dict.fromkeys(table.banners))
     alarms += [f"{banner} ({n} of {len(tables)} tables)" for banner, n in counted.most_common(MAX_VALUES)]
     if invalid:
         alarms.append(f"{len(invalid)} files could not be trusted and are in no table; they are listed at the end")
