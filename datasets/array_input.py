@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
-from torchvision import tv_tensors
+from typing import TYPE_CHECKING
 
 from datasets.contracts import CachedSamples, DatasetSpec, IndexArray, InputData, Sample, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ArrayInput(InputData):
@@ -38,6 +38,9 @@ class ArrayInput(InputData):
 
     def sample(self, row: int) -> Sample:
         """Image float32 [3, H, W] and the targets."""
+        import torch
+        from torchvision import tv_tensors
+
         image = self.images[row].to(torch.float32).div(255)
         meta: dict[str, object] = {
             "id": self.ids[row],

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from datasets.cifar100_classes import CLASSES, SUPERCLASSES
 from datasets.contracts import DatasetSpec, IndexArray, Split, TaskSpec
@@ -23,7 +22,7 @@ from datasets.errors import ProtocolError
 from datasets.on_disk.files import Array, FileError, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
 from datasets.on_disk.pickles import read_pickle
-from datasets.on_disk.sources import Fault, Field, Source, scale_uint8
+from datasets.on_disk.sources import Fault, Field, Source, number_label, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 
 SIZE = 32
@@ -139,7 +138,7 @@ def _source(path: Path, split: str, task: str, number: int, part: _Part, md5: st
         units=[f"{split}/{row:05d}" for row in rows.tolist()],
         strata=[CLASSES[label] for label in fine.tolist()],
         image=Field(_Rows(part.images[rows]), scale_uint8, where.__getitem__),
-        targets={task: Field(ranks.__getitem__, torch.tensor, where.__getitem__)},
+        targets={task: Field(ranks.__getitem__, number_label, where.__getitem__)},
         faults=list(_faults(path, task, classes, part)),
         in_memory=True,
         meta={"domain": task},

@@ -11,19 +11,20 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from datasets.cityscapes_labels import LARGEST_ID, class_table
 from datasets.contracts import Split
-from datasets.images.transforms import nearest_centre
 from datasets.on_disk.dense import decode_labels, read_colours, read_labels
 from datasets.on_disk.files import Array, FileError, expect, read_image
 from datasets.on_disk.releases import FieldForm, source_of_files
 from datasets.on_disk.sources import Source, scale_uint8
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FULL_SIZE = (1024, 2048)
 FOLDERS = ("leftImg8bit", "gtFine", "disparity")
@@ -82,18 +83,28 @@ def _read_image(path: Path, size: tuple[int, int]) -> Array:
 def _read_labels(path: Path, size: tuple[int, int], n_classes: int, train_ids: bool) -> Array:
     """uint8 [*size]: classes counted from 0, and 255. Raises FileError naming an id that does not exist."""
     if train_ids:
-        return nearest_centre(torch.from_numpy(read_labels(path, FULL_SIZE, n_classes)), size).numpy()
-    ids = read_labels(path, FULL_SIZE, LARGEST_ID + 1)
-    return nearest_centre(torch.from_numpy(class_table(n_classes)[ids]), size).numpy()
+        return _reduced_labels(read_labels(path, FULL_SIZE, n_classes), size)
+    return _reduced_labels(class_table(n_classes)[read_labels(path, FULL_SIZE, LARGEST_ID + 1)], size)
 
 
 def _read_disparity(path: Path, size: tuple[int, int]) -> Array:
     """uint16 [*size] as stored. Raises FileError."""
     stored = expect(read_image(path), FULL_SIZE, ["uint16"], path)
-    return nearest_centre(torch.from_numpy(stored.astype(np.int32)), size).numpy().astype(np.uint16)
+    return _reduced_labels(stored.astype(np.int32), size).astype(np.uint16)  # torch cannot index uint16
+
+
+def _reduced_labels(labels: Array, size: tuple[int, int]) -> Array:
+    """[H, W] -> [*size]: the label at each pixel's centre."""
+    import torch
+
+    from datasets.images.transforms import nearest_centre
+
+    return nearest_centre(torch.from_numpy(labels), size).numpy()
 
 
 def decode_disparity(stored: Array, scale: float) -> Tensor:
     """uint16 [H, W] -> float32 [H, W], pixels of an image `scale` times as wide; 0 -> NaN, 1 -> 0.0, 257 -> scale."""
+    import torch
+
     values = torch.from_numpy(stored.astype(np.float32))
     return torch.where(values == 0, math.nan, (values - 1) / 256 * scale)

@@ -12,14 +12,10 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field as Limited
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from datasets.class_set_files import (
     N_CLASSES,
@@ -37,8 +33,11 @@ from datasets.contracts import DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError
 from datasets.on_disk.files import Array, FileError
 from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.sources import Field, Source
+from datasets.on_disk.sources import Field, Source, number_label
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIGITS = tuple(str(digit) for digit in range(10))
 _BATCHES = ("c99cafc152244af753f735de768cd75f", "d4bba439e000b95fd0a9bffe97cbabec", "54ebc095f3ab1f0389bbae665268c751",
@@ -163,10 +162,13 @@ class _Rows:
 
 def resized(stored: Array, size: int) -> Tensor:
     """uint8 [H, W] or [H, W, 3] -> float32 [3, size, size] in [0, 1]: bilinear, smoothed when reduced, in 8 bits."""
+    import torch
+
+    from datasets.images.transforms import squared
+
     planes = torch.from_numpy(np.array(stored))  # a copy, since the bytes of a file cannot be written to
     planes = planes.unsqueeze(0) if planes.ndim == 2 else planes.permute(2, 0, 1)
-    planes = functional.resize(planes, [size, size], InterpolationMode.BILINEAR, antialias=True)
-    return planes.to(torch.float32).div_(255).expand(3, -1, -1).contiguous()
+    return squared(planes, size).to(torch.float32).div_(255).expand(3, -1, -1).contiguous()
 
 
 @register_dataset("class_sets")
@@ -235,7 +237,7 @@ def _source(folder: Path, split: Split, name: str, options: ClassSetOptions) -> 
         units=ids,
         strata=[SETS[name].classes[label] for label in content.labels.tolist()],
         image=Field(_Rows(content.images), functools.partial(resized, size=options.size), where),
-        targets={name: Field(content.labels.__getitem__, torch.tensor, where)},
+        targets={name: Field(content.labels.__getitem__, number_label, where)},
         meta={"domain": name},
         digest=hashlib.sha256("".join(sums).encode()).hexdigest(),
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict, final
+from typing import TYPE_CHECKING, Literal, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from datasets.errors import UnknownNameError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # How sure we are of a reader; what does not ship with this package is by its author, whatever its spec says.
 Tier = Literal["verified on genuine files", "verified on twins", "report only", "by its author"]
@@ -146,7 +147,7 @@ class CachedSamples:
     targets: Mapping[str, Tensor]
 
 
-class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
+class InputData(abc.ABC):
     """The samples of one input of one split. Subclasses say what a sample holds; its labels are typed here.
 
     spec: of the data set, with the tasks of these labels among its own. ids: stable, unique strings. units: what a

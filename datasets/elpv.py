@@ -19,13 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, MultiTaskDataset, Split, TaskSpec
 from datasets.errors import DatasetMissingError, ProtocolError
 from datasets.on_disk.files import Array, FileError, expect, read_bytes, read_image, reduced
 from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.sources import Fault, Field, Source, field_of_files, scale_uint8
+from datasets.on_disk.sources import Fault, Field, Source, field_of_files, number_label, scale_uint8
 from datasets.registry import DatasetOptions, register_dataset
 
 VERSION = "v1"
@@ -235,8 +234,8 @@ def _source(folder: Path, cells: Sequence[Cell], units: Sequence[str], options: 
         strata=None if options.split == "blocked" else [f"{cell.type}/{cell.probability}" for cell in cells],
         image=field_of_files(paths, functools.partial(_read, size=options.size), scale_uint8),
         targets={
-            "defect": Field(defect[options.defect].__getitem__, torch.tensor, paths.__getitem__),
-            "module": Field(types.__getitem__, torch.tensor, paths.__getitem__),
+            "defect": Field(defect[options.defect].__getitem__, number_label, paths.__getitem__),
+            "module": Field(types.__getitem__, number_label, paths.__getitem__),
         },
         faults=faults,
         in_memory=True,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from datasets.array_input import ArrayInput
 from datasets.contracts import DatasetSpec, IndexArray, MultiTaskDataset, Split, TaskSpec
@@ -42,6 +41,8 @@ def domain_input(domain: str, split: Split, spec: DatasetSpec, task: str | None 
 
     task: what the task is called, None as the domain.
     """
+    import torch
+
     digits = load_digits()
     pieces = {part: domain_sources(domain, part) for part in PARTS_OF_SPLIT[split]}
     rows = np.concatenate(list(pieces.values()))

@@ -14,14 +14,11 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field
-from torch import Tensor
-from torchvision import tv_tensors
 
 from datasets.contracts import (
     SINGLE_INPUT,
@@ -37,6 +34,11 @@ from datasets.contracts import (
 from datasets.errors import ProtocolError, UsageError
 from datasets.mnist_digits import DIGIT_SIZE, HOME, LICENCE, PARTS, PARTS_OF_SPLIT, UInt8Array, load_digits, paste
 from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Labels = npt.NDArray[Any]
 
 VERSION = "v1"
 CANVAS_SIZE = 36
@@ -149,19 +151,19 @@ def _merge(
     return np.maximum(dim_left, dim_right), owner.astype(np.uint8)
 
 
-def _semseg(canvases: Canvases, rows: slice) -> Tensor:
+def _semseg(canvases: Canvases, rows: slice) -> Labels:
     classes = np.pad(canvases.digits[rows] + 1, ((0, 0), (1, 0)))  # [n, 3]: class of paper, left, right
     owner = canvases.owner[rows].astype(np.int64)
-    return torch.from_numpy(np.take_along_axis(classes, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape))
+    return np.take_along_axis(classes, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape)
 
 
-def _depth(canvases: Canvases, rows: slice) -> Tensor:
+def _depth(canvases: Canvases, rows: slice) -> Labels:
     values = np.pad(canvases.depth[rows], ((0, 0), (1, 0)), constant_values=np.nan)
     owner = canvases.owner[rows].astype(np.int64)
-    return torch.from_numpy(np.take_along_axis(values, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape))
+    return np.take_along_axis(values, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape)
 
 
-def _edge(canvases: Canvases, rows: slice) -> Tensor:
+def _edge(canvases: Canvases, rows: slice) -> Labels:
     owner = canvases.owner[rows]
     differs = np.zeros(owner.shape, dtype=np.bool_)
     vertical, horizontal = owner[:, 1:] != owner[:, :-1], owner[:, :, 1:] != owner[:, :, :-1]
@@ -169,20 +171,27 @@ def _edge(canvases: Canvases, rows: slice) -> Tensor:
     differs[:, :-1] |= vertical
     differs[:, :, 1:] |= horizontal
     differs[:, :, :-1] |= horizontal
-    return torch.from_numpy((differs & (owner > 0)).astype(np.int64))
+    return (differs & (owner > 0)).astype(np.int64)
 
 
-_TARGETS: Mapping[str, Callable[[Canvases, slice], Tensor]] = {
-    "left": lambda canvases, rows: torch.from_numpy(canvases.digits[rows, 0].copy()),
-    "right": lambda canvases, rows: torch.from_numpy(canvases.digits[rows, 1].copy()),
+_LABELS: Mapping[str, Callable[[Canvases, slice], Labels]] = {
+    "left": lambda canvases, rows: canvases.digits[rows, 0].copy(),
+    "right": lambda canvases, rows: canvases.digits[rows, 1].copy(),
     "semseg": _semseg,
     "depth": _depth,
     "edge": _edge,
-    "order": lambda canvases, rows: torch.from_numpy(canvases.near[rows].copy()),
+    "order": lambda canvases, rows: canvases.near[rows].copy(),
 }
 
 
-class _Targets(Mapping[str, Tensor]):
+def _target(task: str, canvases: Canvases, rows: slice) -> Tensor:
+    """The labels [n, ...] of some samples for a task."""
+    import torch
+
+    return torch.from_numpy(_LABELS[task](canvases, rows))
+
+
+class _Targets(Mapping[str, "Tensor"]):
     """Targets of all samples, made when asked for: held as int64 maps they would take ten times the images' memory."""
 
     def __init__(self, canvases: Canvases, tasks: tuple[str, ...]) -> None:
@@ -191,7 +200,7 @@ class _Targets(Mapping[str, Tensor]):
     def __getitem__(self, task: str) -> Tensor:
         if task not in self._tasks:
             raise KeyError(task)
-        return _TARGETS[task](self._canvases, slice(None))
+        return _target(task, self._canvases, slice(None))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)
@@ -220,8 +229,11 @@ class MultiMnistInput(InputData):
 
     def sample(self, row: int) -> Sample:
         """Image float32 [3, 36, 36], the gray canvas in all channels."""
+        import torch
+        from torchvision import tv_tensors
+
         gray = torch.from_numpy(self.canvases.images[row]).to(torch.float32).div(255)
-        targets = {task: _TARGETS[task](self.canvases, slice(row, row + 1))[0] for task in self.spec.task_names}
+        targets = {task: _target(task, self.canvases, slice(row, row + 1))[0] for task in self.spec.task_names}
         meta: dict[str, object] = {
             "id": self.ids[row],
             "dataset": self.spec.name,
@@ -233,6 +245,8 @@ class MultiMnistInput(InputData):
 
     def cached(self) -> CachedSamples:
         """Images uint8 [N, 1, 36, 36]; each target is made at the moment it is looked up."""
+        import torch
+
         images = torch.from_numpy(self.canvases.images).unsqueeze(1)
         return CachedSamples(images, _Targets(self.canvases, self.spec.task_names))
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from datasets.contracts import DatasetSpec, Split, TaskSpec, Tier
 from datasets.errors import ProtocolError, unknown
 from datasets.omniglot_alphabets import BACKGROUND, EVALUATION, SMALL
 from datasets.on_disk.files import Archive, Array, FileError, expect, image_array, read_bytes, reduced
 from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.sources import Fault, Field, Source, scale_uint8
+from datasets.on_disk.sources import Fault, Field, Source, number_label, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 
 VERSION = "v1"
@@ -140,7 +139,7 @@ def _source(
         # What one hand drew stays on one side of every further cut.
         units=[f"{alphabet}/{'' if whole else drawing.character + '/'}{drawing.drawer:02d}" for drawing in chosen],
         image=Field(_Pictures(chosen, options.size), scale_uint8, where),
-        targets={task_name(alphabet): Field(ranks.__getitem__, torch.tensor, where)},
+        targets={task_name(alphabet): Field(ranks.__getitem__, number_label, where)},
         faults=faults,
         in_memory=True,
         meta={"domain": task_name(alphabet)},

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from datasets.errors import UsageError
@@ -121,6 +121,12 @@ def nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:
         (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape[-2:], strict=True)
     )
     return values[..., rows[:, None], columns]
+
+
+def squared(images: Tensor, side: int) -> Tensor:
+    """uint8 [..., h, w] -> uint8 [..., side, side]: bilinear, smoothed when reduced, in 8 bits."""
+    resized: Tensor = functional.resize(images, [side, side], InterpolationMode.BILINEAR, antialias=True)
+    return resized
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,16 +9,14 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torchvision import tv_tensors
-
 from datasets.errors import UsageError
 from datasets.kinds.metrics import Evaluator, LabelError, check_metrics
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import tv_tensors
+
     from datasets.contracts import TaskSpec
 
 
@@ -88,7 +86,7 @@ class Kind(abc.ABC):
     def wrap(self, target: Tensor, task: TaskSpec) -> Tensor:
         """The target as a tensor of its type."""
         wrapper = self.wrapper(task)
-        return target if wrapper is None else cast(Tensor, wrapper(target))
+        return target if wrapper is None else cast("Tensor", wrapper(target))
 
     def check(self, target: Tensor, task: TaskSpec) -> None:
         """Raise LabelError where a label is neither ignored nor legal; names the first one. Reads from the device."""
@@ -114,6 +112,8 @@ class FloatingKind(Kind):
 
 def resize_prediction(prediction: Tensor, size: tuple[int, int], flags: ProtocolFlags) -> Tensor:
     """float [B, C, h, w] -> float [B, C, *size]; bilinear with align_corners=False, or nearest under that flag."""
+    from torch.nn import functional
+
     if tuple(prediction.shape[-2:]) == size:
         return prediction
     if flags.upsample == "nearest":
@@ -147,6 +147,8 @@ def single_prediction(prediction: Tensor, target: Tensor) -> Tensor:
 
 def check_integer(target: Tensor) -> None:
     """Raise ValueError for labels that are not integers: a cast would round them without a word."""
+    import torch
+
     if target.is_floating_point() or target.dtype == torch.bool:
         raise ValueError(f"Expected integer labels, got {target.dtype}.")
 
@@ -164,9 +166,13 @@ def shapes(prediction: Tensor, target: Tensor) -> str:
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision becomes float32: sums over a batch of pixels overflow or stall in it."""
+    import torch
+
     return values if values.dtype == torch.float64 else values.float()
 
 
 def mean_of_valid(losses: Tensor, valid: Tensor) -> Tensor:
     """Mean of `losses` where `valid`, 0 with zero gradient where nothing is; both [...]. No host synchronisation."""
+    import torch
+
     return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)

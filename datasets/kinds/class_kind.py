@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional
 
 from datasets.errors import UsageError
 from datasets.kinds.base import Kind, at_least_float32, check_integer, shapes
@@ -15,6 +13,8 @@ from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.contracts import TaskSpec
 
 IGNORE = -1  # class ids may exceed 255
@@ -50,6 +50,8 @@ class ClassKind(Kind):
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Cross-entropy, mean over labelled samples."""
+        from torch.nn import functional
+
         _check_shapes(prediction, target, task)
         total = functional.cross_entropy(
             at_least_float32(prediction), target.long(), ignore_index=IGNORE, reduction="sum"

@@ -11,12 +11,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
 from datasets.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.contracts import TaskSpec
 
 Unit = Literal["percent", "ratio", "degree", "label_units", "loss_value"]
@@ -138,16 +137,20 @@ class Evaluator(abc.ABC):
 
     def __init__(self, task: TaskSpec, counts: Mapping[str, int], sums: Mapping[str, int]) -> None:
         """counts, sums: names of int64 and float64 state vectors with their lengths."""
+        import torch
+
         check_metrics(task)
         self.task = task
         self._state = {name: torch.zeros(size, dtype=torch.int64) for name, size in counts.items()}
         self._state |= {name: torch.zeros(size, dtype=torch.float64) for name, size in sums.items()}
         self._state |= {name: torch.zeros(1, dtype=torch.int64) for name in ("illegal", "nonfinite")}
 
-    @torch.no_grad()
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Add a batch. Shapes as the kind defines them; raises ValueError where they do not fit."""
-        self._update(prediction, label)
+        import torch
+
+        with torch.no_grad():
+            self._update(prediction, label)
 
     def merge(self, other: Evaluator) -> None:
         """Add what another evaluator of the same task has seen."""
@@ -208,6 +211,8 @@ def histogram(index: Tensor, mask: Tensor, n_bins: int) -> Tensor:
 
     What is masked out may hold any value. No host synchronisation: boolean indexing and CUDA's bincount would wait.
     """
+    import torch
+
     index = torch.where(mask, index, n_bins).flatten()
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=n_bins + 1)[:n_bins]

@@ -17,14 +17,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from datasets.contracts import DatasetSpec
 from datasets.on_disk.files import Array, FileError
 from datasets.on_disk.sources import Field, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = ".prepared"
 MANIFEST, PROGRESS, PARTIAL = "manifest.json", "progress.json", ".partial"

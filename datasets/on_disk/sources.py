@@ -11,17 +11,18 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision import tv_tensors
 
 from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, Split, TaskSpec
 from datasets.errors import UsageError
 from datasets.kinds import get_kind
 from datasets.on_disk.checks import files_hash, header_of
 from datasets.on_disk.files import Array, FileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE = "image"
 
@@ -108,8 +109,17 @@ class Source:
 
 def scale_uint8(array: Array) -> Tensor:
     """uint8 [H, W] (gray, repeated) or [H, W, 3] -> float32 [3, H, W] in [0, 1]."""
+    import torch
+
     values = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32).div_(255)
     return values.expand(3, -1, -1) if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
+
+
+def number_label(value: Array) -> Tensor:
+    """A number -> a tensor of its type without axes."""
+    import torch
+
+    return torch.tensor(value)
 
 
 class FileInput(InputData):
@@ -127,6 +137,8 @@ class FileInput(InputData):
 
     def sample(self, row: int) -> Sample:
         """The sample at a row. Raises FileError with the path of a file that does not hold what it should."""
+        from torchvision import tv_tensors
+
         stored = self._images[row] if self.source.in_memory else self.source.image.read(row)
         image = self._decoded(IMAGE, stored, row)
         meta: dict[str, object] = {
@@ -165,6 +177,8 @@ class FileInput(InputData):
         if not self.source.in_memory:
             return None
         if self._cached is None:
+            import torch
+
             stored = torch.from_numpy(self._images)
             stored = stored.unsqueeze(1) if stored.ndim == 3 else stored.permute(0, 3, 1, 2).contiguous()
             targets = {
