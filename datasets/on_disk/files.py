@@ -101,11 +101,8 @@ class Archive:
         self._lock = threading.Lock()
         self._zip: zipfile.ZipFile | None = None
 
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Archive], tuple[Path]]:
+        return type(self), (self.path,)  # a lock and an open file cannot be sent to a process
 
     def members(self) -> dict[str, int]:
         """{name of a file in it: CRC-32}. Raises FileError where it is no zip, or a name leaves the archive."""

@@ -26,15 +26,13 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 # of one another.
 FLOORS = {
     "datasets": (
-        "datasets errors declared cifar100_classes omniglot_alphabets",
+        "datasets errors declared",
         "settings protocols",
         "images",
         "kinds",
         "contracts",
         "roles registry array_input",
         "on_disk mnist_digits",
-        "cityscapes_labels class_set_files nyuv2_mat",
-        "cityscapes_files",
         "cifar100_20 cityscapes class_sets elpv mnist_two_domains multi_mnist nyuv2 omniglot",
         "digit_domains",
     ),

@@ -175,7 +175,19 @@ def test_a_project_with_a_package_of_our_name_is_told_in_one_line(name: str, tmp
     assert f"ImportError: the package '{name}'" in done.stderr
 
 
-HEAVY = ("torch", "torchvision", "timm", "h5py", "pandas", "scipy", "sklearn", "matplotlib", "seaborn", "torchjd", "mmseg")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "h5py",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "seaborn",
+    "torchjd",
+    "mmseg",
+)
 
 LIGHT = """
 import sys
