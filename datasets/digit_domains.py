@@ -15,12 +15,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.array_input import ArrayInput
-from datasets.contracts import DatasetSpec, IndexArray, InputData, MultiTaskDataset, Split, TaskSpec
-from datasets.errors import ProtocolError, UsageError
+from datasets import (
+    ArrayInput,
+    DatasetLoader,
+    DatasetOptions,
+    DatasetSpec,
+    IndexArray,
+    InputData,
+    MultiTaskDataset,
+    ProtocolError,
+    Split,
+    TaskSpec,
+    UsageError,
+    dataset_spec,
+    load,
+    register_dataset,
+)
 from datasets.mnist_digits import DIGIT_SIZE, PARTS, PARTS_OF_SPLIT
 from datasets.mnist_two_domains import CANVAS_SIZE, DOMAINS, domain_input
-from datasets.registry import DatasetLoader, DatasetOptions, dataset_spec, load, register_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor

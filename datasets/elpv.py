@@ -20,12 +20,26 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from datasets.contracts import SINGLE_INPUT, DatasetSpec, MultiTaskDataset, Split, TaskSpec
-from datasets.errors import DatasetMissingError, ProtocolError
-from datasets.on_disk.files import Array, FileError, expect, read_bytes, read_image, reduced
-from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.sources import Fault, Field, Source, field_of_files, number_label, scale_uint8
-from datasets.registry import DatasetOptions, register_dataset
+from datasets import (
+    SINGLE_INPUT,
+    DatasetMissingError,
+    DatasetOptions,
+    DatasetSpec,
+    Fault,
+    Field,
+    FileError,
+    FileLoader,
+    FileOptions,
+    MultiTaskDataset,
+    ProtocolError,
+    Source,
+    Split,
+    TaskSpec,
+    field_of_files,
+    register_dataset,
+)
+from datasets.on_disk.files import Array, expect, read_bytes, read_image, reduced
+from datasets.on_disk.sources import number_label, scale_uint8
 
 VERSION = "v1"
 SIZE = 300

@@ -12,11 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.array_input import ArrayInput
-from datasets.contracts import DatasetSpec, IndexArray, MultiTaskDataset, Split, TaskSpec
-from datasets.errors import ProtocolError
+from datasets import (
+    ArrayInput,
+    DatasetLoader,
+    DatasetOptions,
+    DatasetSpec,
+    IndexArray,
+    MultiTaskDataset,
+    ProtocolError,
+    Split,
+    TaskSpec,
+    register_dataset,
+)
 from datasets.mnist_digits import DIGIT_SIZE, HOME, LICENCE, PARTS, PARTS_OF_SPLIT, load_digits, paste
-from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
 
 VERSION = "v1"
 CANVAS_SIZE = 36

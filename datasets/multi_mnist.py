@@ -20,20 +20,23 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from datasets.contracts import (
+from datasets import (
     SINGLE_INPUT,
     CachedSamples,
+    DatasetLoader,
+    DatasetOptions,
     DatasetSpec,
     IndexArray,
     InputData,
     MultiTaskDataset,
+    ProtocolError,
     Sample,
     Split,
     TaskSpec,
+    UsageError,
+    register_dataset,
 )
-from datasets.errors import ProtocolError, UsageError
 from datasets.mnist_digits import DIGIT_SIZE, HOME, LICENCE, PARTS, PARTS_OF_SPLIT, UInt8Array, load_digits, paste
-from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -88,16 +88,27 @@ def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
     """The files that an absolute import runs: those of the packages around it, then its own. None for libraries."""
     parts = name.split(".")
     if parts[0] in PACKAGES:
+        parts = _public_names(parts[0]).get(name, name).split(".")
         home, own = _home_of(parts[0]), parts[0]
     elif own not in ("", parts[0]):
         return
-    # The __init__ of our own three says versions and names only: a release is no other program.
+    # The __init__ of our own three holds versions and names only: a new release is not another program.
     for end in range(2 if parts[0] in PACKAGES else 1, len(parts) + 1):
         path = home.joinpath(*parts[:end])
         for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
             if file.is_file():
                 yield _Module(".".join(parts[:end]), file, home, own)
                 break
+
+
+@functools.cache
+def _public_names(package: str) -> Mapping[str, str]:
+    """{package.name: module} of the names that one of our packages exports lazily, read from its imports for types."""
+    nodes = ast.walk(ast.parse(module_file(package).read_bytes()))
+    places = (
+        (alias.name, node.module or "") for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    )
+    return {f"{package}.{name}": module for name, module in places if module.startswith(f"{package}.")}
 
 
 @functools.cache
