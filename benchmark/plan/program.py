@@ -104,11 +104,12 @@ def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
 @functools.cache
 def _public_names(package: str) -> Mapping[str, str]:
     """{package.name: module} of the names that one of our packages exports lazily, read from its imports for types."""
-    nodes = ast.walk(ast.parse(module_file(package).read_bytes()))
-    places = (
-        (alias.name, node.module or "") for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
-    )
-    return {f"{package}.{name}": module for name, module in places if module.startswith(f"{package}.")}
+    return {
+        f"{package}.{alias.name}": node.module
+        for node in ast.walk(ast.parse(module_file(package).read_bytes()))
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(f"{package}.")
+        for alias in node.names
+    }
 
 
 @functools.cache

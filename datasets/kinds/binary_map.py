@@ -190,6 +190,7 @@ def dilate(values: Tensor, radius_squared: int) -> Tensor:
 
     The disk is a stack of rows, and a row of half-width w is the row of w - 1 and two more pixels: 4 r maxima, not r^2.
     """
+    # By hand, since scipy.ndimage leaves the device and torch has pooling over rectangles only; this one is exact.
     import torch
 
     height, width = values.shape[-2:]

@@ -311,7 +311,7 @@ def test_the_table_of_protocols() -> None:
     ("change", "message"),
     [
         ({"kind": "klass"}, r"Task 'digit': Unknown kind 'klass'. Nearest: 'class'"),
-        ({"metrics": ("acc",)}, r"Task 'digit': Unknown metric of kind 'class' 'acc'. Nearest: 'auroc', 'accuracy'"),
+        ({"metrics": ("acc",)}, r"Task 'digit': Unknown metric of kind 'class' 'acc'. Nearest: 'accuracy', 'auroc'"),
         ({"metrics": ("miou",)}, r"Task 'digit': Unknown metric of kind 'class' 'miou'"),
         ({"metrics": ("auroc",)}, r"Task 'digit' has 3 classes; auroc is defined for 2"),
         ({"channels": 1}, r"Task 'digit' of kind 'class' has channels = 1; expected at least 2"),
