@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError, UsageError
@@ -98,14 +99,17 @@ def _numbered_marks() -> tuple[str, ...]:
 
 
 class CityscapesOptions(FileOptions):
-    """classes: 19, the 7 categories, or 2 (background, foreground); null takes the layout's usual ones.
+    """Which classes and which size."""
 
-    height: of the images, in pixels; null takes the layout's usual one. Official files are reduced to 512, or left at
-    1024; the releases exist at 128 and at 256.
-    """
-
-    classes: Literal[2, 7, 19] | None = None
-    height: Literal[128, 256, 512, 1024] | None = None
+    classes: Literal[2, 7, 19] | None = Field(
+        default=None,
+        description="19, the 7 categories, or 2 (background, foreground); null takes the layout's usual ones",
+    )
+    height: Literal[128, 256, 512, 1024] | None = Field(
+        default=None,
+        description="of the images, in pixels; null takes the layout's usual one. Official files are reduced to 512 or "
+        "left at 1024; the releases exist at 128 and at 256",
+    )
 
 
 @register_dataset("cityscapes")

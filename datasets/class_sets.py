@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field as Limited
+import pydantic
 
 from datasets.contracts import DatasetSpec, IndexArray, Split, TaskSpec
 from datasets.errors import ProtocolError
@@ -292,9 +292,11 @@ _MARKS = "|".join(["cifar-10-batches-py", "stl10_binary", "usps.bz2", "MNIST", "
 
 
 class ClassSetOptions(FileOptions):
-    """size: side of the square that every image is resized to, in pixels."""
+    """How large the images are."""
 
-    size: int = Limited(default=72, ge=16, le=512)
+    size: int = pydantic.Field(
+        default=72, ge=16, le=512, description="side of the square to which every image is resized, in pixels"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ of 300 x 300 pixels, which the package elpv-dataset (an extra of ours) brings. P
 experts: 0, 1/3, 2/3 or 1.
 
 Ours, since no official split exists: 65 / 10 / 25 %, drawn in each of the eight groups (type, probability); and
-`blocked`, which keeps runs of 60 neighbouring files on one side. Neighbours come from one of 44 modules and look alike,
-and which cell is of which module is not told: see the caveats of the spec.
+`blocked`, which keeps runs of 60 neighbouring files on one side. Neighbours come from one of 44 modules and look alike.
+The data do not say which cell is of which module: see the caveats of the spec.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pydantic
 
 from datasets import (
     SINGLE_INPUT,
@@ -71,14 +72,22 @@ _MEAN, _STD = 0.596, 0.160  # measured on the train split, 300 x 300
 
 
 class ElpvOptions(FileOptions):
-    """defect: is the probability at least 1/2; which of four; or the number itself. split: see the module.
+    """What the defect task asks, how cells are split, and how large the images are."""
 
-    size: of the images in pixels, as they are (300) or reduced by averaging squares of them, which costs fine cracks.
-    """
-
-    defect: Literal["binary", "ordinal4", "regression"] = "binary"
-    split: Literal["stratified", "blocked"] = "stratified"
-    size: Literal[300, 150, 100, 75] = 300
+    defect: Literal["binary", "ordinal4", "regression"] = pydantic.Field(
+        default="binary",
+        description="whether the probability of a defect is at least 1/2, which of the four it is, or its value",
+    )
+    split: Literal["stratified", "blocked"] = pydantic.Field(
+        default="stratified",
+        description="`stratified` draws single cells in each group (type, probability); `blocked` keeps runs of "
+        f"{RUN} neighbouring files on one side",
+    )
+    size: Literal[300, 150, 100, 75] = pydantic.Field(
+        default=300,
+        description="side of the images in pixels: as in the files (300), or reduced by averaging squares, which loses "
+        "fine cracks",
+    )
 
 
 class Cell(NamedTuple):

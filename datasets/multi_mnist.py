@@ -14,7 +14,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,11 +68,12 @@ _NEEDS_CUE = ("depth", "order")
 
 
 class MultiMnistOptions(DatasetOptions):
-    """depth_cue: ink dims with distance; without it there is no depth and no order. jitter: boxes move inwards by up to
-    so many pixels."""
+    """How the canvases are drawn."""
 
-    depth_cue: bool = True
-    jitter: Annotated[int, Field(ge=0, le=2)] = 0
+    depth_cue: bool = Field(
+        default=True, description="ink dims with distance; without it the tasks depth and order are not available"
+    )
+    jitter: int = Field(default=0, ge=0, le=2, description="largest move of a digit's box inwards, in pixels")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pydantic
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, IndexArray, NormalsFrame, Split, TaskSpec, Tier
 from datasets.errors import ProtocolError, UsageError
@@ -94,9 +95,11 @@ _WEIGHTS = {"standard": (1.0, 1.0, 1.0), "adashare": (1.0, 20.0, 3.0), "mtan": (
 
 
 class NyuOptions(FileOptions):
-    """classes: 13 merges the 40 by the official map; null takes those of the files (40 or 13)."""
+    """Which classes."""
 
-    classes: Literal[13, 40] | None = None
+    classes: Literal[13, 40] | None = pydantic.Field(
+        default=None, description="13 merges the 40 by the official map; null takes those of the files (40 or 13)"
+    )
 
 
 @register_dataset("nyuv2")

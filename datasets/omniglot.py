@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import pydantic
 
 from datasets.contracts import DatasetSpec, Split, TaskSpec, Tier
 from datasets.errors import ProtocolError, unknown
@@ -99,13 +100,16 @@ _MEAN, _STD = 0.081, 0.273  # measured on the train split of the small sets, all
 
 
 class OmniglotOptions(FileOptions):
-    """split: `drawer` keeps all that a person drew in an alphabet on one side; `per_character` draws anew for each.
+    """How the drawers are split, and how large the images are."""
 
-    size: of the images in pixels, as they are (105) or reduced by averaging squares of them.
-    """
-
-    split: Literal["drawer", "per_character"] = "drawer"
-    size: Literal[105, 35, 21, 15] = 105
+    split: Literal["drawer", "per_character"] = pydantic.Field(
+        default="drawer",
+        description="`drawer` keeps everything that a person drew in an alphabet on one side; `per_character` splits "
+        "the drawers of each character anew",
+    )
+    size: Literal[105, 35, 21, 15] = pydantic.Field(
+        default=105, description="side of the images in pixels: as in the files (105), or reduced by averaging squares"
+    )
 
 
 def task_name(alphabet: str) -> str:

@@ -48,7 +48,7 @@ class ProtocolFlags:
 
 STANDARD = ProtocolFlags()
 
-_TABLE: Mapping[str, ProtocolFlags] = {
+PROTOCOLS: Mapping[str, ProtocolFlags] = {
     "standard": STANDARD,
     "adashare": ProtocolFlags(
         upsample="nearest",
@@ -68,15 +68,10 @@ _TABLE: Mapping[str, ProtocolFlags] = {
 }
 # Where a protocol treats one data set in its own way: (tag, data set) -> the row of that pair.
 _REFINEMENTS: Mapping[tuple[str, str], ProtocolFlags] = {
-    ("adashare", "cityscapes"): dataclasses.replace(_TABLE["adashare"], void_as_error=True),
-    ("adashare", "nyuv2"): dataclasses.replace(_TABLE["adashare"], flip_negates_normal_x=False),
-    ("vandenhende", "nyuv2"): dataclasses.replace(_TABLE["vandenhende"], miou="all_classes"),
+    ("adashare", "cityscapes"): dataclasses.replace(PROTOCOLS["adashare"], void_as_error=True),
+    ("adashare", "nyuv2"): dataclasses.replace(PROTOCOLS["adashare"], flip_negates_normal_x=False),
+    ("vandenhende", "nyuv2"): dataclasses.replace(PROTOCOLS["vandenhende"], miou="all_classes"),
 }
-
-
-def protocol_names() -> list[str]:
-    """The tags, `standard` first."""
-    return list(_TABLE)
 
 
 def get_protocol(tag: str, dataset: str = "") -> ProtocolFlags:
@@ -84,6 +79,6 @@ def get_protocol(tag: str, dataset: str = "") -> ProtocolFlags:
 
     Raises UnknownNameError with the nearest tags.
     """
-    if tag not in _TABLE:
-        raise unknown("protocol", tag, _TABLE)
-    return _REFINEMENTS.get((tag, dataset), _TABLE[tag])
+    if tag not in PROTOCOLS:
+        raise unknown("protocol", tag, PROTOCOLS)
+    return _REFINEMENTS.get((tag, dataset), PROTOCOLS[tag])

@@ -45,7 +45,7 @@ class Metric:
 
 _CLASSES = ("class", "attribute")
 _REGRESSIONS = ("dense", "scalar")
-_METRICS: Mapping[str, Metric] = {
+METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", _CLASSES, "percent", True),
@@ -86,23 +86,18 @@ _METRICS: Mapping[str, Metric] = {
 }
 
 
-def metric_names() -> list[str]:
-    """All names of the registry, in its order."""
-    return list(_METRICS)
-
-
 def get_metric(name: str) -> Metric:
     """The row of a metric. Raises UnknownNameError with the nearest names."""
-    if name not in _METRICS:
-        raise unknown("metric", name, _METRICS)
-    return _METRICS[name]
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    return METRICS[name]
 
 
 def computed_metrics(kind: str) -> list[str]:
     """Names of the metrics that the evaluator of a kind can compute."""
     return [
         metric.name
-        for metric in _METRICS.values()
+        for metric in METRICS.values()
         if kind in metric.kinds and metric.scope == "task" and metric.status == "computed"
     ]
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from datasets.contracts import DatasetSpec, InputData, MultiTaskDataset, Split
 from datasets.on_disk.files import FileError
 from datasets.on_disk.prepared import copy_of, use
@@ -18,13 +20,13 @@ from datasets.registry import DatasetLoader, DatasetOptions
 
 
 class FileOptions(DatasetOptions):
-    """Options of every data set on disk.
+    """Options of every data set on disk."""
 
-    profile: `real` demands the published numbers of samples; `twin` takes whatever samples are there. It is part of a
-    cell's key, so a run on a part of the data never passes for one on all.
-    """
-
-    profile: Literal["real", "twin"] = "real"
+    profile: Literal["real", "twin"] = Field(
+        default="real",
+        description="`real` demands the published numbers of samples; `twin` takes the samples that are there. Part of "
+        "a cell's key, so that a run on some of the data is never taken for one on all",
+    )
 
 
 class FileLoader(DatasetLoader):

@@ -19,7 +19,7 @@ from datasets.kinds import Kind, get_kind, kind_names, register_kind
 from datasets.kinds.base import resize_prediction
 from datasets.kinds.class_kind import ClassKind
 from datasets.kinds.metrics import LabelError
-from datasets.protocols import STANDARD, ProtocolFlags, get_protocol, protocol_names
+from datasets.protocols import PROTOCOLS, STANDARD, ProtocolFlags, get_protocol
 
 DIGIT = TaskSpec("digit", "class", 3, ("accuracy",))
 SEMSEG = TaskSpec("semseg", "semantic", 4, ("miou",))
@@ -295,7 +295,7 @@ def test_tensor_types_by_unit() -> None:
 
 
 def test_the_table_of_protocols() -> None:
-    assert protocol_names() == ["standard", "adashare", "mtan", "vandenhende", "bmtas"]
+    assert list(PROTOCOLS) == ["standard", "adashare", "mtan", "vandenhende", "bmtas"]
     assert get_protocol("standard") == ProtocolFlags() == STANDARD
     assert get_protocol("vandenhende").miou == "present"
     assert get_protocol("vandenhende", "nyuv2").miou == "all_classes"
