@@ -1,4 +1,4 @@
-"""Samples that are in memory: images as bytes, labels beside them."""
+"""Samples in memory: images as bytes, with their labels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 class ArrayInput(InputData):
-    """images: uint8 [N, C, H, W], C of 1 (gray, repeated for samples) or 3; targets: {task: [N, ...]} as their kinds
-    define them, of which samples hold those of the spec's tasks.
+    """Samples from arrays.
 
-    The other arguments are the attributes of `InputData`; units None takes the ids.
+    images: uint8 [N, C, H, W], C = 1 (gray, repeated in samples) or 3. targets: {task: [N, ...]} as the kinds define
+    them; samples hold the targets of the spec's tasks. The other arguments are the attributes of `InputData`; units
+    None takes the ids.
     """
 
     def __init__(

@@ -173,7 +173,7 @@ def _source(path: Path, split: str, task: str, number: int, part: _Part, md5: st
 
 
 def _faults(path: Path, task: str, classes: Array, part: _Part) -> Iterator[Fault]:
-    """A superclass that has not five classes, or one of its classes that has images in another one too."""
+    """A superclass without exactly five classes, and a class with images in two superclasses."""
     name = f"{path.parent.name}/{path.name}"
     if len(classes) != CLASSES_PER_TASK:
         yield Fault(name, "", f"classes of {task}", str(CLASSES_PER_TASK), str(len(classes)))

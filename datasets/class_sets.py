@@ -55,9 +55,8 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class ClassSet:
-    """A set: its parts, how their files are read (in the order of `files`), what its classes are called, its home.
-
-    mirrors: whether an image in a mirror is still one of its class, which no digit is.
+    """A set. read: reads the files of a part, in their order. mirrors: whether mirrored images keep their class, which
+    digits do not.
     """
 
     parts: Mapping[str, Part]
@@ -150,7 +149,7 @@ def _idx(path: Path) -> Array:
         zeros, kind, n_axes = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{n_axes}I", data[4 : 4 + 4 * n_axes])
     except struct.error as error:
-        raise FileError(f"{path}: is no IDX file ({error}).") from error
+        raise FileError(f"{path}: is not an IDX file ({error}).") from error
     values = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * n_axes)
     if zeros or kind != 8 or values.size != np.prod(shape):
         raise FileError(f"{path}: expected an IDX file of {shape} bytes, found {values.size:,} bytes of type {kind}.")
@@ -158,7 +157,7 @@ def _idx(path: Path) -> Array:
 
 
 def read_svhn(paths: list[Path]) -> Labelled:
-    """MATLAB arrays X [32, 32, 3, N] and y [N, 1], where 10 stands for the digit 0. Raises FileError."""
+    """MATLAB arrays X [32, 32, 3, N] and y [N, 1], where 10 is the digit 0. Raises FileError."""
     from scipy.io import loadmat  # needed by this set alone
 
     (path,) = paths
@@ -322,7 +321,7 @@ def resized(stored: Array, size: int) -> Tensor:
 
 @register_dataset("class_sets")
 class ClassSets(FileLoader):
-    """CIFAR-10, STL-10, USPS, MNIST, Fashion-MNIST, SVHN: whichever are named, ten classes each."""
+    """CIFAR-10, STL-10, USPS, MNIST, Fashion-MNIST, SVHN: those that a suite names, ten classes each."""
 
     Options = ClassSetOptions
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {

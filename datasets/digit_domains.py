@@ -2,7 +2,7 @@
 
 Ours, multi-domain data of which three tasks need no files: `plain` and `inverted` are the MNIST digits of
 `mnist_two_domains`; `optical` are the 1,797 digits that come with scikit-learn (Alpaydin & Kaynak 1998, the test part
-of the UCI set, drawn by 13 people who are not told apart). The eight alphabets of the small Omniglot zips and the
+of the UCI set, drawn by 13 people whom the data do not name). The eight alphabets of the small Omniglot zips and the
 defects of `elpv` join them when they are named; they are read from their own data set. All images are 36 x 36.
 """
 

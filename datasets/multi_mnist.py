@@ -2,9 +2,10 @@
 
 Composition in the style of Sener & Koltun 2018 and Pareto-MTL 2019: 28 x 28 digits at the top left and bottom right of
 a 36 x 36 canvas, pixel-wise maximum. Ours: the depth cue (ink dims with distance, so depth can be seen), the dense
-tasks, the cut of the parts by source digit. Where the specification is silent we chose: ink is rounded to the nearest
-grey level before digits are compared, so that labels follow from the image; random numbers are drawn per part in the
-order permutations of left, permutations of right, near side, near z, far z, jitter; jitter moves boxes inwards.
+tasks, the cut of the parts by source digit. Where the specification is silent, we chose as follows. Ink is rounded to
+the nearest grey level before digits are compared, so that labels follow from the image. Random numbers are drawn per
+part in the order: permutations of left, permutations of right, near side, near z, far z, jitter. Jitter moves boxes
+inwards.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Labels = npt.NDArray[Any]
 
 VERSION = "v1"
 CANVAS_SIZE = 36
-USES = 5  # how often each digit of a pool stands on each side
+USES = 5  # how often each digit of a pool is used on each side
 INK = 64  # smallest unscaled grey level that belongs to a digit
 DIMMING = 0.2  # ink is multiplied by 1 - 0.2 (z - 1)
 _CHUNK = 2500  # samples composed at a time; float64 canvases of all 14,000 would take 145 MB each
@@ -78,7 +79,7 @@ class MultiMnistOptions(DatasetOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Canvases:
-    """N composed samples, from which every task's labels follow.
+    """N composed samples, from which the labels of every task follow.
 
     images: uint8 [N, 36, 36]. owner: uint8 [N, 36, 36], 0 paper, 1 left, 2 right digit. digits: int64 [N, 2].
     depth: float32 [N, 2], z of left and right. near: int64 [N], 0 left, 1 right. sources: int64 [N, 2], rows of the
@@ -94,7 +95,7 @@ class Canvases:
 
 
 def draw_sources(pool: IndexArray, state: np.random.RandomState) -> IndexArray:
-    """int64 [USES x len(pool), 2]: pairs (left, right) of positions; each stands USES times on each side, never both.
+    """int64 [USES x len(pool), 2]: pairs (left, right) of positions; each is USES times on each side, never on both.
 
     A pair of a digit with itself swaps its right half with the next pair, or with the first one after it where that
     would leave or make such a pair (two permutations may meet with the same digit). len(pool) >= 3.
@@ -113,9 +114,9 @@ def draw_sources(pool: IndexArray, state: np.random.RandomState) -> IndexArray:
 
 @functools.lru_cache(maxsize=8)
 def compose(part: str, depth_cue: bool = True, jitter: int = 0) -> Canvases:
-    """The samples of a part: fit, arch, val or test. A constant of the data version, whatever the seed of a cell.
+    """The samples of a part: fit, arch, val or test. A constant of the data version, independent of a cell's seed.
 
-    Raises UsageError where the images are not the frozen ones of this version.
+    Raises UsageError if the images differ from the frozen ones of this version.
     """
     digits = load_digits()
     seed = hashlib.sha256(f"multi_mnist/{VERSION}/{part}".encode()).digest()[:4]

@@ -233,7 +233,7 @@ def _read_40(path: Path, size: tuple[int, int], n_classes: int) -> Array:
 def _adashare_rows(folder: Path, split: Split, options: NyuOptions) -> list[list[str]]:
     """[image, segmentation, normals, depth] paths of each sample of a split, by image number.
 
-    Without the list, the release takes whatever lies in its folders as test; so does this, under the profile `twin`.
+    Without the list, the release takes all files of its folders as test; so does this, under the profile `twin`.
     """
     path = folder / ADASHARE_LIST
     if path.is_file():

@@ -1,7 +1,7 @@
-"""Augmentation of whole samples: labels follow the image, and values that a step changes are changed by rule.
+"""Augmentation of whole samples: labels follow the image, and values that depend on its geometry change by rule.
 
-The steps are named in a suite's recipe, with their options, in the order in which they apply, equal for every row of a
-table. Where a published protocol does something else than the geometry asks for, that is a flag of the protocol.
+A suite's recipe names the steps with their options, in the order in which they apply, equal for every row of a table.
+Where a published protocol deviates from the geometry, a flag of the protocol says so.
 Spec: datasets 2.6.
 """
 
@@ -214,7 +214,7 @@ def augmentation(
 def augmentation_of(
     configs: Sequence[StepConfig], spec: DatasetSpec, input_name: str
 ) -> Callable[[Sample], Sample] | None:
-    """The transform of the samples of one input of a data set; None where there is no step."""
+    """The transform of the samples of one input of a data set; None if there are no steps."""
     if not configs:
         return None
     flags = get_protocol(spec.protocol, spec.name)
@@ -281,7 +281,7 @@ class Zoom(v2.Transform):
         return {"top": top, "left": left, "height": region[0], "width": region[1], "zoom": self.size[1] / region[1]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One leaf of the sample; whatever is neither image nor label map passes."""
+        """One leaf of the sample; other leaves than images and label maps pass unchanged."""
         if not isinstance(inpt, (tv_tensors.Image, tv_tensors.Mask)):
             return inpt
         region = functional.crop(inpt, params["top"], params["left"], params["height"], params["width"])
@@ -311,7 +311,7 @@ class ScaleCrop(v2.Transform):
         return {"scaled": scaled, "padding": padding, "top": top, "left": left, "zoom": scaled[1] / width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One leaf of the sample; whatever is neither image nor label map passes."""
+        """One leaf of the sample; other leaves than images and label maps pass unchanged."""
         if not isinstance(inpt, (tv_tensors.Image, tv_tensors.Mask)):
             return inpt
         scaled = resized(inpt, params["scaled"], params["zoom"], self.flags)

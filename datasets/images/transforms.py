@@ -45,13 +45,13 @@ class Normals(tv_tensors.Mask):
 
 
 class NormalsOfUnknownFrame(Normals):
-    """Unit vectors whose axes nobody has verified: channel 0 is taken as x, and what turns them is refused."""
+    """Unit vectors whose axes are not verified: channel 0 is taken as x, and transforms that turn them are refused."""
 
 
 class EncodedNormals(tv_tensors.Mask):
     """Normals as the colours of their file, float [3, H, W] in 0 .. 255, not decoded; black = unknown.
 
-    Places follow the image, colours stay: what an axis is cannot be told before decoding.
+    Places follow the image, colours stay: the axes are not known before decoding.
     """
 
 
@@ -76,10 +76,10 @@ def _flip_normals_vertically(normals: Normals) -> Normals:
 def _rotate_normals(
     normals: Normals,
     angle: float,
-    interpolation: object = None,  # a mask is resampled by nearest neighbour, whatever is asked for images
+    interpolation: object = None,  # a mask is always resampled by nearest neighbour
     expand: bool = False,
     center: list[float] | None = None,
-    fill: object = None,  # unknown normals are the zero vector, whatever is asked for others
+    fill: object = None,  # unknown normals are always the zero vector
 ) -> Normals:
     """Counter-clockwise by `angle` degrees: places as a mask, then vectors in the image plane."""
     moved = functional.rotate_mask(normals.as_subclass(Tensor), angle=angle, expand=expand, center=center, fill=0.0)

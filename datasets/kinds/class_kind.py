@@ -43,7 +43,7 @@ class ClassKind(Kind):
         return f"0 to {task.channels - 1}, or {self.ignore}"
 
     def check_task(self, task: TaskSpec) -> None:
-        """Raise UsageError as the base, and where `auroc` is asked of a task that has not two classes."""
+        """Raise UsageError as the base does, and for `auroc` of a task without exactly two classes."""
         super().check_task(task)
         if "auroc" in task.metrics and task.channels != 2:
             raise UsageError(f"Task {task.name!r} has {task.channels} classes; auroc is defined for 2.")

@@ -1,4 +1,4 @@
-"""The metric registry, and the base of what computes metrics. Spec: measurement 1.1 and 1.2.
+"""The metric registry, and the base of evaluators. Spec: measurement 1.1 and 1.2.
 
 Every metric that is computed or shown has one row here, with unit and direction. A metric holds sums (float64) and
 counts (int64) and divides once, at the end, so its value does not depend on how the samples were cut into batches.
@@ -103,7 +103,7 @@ def computed_metrics(kind: str) -> list[str]:
 
 
 def check_metrics(task: TaskSpec) -> None:
-    """Raise UnknownNameError for a metric that the task's kind has not, with the nearest names."""
+    """Raise UnknownNameError, with the nearest names, for a metric that the task's kind does not compute."""
     known = computed_metrics(task.kind)
     for name in task.metrics:
         if name not in known:
@@ -112,22 +112,21 @@ def check_metrics(task: TaskSpec) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
-    """One value. value: None where no unit was valid, where the metric is undefined, or where a prediction at a valid
-    unit was not finite. n_units: what it was averaged over. n_nonfinite: such predictions. detail: what belongs beside
-    the value (threshold, classes averaged, ...)."""
+    """The value of one metric."""
 
+    # None if no unit was valid, the metric is undefined, or a prediction at a valid unit was not finite.
     value: float | None
-    n_units: int
-    n_nonfinite: int = 0
+    n_units: int  # pixels or samples that were averaged
+    n_nonfinite: int = 0  # predictions at valid units that were not finite
+    # What belongs beside the value: threshold, classes averaged, ...
     detail: Mapping[str, float | int | Sequence[int]] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator(abc.ABC):
-    """Computes the metrics that a task lists, over as many batches as come.
+    """Computes the metrics that a task lists over any number of batches.
 
     State follows the predictions to their device, and `update` reads nothing back from it: illegal labels and
-    non-finite predictions are counted and judged in `result`. Raises UnknownNameError for a metric that is not one of
-    the task's kind.
+    non-finite predictions are counted, and `result` judges them. Raises UnknownNameError for a metric of another kind.
     """
 
     def __init__(self, task: TaskSpec, counts: Mapping[str, int], sums: Mapping[str, int]) -> None:
@@ -204,7 +203,7 @@ def share(numerator: float, denominator: int) -> MetricResult:
 def histogram(index: Tensor, mask: Tensor, n_bins: int) -> Tensor:
     """int64 [n_bins]: how often each index in 0 .. n_bins - 1 occurs where `mask` holds; index int64, mask bool, [...].
 
-    What is masked out may hold any value. No host synchronisation: boolean indexing and CUDA's bincount would wait.
+    Masked indices may have any value. No host synchronisation: boolean indexing and CUDA's bincount would wait.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """`normals`: a unit vector per pixel; labels float [B, 3, H, W], the zero vector ignored. Loss: 1 - cosine.
 
-A protocol may compare the colours of the files instead (`encoded`): vectors of 0 to 255 that nobody decoded. Angles
+A protocol may compare the colours of the files instead (`encoded`): vectors of 0 to 255 that were not decoded. Angles
 between those are compressed and out of order, so neither form of labels is ever measured as the other.
 """
 
@@ -56,7 +56,7 @@ class NormalsKind(Kind):
         return target.norm(dim=-3)
 
     def check_task(self, task: TaskSpec) -> None:
-        """Raise UsageError for a task that has not three channels."""
+        """Raise UsageError for a task without exactly three channels."""
         super().check_task(task)
         if task.channels != 3:
             raise UsageError(f"Task {task.name!r} of kind 'normals' has channels = {task.channels}; expected 3.")
@@ -67,7 +67,7 @@ class NormalsKind(Kind):
         return f"{legal}, or {self.ignore}"
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """1 - cosine, mean over labelled pixels. Raises ProtocolError where labels and protocol differ in encoding."""
+        """1 - cosine, mean over labelled pixels. Raises ProtocolError if labels and protocol differ in encoding."""
         _check_encoding(task, flags)
         vectors, label = _pair(prediction, target, flags)
         return mean_of_valid(1 - _cosine(vectors, label), self.valid(target))

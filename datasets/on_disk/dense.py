@@ -1,7 +1,7 @@
-"""How dense labels stand in files, and what becomes of them: the parts that several data sets have in common.
+"""How files store dense labels, and how they are decoded: the parts that several data sets have in common.
 
-Stored forms are small: label maps uint8 with 255 for ignored pixels, colours uint8, everything floating float32. What
-decodes them here gives the canonical tensors of datasets 2.1.
+Stored forms are small: label maps uint8 with 255 for ignored pixels, colours uint8, floating values float32. The
+decoders here give the canonical tensors of datasets 2.1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 IGNORE = 255
 _FLOATS = ("float32", "float64", "float16")
 _NUMBERS = (*_FLOATS, "int8", "int16", "int32", "int64", "uint8")
-_OVERSHOOT = 1e-4  # rounding of whoever scaled an image to [0, 1]; beyond it, it is no such image
+_OVERSHOOT = 1e-4  # tolerance for rounding when the image was scaled to [0, 1]; larger overshoot is an error
 ORDER_OF_AXES = ((0, 1), (1, 1), (2, 1))  # (channel of the file, sign) for x, y and z, where files are in our frame
 SHORTEST, LONGEST = 0.9, 1.1  # of a unit vector that was stored in 8 bits
 
@@ -94,7 +94,7 @@ def decode_depth(stored: Array) -> Tensor:
 def decode_vectors(stored: Array, order: Sequence[tuple[int, int]] = ORDER_OF_AXES) -> Tensor:
     """float32 [H, W, 3], zero where unknown -> unit vectors float32 [3, H, W].
 
-    order: (channel of the file, sign) for x, y and z. Raises UsageError where a vector has not about length 1.
+    order: (channel of the file, sign) for x, y and z. Raises UsageError for a vector whose length is not about 1.
     """
     import torch
 

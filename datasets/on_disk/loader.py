@@ -57,14 +57,14 @@ class FileLoader(DatasetLoader):
 
 
 def first_fault(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions, folder: Path) -> None:
-    """Raise FileError for the first thing that is wrong with what a split lists, saying how many there are."""
+    """Raise FileError naming the first fault in the lists of a split, and how many there are."""
     faults = [*source.faults, *count_faults(source, spec, split, name, options)]
     if faults:
         raise FileError(f"Data set {spec.name!r} at {folder}: {summary(faults)}.")
 
 
 def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions) -> list[Fault]:
-    """A fault where a split is empty, or has not the published number of samples (profile `real`)."""
+    """A fault if a split is empty or, with profile `real`, differs from the published number of samples."""
     if source.ids and options.profile != "real":
         return []
     hint = "; the option profile: twin takes a part of the data, under a key of its own" if source.ids else ""
@@ -72,7 +72,7 @@ def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, optio
 
 
 def count_fault(n: int, spec: DatasetSpec, split: str, name: str, hint: str = "") -> list[Fault]:
-    """A fault where an input of a split has not the number of samples that the spec declares. hint: what to do."""
+    """A fault if an input of a split does not have the number of samples that the spec declares. hint: what to do."""
     expected = spec.count(split, name)
     if n == expected and n:
         return []

@@ -29,7 +29,7 @@ IMAGE = "image"
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something that is not as the layout promises. path: the file, below the data set's folder where it is in it."""
+    """A deviation from what the layout promises. path: the file, below the data set's folder if it is in it."""
 
     path: str
     sample: str
@@ -84,8 +84,8 @@ class Source:
     """The samples of one input of one split, listed and not yet opened.
 
     image: decodes to float32 [3, H, W] in [0, 1]. targets: {task: field}. units: what a hold-out keeps together.
-    strata: groups of which a hold-out takes its share of each (the classes); None where it does not look.
-    in_memory: small enough to be decoded once and kept. meta: what every sample says of itself.
+    strata: the group of each sample (its class), if a hold-out takes its share of each group; else None.
+    in_memory: small enough to be decoded once and kept. meta: entries of every sample's `meta`.
     content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
     `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
     """
@@ -204,7 +204,7 @@ class FileInput(InputData):
         return hashlib.sha256("\n".join([listed, self.source.digest, *self.ids]).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raise FileError for what is found without decoding every file, naming the first file and counting the others.
+        """Raise FileError for faults that show without decoding every file: names the first, counts the others.
 
         The first and the last sample are decoded and their labels checked; of each field, all files must be whole and
         show a picture of one size.
@@ -220,7 +220,7 @@ class FileInput(InputData):
             raise FileError(f"Data set {self.spec.name!r} at {self.folder}: {summary(faults)}.")
 
     def _check_labels(self, task: TaskSpec, indices: Sequence[int]) -> None:
-        """Raise FileError where a label of these samples is illegal, or a regression knows no pixel in any of them."""
+        """Raise FileError if a label of these samples is illegal, or none of them has a known label of a regression."""
         kind, where = get_kind(task.kind), self.source.fields[task.name].where
         known = False
         for index in indices:
