@@ -46,7 +46,7 @@ class TaskSpec:
     class_names: tuple[str, ...] = ()
     weight: float = 1.0  # of the loss, equal for all methods
     unit: str = ""  # of the label, printed in column heads (`metre`, ...)
-    # Of a `binary_map`: weight of positive pixels in the loss, in (0, 1), negative ones get the rest; None: equal weights.
+    # Of a `binary_map`: weight of positive pixels in the loss, in (0, 1); negative ones get the rest. None: equal.
     positive_weight: float | None = None
     loss_divisor: float = 1.0  # of a regression's L1 loss, in the label's unit; metrics are not divided
     frame: NormalsFrame = "verified"  # of a `normals` label, see `NormalsFrame`
