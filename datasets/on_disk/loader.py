@@ -49,14 +49,14 @@ class FileLoader(DatasetLoader):
         for name, source in self.sources(root, split, spec, options).items():
             if name not in spec.inputs:
                 continue
-            first_fault(source, spec, split, name, options, root)
+            require_whole(source, spec, split, name, options, root)
             files = FileInput(source, spec, split, name, root)
             copy = copy_of(root, spec, options.model_dump(mode="json"))
             inputs[name] = FileInput(use(copy, split, name, source, files.content_hash), spec, split, name, root)
         return MultiTaskDataset(spec, split, inputs)
 
 
-def first_fault(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions, folder: Path) -> None:
+def require_whole(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions, folder: Path) -> None:
     """Raise FileError naming the first fault in the lists of a split, and how many there are."""
     faults = [*source.faults, *count_faults(source, spec, split, name, options)]
     if faults:

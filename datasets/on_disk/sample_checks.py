@@ -1,4 +1,4 @@
-"""Are samples what their spec and kinds promise? Checked before the first step: a run would finish without noticing.
+"""Are samples what their spec and kinds promise? Checked before the first step, since a run would not notice.
 
 `faults` checks samples in memory completely, and files as far as that takes seconds; `label_faults` reads every label,
 so that no training fails at an illegal label of the test split. Spec: datasets 2.1.
