@@ -17,7 +17,8 @@ def show(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A method, data set, suite, backbone, board, loss balancing; `backbones`, `balancing`, `boards`."
+            help="A method, data set, suite, backbone, board or loss balancing; or `augmentation`, `backbones`, "
+            "`balancing`, `boards`."
         ),
     ] = None,
     plugin: PluginOption = None,

@@ -32,6 +32,7 @@ def _described(name: str | None) -> Iterator[str]:
     if name is None:
         return _overview()
     whole: dict[str, Callable[[], Iterator[str]]] = {
+        "augmentation": _all_augmentation,
         "balancing": _all_balancing,
         "backbones": _all_backbones,
         "boards": boards.overview,
@@ -73,6 +74,7 @@ def _overview() -> Iterator[str]:
     yield "Suites"
     for name in suite_names():
         yield f"  {name:<20} {_first_line(read_suite(find_suite(name)).description)}"
+    yield "Augmentation: `list augmentation` names the steps"
     yield "Loss balancing: `list balancing` names the ways"
     yield "Backbones: timm models; `list backbones` names them"
     yield f"Published tables: {len(boards.board_names())}; `list boards` names them"
@@ -94,6 +96,17 @@ def _all_balancing() -> Iterator[str]:
         about = f"{entry.kind}: {entry.paper}"
         yield from textwrap.wrap(about, _WIDTH, initial_indent=f"  {name:<16} ", subsequent_indent=" " * 19)
     yield "In a suite: `balancing: [equal, pcgrad]` makes a row of each, for all methods or in the entry of one."
+
+
+def _all_augmentation() -> Iterator[str]:
+    """Every step of augmentation, with its options."""
+    from datasets.images.augmentation import STEPS
+
+    yield "Steps of augmentation, as a recipe names them: `augmentation: [shift, {name: rotation, degrees: 10}]`"
+    for name, step in STEPS.items():
+        yield from _wrapped(f"{name}: {_sentence(step.__doc__)}", "")
+        for key, field in step.model_fields.items():
+            yield from _option(f"{key} = {_value(field.get_default())}", field.description)
 
 
 def _balancing(name: str) -> Iterator[str]:
@@ -163,11 +176,7 @@ def _dataset(name: str) -> Iterator[str]:
     fields = loader.Options.model_fields
     yield "Options" if fields else "No options"
     for key, field in fields.items():
-        yield f"  {key} = {_value(field.get_default())} ({_choices(field.annotation)})"
-    for cls in reversed(loader.Options.__mro__):
-        text = cls.__dict__.get("__doc__") or ""
-        if any(f"{key}:" in text for key in fields):  # only what explains options of this set
-            yield from _wrapped(" ".join(text.split()), "  ")
+        yield from _option(f"{key} = {_value(field.get_default())} ({_choices(field.annotation)})", field.description)
     for layout in loader.layouts or (first.layout,):
         yield from _layout(name, layout)
 
@@ -214,11 +223,15 @@ def _layout(name: str, layout: str) -> Iterator[str]:
         yield from _wrapped(f"caveat: {caveat}", "  ")
 
 
+def _option(declared: str, description: str | None) -> list[str]:
+    return _wrapped(f"{declared}: {description}" if description else declared, "  ")
+
+
 def _value(value: object) -> str:
     """As YAML writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return f"[{', '.join(map(_value, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def _choices(annotation: object) -> str:

@@ -88,6 +88,7 @@ def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
     """The files that an absolute import runs: those of the packages around it, then its own. None for libraries."""
     parts = name.split(".")
     if parts[0] in PACKAGES:
+        parts = _public_names(parts[0]).get(name, name).split(".")
         home, own = _home_of(parts[0]), parts[0]
     elif own not in ("", parts[0]):
         return
@@ -98,6 +99,17 @@ def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
             if file.is_file():
                 yield _Module(".".join(parts[:end]), file, home, own)
                 break
+
+
+@functools.cache
+def _public_names(package: str) -> Mapping[str, str]:
+    """{package.name: module} of the names that one of our packages exports lazily, read from its imports for types."""
+    return {
+        f"{package}.{alias.name}": node.module
+        for node in ast.walk(ast.parse(module_file(package).read_bytes()))
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(f"{package}.")
+        for alias in node.names
+    }
 
 
 @functools.cache

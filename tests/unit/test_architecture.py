@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import benchmark
+import datasets
 from datasets.registry import dataset_names
 from methods.backbones.backbone import supported_backbones
 from methods.registry import method_names
@@ -30,15 +31,13 @@ MAX_COMMAND_LINES = 150
 # of one another.
 FLOORS = {
     "datasets": (
-        "datasets errors declared cifar100_classes omniglot_alphabets",
+        "datasets errors declared",
         "settings protocols",
         "images",
         "kinds",
         "contracts",
         "roles registry array_input",
         "on_disk mnist_digits",
-        "cityscapes_labels class_set_files nyuv2_mat",
-        "cityscapes_files",
         "cifar100_20 cityscapes class_sets elpv mnist_two_domains multi_mnist nyuv2 omniglot",
         "digit_domains",
     ),
@@ -215,6 +214,28 @@ def test_commands_start_without_heavy_imports() -> None:
     )
     loaded = set(python(code).split())
     assert not loaded & {"torch", "timm", "torchvision", "pandas", "scipy", "sklearn", "mmseg", "matplotlib"}
+
+
+def test_the_public_names_of_datasets_are_there_and_cost_no_torch() -> None:
+    tree = ast.parse((ROOT / "datasets/__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("datasets.")
+        for alias in node.names
+    }
+    assert typed == datasets._HOME_OF  # what type checkers and the hash of a program read, and what is imported
+    assert sorted(datasets.__all__) == sorted(typed)
+    assert set(datasets.__all__) <= set(dir(datasets))
+    code = (
+        "import sys, datasets; print(len([name for name in sys.modules if name.startswith('datasets')])); "
+        "[getattr(datasets, name) for name in datasets.__all__]; print(*sorted(sys.modules))"
+    )
+    alone, loaded = python(code).splitlines()
+    assert alone == "1"
+    assert not set(loaded.split()) & {"torch", "torchvision", "pandas", "scipy", "sklearn", "h5py"}
+    with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
+        datasets.load_dataset  # noqa: B018
 
 
 def test_a_classification_suite_never_imports_mmsegmentation() -> None:

@@ -182,12 +182,25 @@ def test_a_project_with_a_package_of_our_name_is_told_in_one_line(name: str, tmp
     assert f"ImportError: the package '{name}'" in done.stderr
 
 
-HEAVY = ("torch", "torchvision", "timm", "pandas", "scipy", "sklearn", "matplotlib", "seaborn", "torchjd", "mmseg")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "h5py",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "seaborn",
+    "torchjd",
+    "mmseg",
+)
 
 LIGHT = """
 import sys
 from typer.testing import CliRunner
 from benchmark.__main__ import app
+from datasets.registry import dataset_names
 folder, heavy = sys.argv[1], set(sys.argv[2].split())
 lines = [
     ("list", 0), ("list quick", 0), ("list boards", 0), ("list nyuv2_segnet_libmtl", 0), ("list --help", 0),
@@ -200,6 +213,7 @@ lines = [
     ("data show elpv --split tset", 2), ("data show elpv --samples 0", 2),
     (f"throughput {folder}", 2), ("throughput nowhere --batch x", 2), (f"throughput {folder} --execution x", 2),
     (f"export {folder}", 2), ("export nowhere --to x", 2), (f"export {folder} --batch 0", 2),
+    *((f"list {name}", 0) for name in dataset_names()),
 ]
 for line, code in lines:
     result = CliRunner().invoke(app, line.split())
@@ -210,7 +224,7 @@ for line, code in lines:
 
 
 def test_what_needs_no_network_imports_no_torch(tmp_path: Path) -> None:
-    """The overview, suites, boards and every mistake that can be told by names: one process for all of them."""
+    """The overview, suites, boards, data sets and mistakes in names: one process for all of them."""
     line = [sys.executable, "-c", LIGHT, str(tmp_path), " ".join(HEAVY)]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
