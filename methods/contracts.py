@@ -15,17 +15,16 @@ import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from datasets.contracts import Batch, DatasetSpec
 from datasets.settings import Checked
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from torch import Tensor, nn
 
+    from datasets.contracts import Batch, DatasetSpec
     from methods.backbones.backbone import Backbone
     from methods.figures import Figure
     from methods.graph.task_graph import Operation, TaskGraph
@@ -144,7 +143,7 @@ class ParameterGroup:
 
 
 Purpose = Literal["search", "final"]
-LossFunction = Callable[[Batch, Sequence[str]], Mapping[str, Tensor]]
+LossFunction: TypeAlias = "Callable[[Batch, Sequence[str]], Mapping[str, Tensor]]"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,12 @@ trained as the found one is: same final training, same number of draws k.
 from __future__ import annotations
 
 import dataclasses
-from typing import Generic, Protocol, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)

@@ -6,14 +6,16 @@ largest total budget of a table can stand beside it (measurement 4d).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
-from methods.graph.task_graph import TaskGraph
-from methods.plain import fit_plain
+from methods.contracts import Fidelity, Method, MethodParams, Statement, Trainer
+from methods.plain import CARUANA, fit_plain
 from methods.registry import register_method
+
+if TYPE_CHECKING:
+    from methods.graph.task_graph import TaskGraph
 
 
 class HardSharingParams(MethodParams):
@@ -30,17 +32,7 @@ class HardSharing(Method[HardSharingParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="R. Caruana, Multitask Learning, Machine Learning 28:41-75, 1997",
         link="https://doi.org/10.1023/A:1007379606734",
-        references=(
-            Reference(
-                "caruana1997multitask",
-                "article",
-                ("R. Caruana",),
-                "Multitask Learning",
-                "Machine Learning 28(1)",
-                1997,
-                "https://doi.org/10.1023/A:1007379606734",
-            ),
-        ),
+        references=(CARUANA,),
         statements=(
             Statement("paper", "One network with layers shared by all tasks and an output layer per task."),
             Statement(

@@ -45,10 +45,12 @@ def declared_methods() -> Mapping[str, Declared]:
 
 @functools.cache
 def load_methods() -> None:
-    """Import every module of this package and every entry point of the group `sharebench.methods`, once a process."""
+    """Import every module of this package, for the operations that it registers, and every entry point of the group
+    `sharebench.methods`, once a process.
+    """
     import methods
 
-    for module in pkgutil.iter_modules(methods.__path__, prefix="methods."):
+    for module in pkgutil.walk_packages(methods.__path__, prefix="methods."):
         importlib.import_module(module.name)
     _load_entry_points()
 

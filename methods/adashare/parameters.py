@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from methods.adashare.presets import PRESETS, Phase, Preset, PresetName
 from methods.contracts import MethodParams
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -109,6 +109,16 @@ class AdaShareParams(MethodParams):
     def preset(self) -> Preset | None:
         """The official setting that is re-enacted; None under `recipe: suite`."""
         return None if self.published is None else PRESETS[self.published.preset]
+
+    @property
+    def has_one_polluted_set(self) -> bool:
+        """Whether the final network keeps one set of norm statistics that all tasks move, as the official one does."""
+        return self.recipe == "published" and self.batch_norm == "shared"
+
+    @property
+    def final_rule(self) -> Literal["shared", "per_task"]:
+        """Norms of the deployed network: of each task's own, or one set of weights (statistics belong to nodes)."""
+        return "per_task" if self.batch_norm == "per_task" else "shared"
 
     @model_validator(mode="before")
     @classmethod

@@ -15,15 +15,12 @@ Symbols: N tasks, D segments, A [D, N, N] affinities, delta = 1 - A, pi_d partit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.branched.affinity import Affinity, Degenerate, FeatureDtype, affinity, features_of
+from methods.branched.choices import Degenerate, FeatureDtype
 from methods.branched.network import Copies, FinalRecipe
 from methods.branched.pictures import affinity_picture, budget_picture
 from methods.branched.published import BORROWED, BorrowedParams, borrowed_recipe
@@ -51,9 +48,25 @@ from methods.branched.selection import (
 from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, Size, TreeParams
 from methods.branched.trees import Tree
 from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
-from methods.graph.operations import Operation
 from methods.registry import register_method
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import Batch, DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.branched.affinity import Affinity
+    from methods.graph.operations import Operation
+
+VANDENHENDE = Reference(
+    "vandenhende2020branched",
+    "inproceedings",
+    ("S. Vandenhende", "S. Georgoulis", "B. De Brabandere", "L. Van Gool"),
+    "Branched Multi-Task Networks: Deciding What Layers To Share",
+    "British Machine Vision Conference",
+    2020,
+    "https://arxiv.org/abs/1904.02920",
+)
 MOST_TASKS_AUTO = 6  # up to here `search: auto` is exhaustive
 
 
@@ -117,17 +130,7 @@ class Branched(ChoosingMethod[BranchedParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Vandenhende et al., Branched Multi-Task Networks: Deciding What Layers To Share, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",
-        references=(
-            Reference(
-                "vandenhende2020branched",
-                "inproceedings",
-                ("S. Vandenhende", "S. Georgoulis", "B. De Brabandere", "L. Van Gool"),
-                "Branched Multi-Task Networks: Deciding What Layers To Share",
-                "British Machine Vision Conference",
-                2020,
-                "https://arxiv.org/abs/1904.02920",
-            ),
-        ),
+        references=(VANDENHENDE,),
         statements=(
             Statement("paper", "Abstract: affinities and a budget of learnable parameters decide a tree of layers."),
             Statement("recalled", "Similarity analysis: 1 - Pearson of unpooled features, Spearman between tasks."),
@@ -195,6 +198,8 @@ class Branched(ChoosingMethod[BranchedParams]):
 
     def _affinities(self, trainer: Trainer, segments: Segments) -> Affinity:
         """Steps 1 to 3: N single-task networks, their features on the same K images, A."""
+        from methods.branched.affinity import affinity, features_of
+
         p, tasks = self.params, trainer.data.task_names
         probes = probe_batches(trainer, p.n_probe, Role.FIT if p.probe_split == "fit" else Role.SELECT, p.probe_seed)
 

@@ -12,13 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-import torch
-
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.branched.segments import BudgetUnit, Segments
 from methods.branched.trees import Partition, Tree, canonical, refinements, together
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.contracts import DatasetSpec
 
 MOST_TASKS = 8  # partitions are listed: 4,140 of eight tasks, 21,147 of nine
 Shape = tuple[int, ...]  # cluster sizes, ascending: what the number of further refinements depends on
@@ -113,6 +116,8 @@ def _refined_shapes(shape: Shape) -> Counter[Shape]:
 
 def _weighted(weights: Sequence[int], rng: torch.Generator) -> int:
     """A position with probability in proportion to its weight, exactly: weights may exceed what a float holds."""
+    import torch
+
     total = sum(weights)
     high, low = torch.randint(0, 2**62, (2,), generator=rng).tolist()
     point = int(Fraction(high * 2**62 + low, 2**124) * total)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.branched.network import FinalRecipe
 from methods.contracts import MethodParams, OptimizerSpec
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
 from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
 from methods.branched.tree_method import ChoiceParams, Size
+from methods.graph.rules import BatchNormRule
 
-BatchNorm = Literal["shared", "per_task_stats", "per_task"]
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
 
 
 class SearchParams(ChoiceParams):
@@ -35,7 +36,7 @@ class SearchParams(ChoiceParams):
     reset_optimizer_state: bool = True
     reset_bn: bool = True
     weight_step: Literal["per_task", "joint"] = "per_task"
-    batch_norm: BatchNorm = "per_task_stats"
+    batch_norm: BatchNormRule = "per_task_stats"
     search_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     branch_init: Literal["initial", "search"] = "initial"
     budget: Size | None = None

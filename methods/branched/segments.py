@@ -7,15 +7,16 @@ Source: branched 2.2 and 2.8, branching search 2.1.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.backbones.heads import create_head
 from methods.branched.trees import Tree
-from methods.graph.cost import Shape, count
-from methods.graph.operations import Operation
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.cost import Shape
+    from methods.graph.operations import Operation
 
 Granularity = Literal["stage", "block"]
 BudgetUnit = Literal["params", "macs"]
@@ -67,6 +68,9 @@ class Segments:
 
 def segments_of(backbone: Backbone, data: DatasetSpec, granularity: Granularity) -> Segments:
     """The backbone of a cell, cut; compute is counted at the data set's image size, batch size 1."""
+    from methods.backbones.heads import create_head
+    from methods.graph.cost import count
+
     n_blocks = len(backbone.blocks)
     blocks = tuple(backbone.stages) if granularity == "stage" else tuple(range(i, i + 1) for i in range(n_blocks))
     image: Shape = (1, backbone.config.in_chans, *data.native_size)
@@ -98,6 +102,8 @@ def segment_operations(backbone: Backbone, blocks: range, last: bool) -> list[Op
 
 def _costs(operations: list[Operation], shape: Shape) -> tuple[int, Shape]:
     """MACs of the operations one after another on an input of this shape, and the shape of the result."""
+    from methods.graph.cost import count
+
     macs = 0
     for operation in operations:
         cost = count(operation.module, [shape])

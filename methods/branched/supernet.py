@@ -22,11 +22,12 @@ from datasets.kinds import get_kind
 from methods.backbones.backbone import Backbone, Block
 from methods.backbones.forms import Residual
 from methods.branched.network import Copies
-from methods.branched.schedule import BatchNorm, Schedule, SearchParams
+from methods.branched.schedule import Schedule, SearchParams
 from methods.branched.segments import segment_operations
 from methods.branched.trees import Tree
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
 from methods.graph.operations import Operation, view_with_own_statistics
+from methods.graph.rules import BatchNormRule
 from methods.plain import task_losses
 
 
@@ -44,7 +45,7 @@ def mixture(logits: Tensor, noise: Tensor, tau: float, hard: bool = False) -> Te
     return one_hot + soft - soft.detach()
 
 
-def views(module: nn.Module, n: int, rule: BatchNorm) -> nn.ModuleList:
+def views(module: nn.Module, n: int, rule: BatchNormRule) -> nn.ModuleList:
     """n modules of the same weights: with the same norms, with own statistics, or with own scale and shift too."""
     if rule == "shared":
         return nn.ModuleList([module] * n)
@@ -97,7 +98,7 @@ class Supernet(nn.Module, abc.ABC):
             nn.ModuleList(views(_layer(self.backbones[i], number), len(streams), params.batch_norm) for i in range(n))
             for number, n in enumerate(n_copies)
         )
-        stem_rule: BatchNorm = "shared" if params.batch_norm == "shared" else "per_task_stats"
+        stem_rule: BatchNormRule = "shared" if params.batch_norm == "shared" else "per_task_stats"
         self.stems = nn.ModuleDict(
             dict(zip(data.inputs, views(self.backbones[0].stem, len(data.inputs), stem_rule), strict=True))
         )

@@ -10,13 +10,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, model_validator
 
-from datasets.contracts import DatasetSpec
-from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
 from methods.branched.counting import require_countable, size_of, trees_of_size
 from methods.branched.network import Copies, FinalRecipe, ShareScaling, fit_tree, initial_copies, tree_graph
 from methods.branched.pictures import tell_tree
@@ -24,8 +21,13 @@ from methods.branched.segments import Granularity, Segments, segments_of
 from methods.branched.trees import Labels, Tree, read_tree
 from methods.contracts import Budget, Method, MethodParams, Trainer
 from methods.control import AMBER_DEVIATION
-from methods.graph.operations import Operation
-from methods.graph.task_graph import TaskGraph
+from methods.plain import require_tasks
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.operations import Operation
+    from methods.graph.task_graph import TaskGraph
 
 Size = Annotated[float, Field(ge=1)] | Annotated[int, Field(ge=1)]
 Tolerance = Annotated[float, Field(ge=0, lt=1)]
@@ -79,8 +81,7 @@ class TreeMethod(Method[T]):
 
     def segments(self, data: DatasetSpec, backbone: Backbone) -> Segments:
         """The backbone, cut. Raises UsageError where there is nothing to branch."""
-        if len(data.tasks) < 2:
-            raise UsageError(f"A tree needs at least two tasks; the cell has {list(data.task_names)}.")
+        require_tasks(data, "A tree")
         return segments_of(backbone, data, self.granularity)
 
     def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from methods.contracts import MethodParams
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Score = Literal["contribution", "ratio", "magnitude", "random"]
 Stop = Literal["budget", "first_bridge", "threshold"]

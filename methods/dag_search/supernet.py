@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from datasets.contracts import DatasetSpec
 from methods.dag_search.flow import FlowGraph
 from methods.dag_search.space import DagSpace
-from methods.graph.norms import BatchNormRule, TaskNorms, has_statistics
+from methods.graph.norms import TaskNorms, has_statistics
 from methods.graph.operations import Operation
+from methods.graph.rules import BatchNormRule
 
 OPEN = 2.0  # logit of a chain gate under `gate_init: chain`, -OPEN of the others
 

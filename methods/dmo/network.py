@@ -12,9 +12,9 @@ from datasets.contracts import Batch, DatasetSpec
 from methods.contracts import LossFunction
 from methods.dmo.parameters import PublishedParams
 from methods.graph.cost import CostTable, Shape
-from methods.graph.graph_norms import with_own_norms, with_shared_statistics
-from methods.graph.norms import BatchNormRule
+from methods.graph.norms import with_own_norms
 from methods.graph.operations import Operation
+from methods.graph.rules import BatchNormRule
 from methods.graph.task_graph import Node, TaskGraph
 from methods.plain import task_losses
 
@@ -38,7 +38,7 @@ def group_graph(
             own = with_own_norms(operation) if rule == "per_task" and number > 0 else operation
             value = graph.add(own, value)
         graph.output(task, graph.add(head(task), value))
-    return with_shared_statistics(graph) if rule == "shared" else graph
+    return graph.with_shared_statistics() if rule == "shared" else graph
 
 
 def batches_of(data: DatasetSpec, task: str, batch_size: int) -> int:

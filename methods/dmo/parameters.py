@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from methods.contracts import MethodParams
-from methods.dmo.difficulty import MuRule
-from methods.dmo.grouping import CliqueOrder
-from methods.dmo.pruning import MergeRule, PruneScope
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Threshold = Annotated[float, Field(ge=-1, le=1)]
 Quantile = Annotated[str, Field(pattern=r"^quantile:(0(\.\d+)?|1(\.0+)?)$")]
+
+MuRule = Literal["mean_of_task_means", "pooled"]
+CliqueOrder = Literal["size_then_mean", "size"]
+PruneScope = Literal["global", "layer"]
+MergeRule = Literal["hardest", "mean"]
+
+
+def kept_fraction(d: float, tau: float) -> float:
+    """q = 1 - exp(-d / tau): exp(-d / tau) is what is pruned, so harder tasks keep more, and smaller tau keeps more."""
+    return -math.expm1(-d / tau)
 
 
 class PublishedParams(MethodParams):

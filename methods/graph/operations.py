@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from typing import Literal, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from datasets.errors import UsageError, unknown
 Origin = Literal["backbone", "added", "heads"]
 Config = Mapping[str, object]
 Factory = Callable[[Config], nn.Module]
+T = TypeVar("T")
 
 _FACTORIES: dict[str, Factory] = {}
 
@@ -126,8 +127,12 @@ def statistics_names(module: nn.Module) -> set[str]:
 
 def view_with_own_statistics(module: nn.Module) -> nn.Module:
     """A copy that shares every parameter with `module` and owns its buffers, norm statistics among them."""
-    memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, memo)
+    return copy_sharing(module, module.parameters())
+
+
+def copy_sharing(thing: T, kept: Iterable[nn.Parameter]) -> T:
+    """A deep copy that holds these very parameters; everything else in it is new, with equal values."""
+    return copy.deepcopy(thing, {id(parameter): parameter for parameter in kept})
 
 
 class Add(nn.Module):

@@ -12,24 +12,26 @@ the batches of tasks with images of their own one batch at a time. Not supported
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
-from methods.graph.graph_norms import with_shared_statistics
-from methods.graph.task_graph import TaskGraph
+from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
+from methods.plain import require_tasks
 from methods.registry import register_method
 from methods.soft_sharing.parameters import TowerParams
 from methods.soft_sharing.pictures import tell_reads
-from methods.soft_sharing.towers import Units, place_channels, place_names, tower_graph, tower_passes, towers_of
-from methods.soft_sharing.training import joint_stage, require_tasks, tower_notes
-from methods.soft_sharing.units import Stitch, stitch
+from methods.soft_sharing.training import SoftSharing, joint_stage, tower_notes, tower_passes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.task_graph import TaskGraph
+    from methods.soft_sharing.towers import Units
+    from methods.soft_sharing.units import Stitch
 
 
 class CrossStitchParams(TowerParams):
@@ -44,16 +46,13 @@ class CrossStitchParams(TowerParams):
     unit_weight_decay: Annotated[float, Field(ge=0)] | None = 0.0
 
 
-def initial_alpha(n_tasks: int, own: float, other: float) -> Tensor:
-    """a [T, T]: `own` on the diagonal, `other` elsewhere."""
-    alpha = torch.full((n_tasks, n_tasks), other)
-    return alpha.fill_diagonal_(own)
-
-
 def stitches(backbone: Backbone, alpha: Tensor, granularity: Literal["channel", "layer"]) -> Units:
     """A unit after every stage. alpha: [T, T], initial values for all channels."""
+    from methods.soft_sharing.towers import Units
+    from methods.soft_sharing.units import stitch
+
     alpha = alpha.to(next(backbone.module().parameters()).device)
-    widths = place_channels(backbone)[1:] if granularity == "channel" else [1] * len(backbone.stages)
+    widths = backbone.place_channels[1:] if granularity == "channel" else [1] * len(backbone.stages)
     return Units(
         {
             place: [stitch(backbone.layout, row[:, None].expand(-1, width)) for row in alpha]
@@ -63,7 +62,7 @@ def stitches(backbone: Backbone, alpha: Tensor, granularity: Literal["channel", 
 
 
 @register_method("cross_stitch")
-class CrossStitch(Method[CrossStitchParams]):
+class CrossStitch(SoftSharing[CrossStitchParams]):
     """A network for every task; after every stage each takes a learnt linear mix of all networks' features."""
 
     Params = CrossStitchParams
@@ -94,19 +93,13 @@ class CrossStitch(Method[CrossStitchParams]):
         ),
     )
 
-    def __init__(self, params: CrossStitchParams) -> None:
-        super().__init__(params)
-        self.recipe = params.recipe
-        if params.batch_norm == "shared":
-            self.final_batch_norm = "shared"
-
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """What the towers cost. Raises UsageError for one task, or for initial rows that do not sum to 1."""
         require_tasks(data)
-        self._alpha(len(data.tasks))
+        self._check_rows(len(data.tasks))
         return tower_notes(self.params, data, budget)
 
-    def _alpha(self, n_tasks: int) -> Tensor:
+    def _check_rows(self, n_tasks: int) -> None:
         own, other = self.params.alpha_self, self.params.other(n_tasks)
         total = own + (n_tasks - 1) * other
         if abs(total - 1) > 1e-6:
@@ -114,19 +107,22 @@ class CrossStitch(Method[CrossStitchParams]):
                 f"Rows of a unit start with alpha_self {own:g} + {n_tasks - 1} x alpha_other {other:g} = {total:g}; "
                 f"expected 1, for example alpha_other {(1 - own) / (n_tasks - 1):.4g}."
             )
-        return initial_alpha(n_tasks, own, other)
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Single-task networks, then all of them together with the units between them."""
-        p, data = self.params, trainer.data
+        from methods.soft_sharing.towers import tower_graph, towers_of
+        from methods.soft_sharing.units import initial_alpha
+
+        p, data, n_tasks = self.params, trainer.data, len(trainer.data.tasks)
         require_tasks(data)
+        self._check_rows(n_tasks)
         backbone = trainer.backbone()
         towers = towers_of(trainer, p.reinit)
-        units = stitches(backbone, self._alpha(len(data.tasks)), p.granularity)
+        units = stitches(backbone, initial_alpha(n_tasks, p.alpha_self, p.other(n_tasks)), p.granularity)
         graph = tower_graph(data, towers, units)
-        graph = with_shared_statistics(graph) if p.batch_norm == "shared" else graph
+        graph = graph.with_shared_statistics() if p.batch_norm == "shared" else graph
         trainer.fit(joint_stage(trainer, graph, p, passes=tower_passes(data)))
-        self._tell(trainer, units, place_names(backbone))
+        self._tell(trainer, units, backbone.place_names)
         return graph
 
     @staticmethod
@@ -141,7 +137,9 @@ class CrossStitch(Method[CrossStitchParams]):
 
 def alphas_of(units: Units) -> Mapping[int, Tensor]:
     """{place: a [T, T, C], or [T, T, 1]}, detached, on the CPU."""
+    import torch
+
     return {
-        place: torch.stack([cast(Stitch, row.module).alpha.detach().cpu() for row in rows])
+        place: torch.stack([cast("Stitch", row.module).alpha.detach().cpu() for row in rows])
         for place, rows in units.rows.items()
     }

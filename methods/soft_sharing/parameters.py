@@ -8,12 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from methods.contracts import MethodParams, OptimizerSpec
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Refinement = Literal["bottleneck", "conv3x3"]  # f_j of mtan
 
 
 class PublishedParams(MethodParams):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from methods.contracts import Trainer
 from methods.figures import Figure, Heatmap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def reads_panel(title: str, values: Tensor, names: Sequence[str], value_title: str) -> Heatmap:

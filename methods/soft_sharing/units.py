@@ -23,6 +23,12 @@ def channel_axis(layout: Layout) -> int:
     return {"nchw": 1, "nhwc": 3, "tokens": 2}[layout]
 
 
+def initial_alpha(n_tasks: int, own: float, other: float) -> Tensor:
+    """a [T, T]: `own` on the diagonal, `other` elsewhere."""
+    alpha = torch.full((n_tasks, n_tasks), other)
+    return alpha.fill_diagonal_(own)
+
+
 class Stitch(nn.Module):
     """One task's row of a Cross-Stitch unit: y = sum_j alpha_j * x_j, alpha_j one number a channel, or one for all.
 

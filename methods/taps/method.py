@@ -13,14 +13,10 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from datasets.contracts import DatasetSpec
-from methods.backbones.backbone import Backbone
 from methods.contracts import (
     Budget,
     Fidelity,
@@ -35,12 +31,17 @@ from methods.contracts import (
     Trainer,
 )
 from methods.figures import Figure, Heatmap
-from methods.graph.operations import Operation
-from methods.graph.task_graph import TaskGraph
-from methods.plain import parameter_groups, plain_graph, task_losses
+from methods.plain import require_tasks, task_losses
 from methods.registry import register_method
-from methods.soft_sharing.training import require_tasks
-from methods.taps.weights import TaskWeights, own_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.operations import Operation
+    from methods.graph.task_graph import TaskGraph
+    from methods.taps.weights import TaskWeights
 
 NonNegative = Annotated[float, Field(ge=0)]
 _PUBLISHED_DELAY = 2 / 30  # the penalty waits for 2 of 30 epochs
@@ -159,13 +160,15 @@ class Taps(Method[TapsParams]):
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """The base, where there is none; then what each task changes of it."""
+        from methods.taps.base import copies, joint_base
+
         require_tasks(trainer.data)
         backbone = trainer.backbone()
         heads = {task: trainer.head(task) for task in trainer.data.task_names}
         joint = self._joint(backbone)
         if not joint and backbone.from_scratch:
             trainer.flag("taps-scratch: the frozen base has random weights, where the method needs a trained one.")
-        backbones = _joint_base(trainer, backbone, heads) if joint else _copies(backbone, len(heads))
+        backbones = joint_base(trainer, backbone, heads) if joint else copies(backbone, len(heads))
         network = self.network(trainer.data, backbones, heads)
         trainer.fit(self.stage(trainer, network))
         self._tell(trainer, network)
@@ -173,6 +176,8 @@ class Taps(Method[TapsParams]):
 
     def network(self, data: DatasetSpec, backbones: Sequence[Backbone], heads: Mapping[str, Operation]) -> TaskWeights:
         """All tasks over one base, before any of them changes it."""
+        from methods.taps.weights import TaskWeights
+
         return TaskWeights(data, backbones, heads, self.params.threshold, self.params.score_init)
 
     def stage(self, trainer: Trainer, network: TaskWeights) -> Stage:
@@ -183,10 +188,6 @@ class Taps(Method[TapsParams]):
 
         def penalty() -> Tensor:
             return p.sparsity_weight * network.sparsity() * (network.steps >= start)
-
-        @torch.no_grad()
-        def after_step() -> None:
-            network.steps += 1
 
         return Stage(
             name="taps",
@@ -201,7 +202,7 @@ class Taps(Method[TapsParams]):
             losses=task_losses(trainer.data, network),
             purpose="final",
             penalty=penalty,
-            after_step=after_step,
+            after_step=network.count_step,
             passes=len(trainer.data.tasks),
         )
 
@@ -229,39 +230,3 @@ class Taps(Method[TapsParams]):
         trainer.figure("scores", Figure(title="Which layers each task changes", panels=(panel,)))
         if bool(active.all()):
             trainer.flag("No score fell below the threshold, so every task changed every layer: nothing is shared.")
-
-
-def _copies(backbone: Backbone, n_tasks: int) -> list[Backbone]:
-    """A backbone for each task, alike but for their norms; the first is `backbone`."""
-    return [backbone, *(own_norms(backbone) for _ in range(n_tasks - 1))]
-
-
-def _joint_base(trainer: Trainer, backbone: Backbone, heads: Mapping[str, Operation]) -> list[Backbone]:
-    """Backbones of all tasks from one network trained on all of them; heads are trained with it."""
-    data = trainer.data
-    graph = plain_graph(data, data.task_names, backbone, heads.__getitem__)
-    network = graph.network()
-    trainer.fit(
-        Stage(
-            name="base",
-            network=network,
-            steps=trainer.budget.steps,
-            role=Role.FIT_ARCH,
-            train=parameter_groups(graph),
-            losses=task_losses(data, network),
-            purpose="search",
-        )
-    )
-    backbones = _copies(backbone, len(data.tasks))
-    for task, own in zip(data.task_names, backbones, strict=True):
-        _take_statistics(own, graph.subgraph(task))
-    return backbones
-
-
-@torch.no_grad()
-def _take_statistics(backbone: Backbone, graph: TaskGraph) -> None:
-    """Give a backbone the norm statistics that a single-task graph of it has gathered."""
-    nodes = [node.module for node in graph.nodes.values() if node.operation.origin == "backbone"]
-    for module, node in zip([backbone.stem, *(b.module for b in backbone.blocks), backbone.tail], nodes, strict=False):
-        for mine, gathered in zip(module.buffers(), node.buffers(), strict=True):
-            mine.copy_(gathered)
