@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from methods.contracts import Fidelity, Method, MethodParams, Statement, Trainer
-from methods.plain import CARUANA, fit_plain
-from methods.registry import register_method
+from methods import Fidelity, Method, MethodParams, Statement, Trainer, fit_plain, register_method
+from methods.plain import CARUANA
 
 if TYPE_CHECKING:
-    from methods.graph.task_graph import TaskGraph
+    from methods import TaskGraph
 
 
 class HardSharingParams(MethodParams):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from methods.contracts import Fidelity, Method, MethodParams, Statement, Trainer
+from methods import Fidelity, Method, MethodParams, Statement, Trainer, register_method
 from methods.plain import CARUANA
-from methods.registry import register_method
 
 if TYPE_CHECKING:
-    from methods.graph.task_graph import TaskGraph
+    from methods import TaskGraph
 
 
 class SingleTaskParams(MethodParams):
@@ -38,6 +37,6 @@ class SingleTaskNetworks(Method[SingleTaskParams]):
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Train the networks one after another and put them side by side."""
-        from methods.graph.task_graph import TaskGraph
+        from methods import TaskGraph
 
         return TaskGraph.merged([trainer.single_task(task, purpose="final").graph for task in trainer.data.task_names])

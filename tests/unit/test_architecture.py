@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import benchmark
+import methods
 from datasets.registry import dataset_names
 from methods.backbones.backbone import supported_backbones
 from methods.registry import method_names
@@ -199,6 +200,19 @@ def test_commands_start_without_heavy_imports() -> None:
     )
     loaded = set(python(code).split())
     assert not loaded & {"torch", "timm", "torchvision", "pandas", "scipy", "sklearn", "mmseg", "matplotlib"}
+
+
+def test_the_public_names_of_methods_are_loaded_when_they_are_asked_for() -> None:
+    """What plug-ins import; `import methods` alone costs nothing."""
+    heavy = "print({'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules))"
+    assert python(f"import sys, methods; {heavy}") == "set()"
+    assert python(f"import sys; from methods import Method, Statement, fit_graph; {heavy}") == "{'pydantic'}"
+    assert set(methods.__all__) == set(methods._MODULE_OF)
+    assert set(methods.__all__) < set(dir(methods))
+    for name in methods.__all__:
+        assert getattr(methods, name).__module__ == methods._MODULE_OF[name]
+    with pytest.raises(AttributeError, match="has no attribute 'Methd'"):
+        methods.Methd  # noqa: B018
 
 
 def test_a_classification_suite_never_imports_mmsegmentation() -> None:
