@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class HardSharingParams(MethodParams):
-    """steps_factor: training steps as a multiple of the budget's."""
+    """What can be set."""
 
-    steps_factor: Annotated[float, Field(gt=0)] = 1.0
+    steps_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="training steps as a multiple of the budget's")
 
 
 @register_method("hard_sharing")

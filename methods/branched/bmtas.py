@@ -52,26 +52,42 @@ _IN_CYCLES = ("search_ratio", "n_cycles", "arch_share")  # what epochs take the 
 
 
 class BmtasParams(SearchParams):
-    """resource_weight: w_res; 0 removes R. resource_estimator: the official recursion or the exact expectation.
-    resource_multiplicity: R once per task backward, or once. resource_norm: relative scales G to the published sum.
-    lut_size: (height, width) at which G is counted, None for the data's. final_bn_affine: scale and shift in the last
-    norm of every copy during the search. unused_grad: zero steps what the task of a step does not use, as the official
-    environment did. recipe: published counts epochs, takes `published` and, where they are not given, one set of norms,
-    GFLOPs and half the image size in the search. variant: paper_readme searches with SGD at `published.lr_weights`,
-    which must be given, and divides rates by the tasks that share.
-    """
+    """What can be set. R: expected compute, G: compute of one copy of each layer."""
 
-    variant: Literal["official", "paper_readme"] = "official"
-    recipe: Literal["suite", "published"] = "suite"
+    variant: Literal["official", "paper_readme"] = Field(
+        "official",
+        description="`paper_readme` searches with SGD at `published.lr_weights`, which must be given, and divides "
+        "rates by the tasks that share",
+    )
+    recipe: Literal["suite", "published"] = Field(
+        "suite",
+        description="`published` counts epochs, and changes the defaults of batch_norm, resource_norm and search_scale",
+    )
 
-    resource_weight: Annotated[float, Field(ge=0)] = 0.05
-    resource_estimator: Estimator = "bmtas"
-    resource_multiplicity: Literal["per_task", "once"] = "per_task"
-    resource_norm: Literal["relative", "gflops"] = "relative"
-    lut_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    final_bn_affine: bool = False
-    unused_grad: Literal["none", "zero"] = "none"
-    published: OfficialParams | None = None
+    resource_weight: Annotated[float, Field(ge=0)] = Field(0.05, description="weight of R; 0 removes it")
+    resource_estimator: Estimator = Field("bmtas", description="R by the official recursion, or the exact expectation")
+    resource_multiplicity: Literal["per_task", "once"] = Field(
+        "per_task",
+        description="add R once per task backward, or once",
+    )
+    resource_norm: Literal["relative", "gflops"] = Field(
+        "relative",
+        description="`relative` scales G to the published sum",
+    )
+    lut_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="(height, width) at which G is counted; null takes the data's",
+    )
+    final_bn_affine: bool = Field(
+        False,
+        description="keep scale and shift in the last norm of every copy during the search",
+    )
+    unused_grad: Literal["none", "zero"] = Field(
+        "none",
+        description="`zero` also steps the weights that the task of a step does not use, as the official environment "
+        "did",
+    )
+    published: OfficialParams | None = Field(None, description="the official recipe, read under `recipe: published`")
 
     @model_validator(mode="before")
     @classmethod

@@ -71,40 +71,54 @@ MOST_TASKS_AUTO = 6  # up to here `search: auto` is exhaustive
 
 
 class BudgetParams(TreeParams):
-    """granularity: segments are stages or blocks. budget: a float is relative to the plain backbone, an integer
-    absolute. budget_unit: parameters or MACs. budget_scope: encoder (stem, segments, tail), or with the heads.
-    """
+    """The size of a tree."""
 
-    granularity: Granularity = "stage"
-    budget: Size = 1.8
-    budget_unit: BudgetUnit = "params"
-    budget_scope: BudgetScope = "encoder"
+    granularity: Granularity = Field("stage", description="segments are stages or blocks")
+    budget: Size = Field(1.8, description="size: a float is relative to the plain backbone, an integer absolute")
+    budget_unit: BudgetUnit = Field("params", description="parameters or MACs")
+    budget_scope: BudgetScope = Field(
+        "encoder",
+        description="`encoder`: stem, segments and tail; `encoder_heads`: with the heads",
+    )
 
 
 class BranchedParams(BudgetParams, ChoiceParams):
-    """variant: bmvc judges segment d by A[d], third_party_b by A[d - 1] with segment 1 always shared;
-    location_semantics overrides it. n_probe: K; probe_split: select re-enacts held-out images; probe_seed: which K.
-    feature_dtype: of the products of features. degenerate: distances of an image whose features are all equal: an
-    error, or 1. cluster_cost: mean_max is the method, others are ablations. search: auto is exhaustive up to 6 tasks.
-    branch_init: single_task copies from the single-task networks, an ablation. recipe: published trains the tree by a
-    borrowed recipe, as none of the paper's is known; the single-task networks stay the table's.
-    """
+    """What can be set. A[d]: affinities of tasks at segment d."""
 
-    variant: Literal["bmvc", "third_party_b"] = "bmvc"
-    location_semantics: LocationSemantics | None = None
-    n_probe: Annotated[int, Field(ge=3)] = 500
-    probe_split: Literal["fit", "select"] = "fit"
-    probe_seed: Annotated[int, Field(ge=0)] = 0
-    feature_dtype: FeatureDtype = "float64"
-    degenerate: Degenerate = "error"
-    cluster_cost: ClusterCost = "mean_max"
-    search: Literal["auto", "exhaustive", "beam"] = "auto"
-    beam_width: Annotated[int, Field(ge=1)] = 10
-    beam_candidates: Candidates = "spectral"
-    cluster_seed: Annotated[int, Field(ge=0)] = 0
-    branch_init: Literal["initial", "single_task"] = "initial"
-    recipe: Literal["suite", "published"] = "suite"
-    published: BorrowedParams | None = None
+    variant: Literal["bmvc", "third_party_b"] = Field(
+        "bmvc",
+        description="`bmvc` judges segment d by A[d]; `third_party_b` by A[d - 1], with segment 1 always shared",
+    )
+    location_semantics: LocationSemantics | None = Field(
+        None,
+        description="which affinity judges which segment, in place of the variant's",
+    )
+    n_probe: Annotated[int, Field(ge=3)] = Field(500, description="K, the number of probe images")
+    probe_split: Literal["fit", "select"] = Field(
+        "fit",
+        description="role of the probe images; `select` re-enacts held-out images",
+    )
+    probe_seed: Annotated[int, Field(ge=0)] = Field(0, description="which K images are taken")
+    feature_dtype: FeatureDtype = Field("float64", description="precision of the products of features")
+    degenerate: Degenerate = Field(
+        "error",
+        description="distances of an image whose features are all equal: an error, or 1",
+    )
+    cluster_cost: ClusterCost = Field("mean_max", description="`mean_max` is the method, others are ablations")
+    search: Literal["auto", "exhaustive", "beam"] = Field("auto", description="`auto` compares all trees up to 6 tasks")
+    beam_width: Annotated[int, Field(ge=1)] = Field(10, description="partial trees kept by the beam search")
+    beam_candidates: Candidates = Field("spectral", description="partitions that the beam search tries")
+    cluster_seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the spectral clustering")
+    branch_init: Literal["initial", "single_task"] = Field(
+        "initial",
+        description="`single_task` copies from the single-task networks, an ablation",
+    )
+    recipe: Literal["suite", "published"] = Field(
+        "suite",
+        description="`published` trains the tree by a borrowed recipe, as the paper's is not known; single-task "
+        "networks stay the table's",
+    )
+    published: BorrowedParams | None = Field(None, description="the borrowed recipe, read under `recipe: published`")
 
     @model_validator(mode="after")
     def _one_recipe(self) -> BranchedParams:

@@ -39,13 +39,20 @@ MOST_TASKS_BUDGET = 6  # 46,656 assignments of parents a level
 
 
 class LearningToBranchParams(SearchParams):
-    """variant: paper searches, prunes and trains a tree; libmtl keeps all copies and trains once. n_nodes: of every
-    level below the last, None for one per task.
-    """
+    """What can be set."""
 
-    variant: Literal["paper", "libmtl"] = "paper"
-    weight_step: Literal["per_task", "joint"] = "joint"
-    n_nodes: Annotated[int, Field(ge=1)] | None = None
+    variant: Literal["paper", "libmtl"] = Field(
+        "paper",
+        description="`paper` searches, prunes and trains a tree; `libmtl` keeps all copies and trains once",
+    )
+    weight_step: Literal["per_task", "joint"] = Field(
+        "joint",
+        description="one optimizer step per task, or one for all tasks",
+    )
+    n_nodes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="nodes of every level below the last; null takes one per task",
+    )
 
     @model_validator(mode="after")
     def _becomes_a_tree(self) -> LearningToBranchParams:

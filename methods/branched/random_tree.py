@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from datasets.errors import UsageError
 from methods.branched.branched import VANDENHENDE, BudgetParams
@@ -29,14 +29,18 @@ _OF_BUDGET = ("budget", "budget_unit", "budget_scope", "at_least")
 
 
 class RandomTreeParams(BudgetParams):
-    """at_least: the smallest size that is drawn, in the form of `budget`; with 0.95 x the budget, rows match in size
-    within 5 %. None draws from all trees within the budget. size: (parameters, MACs) of the encoder in that form, in
-    place of a budget; MACs may be null, and are where tasks have images of their own. size_tolerance: on both.
-    """
+    """What can be set: a budget, or a size."""
 
-    at_least: Size | None = None
-    size: tuple[Size, Size | None] | None = None
-    size_tolerance: Tolerance = AMBER_DEVIATION
+    at_least: Size | None = Field(
+        None,
+        description="smallest size that is drawn, in the form of `budget`; null draws from all trees within the budget",
+    )
+    size: tuple[Size, Size | None] | None = Field(
+        None,
+        description="(parameters, MACs) of the encoder, in place of a budget; MACs may be null, and must be where "
+        "tasks have images of their own",
+    )
+    size_tolerance: Tolerance = Field(AMBER_DEVIATION, description="relative tolerance of `size`")
 
     @model_validator(mode="after")
     def _one_bound(self) -> RandomTreeParams:

@@ -18,30 +18,45 @@ if TYPE_CHECKING:
 
 
 class SearchParams(ChoiceParams):
-    """search_ratio: batches before the final training over its own; n_cycles: E; arch_share: of a cycle's batches that
-    update the architecture; warmup_fraction: E_w / E. tau_*: temperature, linear over the cycles after the warm-up.
-    hard_samples: straight-through. lr_arch, wd_arch: Adam. reset_*: per cycle. search_scale: of the images.
-    branch_init: search goes on from searched weights. budget: None as published, else the most probable tree within it.
-    """
+    """What both searches take. E cycles, the first E_w of them warm-up."""
 
-    search_ratio: Annotated[float, Field(gt=0)] = 1.2
-    n_cycles: Annotated[int, Field(ge=3)] = 20
-    arch_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    tau_start: Annotated[float, Field(gt=0)] = 5.0
-    tau_end: Annotated[float, Field(gt=0)] = 0.1
-    hard_samples: bool = False
-    lr_arch: Annotated[float, Field(gt=0)] = 1e-2
-    wd_arch: Annotated[float, Field(ge=0)] = 5e-5
-    reset_optimizer_state: bool = True
-    reset_bn: bool = True
-    weight_step: Literal["per_task", "joint"] = "per_task"
-    batch_norm: BatchNormRule = "per_task_stats"
-    search_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    branch_init: Literal["initial", "search"] = "initial"
-    budget: Size | None = None
-    budget_unit: BudgetUnit = "params"
-    budget_scope: BudgetScope = "encoder"
+    search_ratio: Annotated[float, Field(gt=0)] = Field(
+        1.2,
+        description="batches before the final training, as a multiple of its own",
+    )
+    n_cycles: Annotated[int, Field(ge=3)] = Field(20, description="E, cycles of the search")
+    arch_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2,
+        description="share of a cycle's batches that update the architecture",
+    )
+    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.05, description="E_w / E")
+    tau_start: Annotated[float, Field(gt=0)] = Field(5.0, description="temperature after the warm-up")
+    tau_end: Annotated[float, Field(gt=0)] = Field(0.1, description="temperature at the end, linear in the cycles")
+    hard_samples: bool = Field(False, description="straight-through samples instead of soft ones")
+    lr_arch: Annotated[float, Field(gt=0)] = Field(1e-2, description="learning rate of the architecture (Adam)")
+    wd_arch: Annotated[float, Field(ge=0)] = Field(5e-5, description="weight decay of the architecture (Adam)")
+    reset_optimizer_state: bool = Field(True, description="clear the optimizers' state every cycle")
+    reset_bn: bool = Field(True, description="reset norm statistics every cycle")
+    weight_step: Literal["per_task", "joint"] = Field(
+        "per_task",
+        description="one optimizer step per task, or one for all tasks",
+    )
+    batch_norm: BatchNormRule = Field("per_task_stats", description="norm rule of copies in the search")
+    search_scale: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="scale of the images in the search")
+    branch_init: Literal["initial", "search"] = Field(
+        "initial",
+        description="`search` continues from the searched weights",
+    )
+    budget: Size | None = Field(
+        None,
+        description="size of the tree in the form of `branched`; null as published, else the most probable tree "
+        "within it",
+    )
+    budget_unit: BudgetUnit = Field("params", description="parameters or MACs")
+    budget_scope: BudgetScope = Field(
+        "encoder",
+        description="`encoder`: stem, segments and tail; `encoder_heads`: with the heads",
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> SearchParams:

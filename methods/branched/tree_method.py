@@ -34,23 +34,26 @@ Tolerance = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TreeParams(MethodParams):
-    """What every method that ends in a tree takes.
+    """What every method that ends in a tree takes."""
 
-    fixed_tree: a row per segment with the number of each task's copy; skips the search. lr_share_scaling: `inverse`
-    divides the learning rate of what m tasks share by m in the final training.
-    """
-
-    fixed_tree: Labels | None = None
-    lr_share_scaling: ShareScaling = "none"
+    fixed_tree: Labels | None = Field(
+        None,
+        description="a row per segment with the number of each task's copy; skips the search",
+    )
+    lr_share_scaling: ShareScaling = Field(
+        "none",
+        description="`inverse` divides the learning rate of what m tasks share by m in the final training",
+    )
 
 
 class ChoiceParams(TreeParams):
-    """random_tree: the control of the choice, a random tree of the size of the one that the same choice finds, within
-    size_tolerance in parameters and in MACs; what is told of the choice is told of the tree that was found.
-    """
+    """What every method that finds its tree in the data takes."""
 
-    random_tree: bool = False
-    size_tolerance: Tolerance = AMBER_DEVIATION
+    random_tree: bool = Field(False, description="the control: a random tree of the size that the same choice finds")
+    size_tolerance: Tolerance = Field(
+        AMBER_DEVIATION,
+        description="relative tolerance of that size, in parameters and in MACs",
+    )
 
     @model_validator(mode="after")
     def _finds_something(self) -> ChoiceParams:

@@ -35,15 +35,16 @@ if TYPE_CHECKING:
 
 
 class CrossStitchParams(TowerParams):
-    """granularity: a number for every channel, or one for all channels of a stage. reinit: towers restart from the
-    cell's initial weights, where otherwise trained single-task networks go on. alpha_self, alpha_other: initial a_tt
-    and a_tj, rows sum to 1; a null alpha_other shares the rest equally. recipe: `published` is SGD with units at
-    unit_lr (100) times the rate. unit_weight_decay: of the units, null takes the recipe's. batch_norm: `shared` keeps
-    one set of statistics of a tower that other tasks' batches pass through too.
-    """
+    """What can be set. Initial rows of a unit must sum to 1."""
 
-    granularity: Literal["channel", "layer"] = "channel"
-    unit_weight_decay: Annotated[float, Field(ge=0)] | None = 0.0
+    granularity: Literal["channel", "layer"] = Field(
+        "channel",
+        description="a number for every channel, or one for all channels of a stage",
+    )
+    unit_weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        0.0,
+        description="weight decay of the units; null takes the recipe's",
+    )
 
 
 def stitches(backbone: Backbone, alpha: Tensor, granularity: Literal["channel", "layer"]) -> Units:

@@ -33,12 +33,7 @@ if TYPE_CHECKING:
 
 
 class MtanParams(SoftSharingParams):
-    """mid_ratio: inner width of the attention, times C_j. refine: f_j, a bottleneck or one 3x3 convolution.
-    mask_bias_init: initial bias in front of the sigmoid. recipe: `published` is that of NYUv2 with SegNet, Adam at
-    1e-4, halved after 40,000 of 80,000 steps. unit_lr: rate of attention and f_j, times the network's, read under
-    `published` only. unit_weight_decay: of attention and f_j, null takes the recipe's. batch_norm: norms of f_j and
-    tail, which all tasks pass through; `per_task` gives each weights of its own too.
-    """
+    """What can be set. `recipe: published` is that of NYUv2 with SegNet."""
 
     published_values: ClassVar[Mapping[str, object]] = {"batch_norm": "shared"}
     published_defaults: ClassVar[Mapping[str, object]] = {
@@ -49,9 +44,12 @@ class MtanParams(SoftSharingParams):
         "decay": 0.5,
     }
 
-    mid_ratio: Annotated[float, Field(ge=0.125, le=1)] = 0.25
-    refine: Refinement = "bottleneck"
-    mask_bias_init: float = 0.0
+    mid_ratio: Annotated[float, Field(ge=0.125, le=1)] = Field(
+        0.25,
+        description="inner width of the attention, times C_j",
+    )
+    refine: Refinement = Field("bottleneck", description="f_j: a bottleneck, or one 3x3 convolution")
+    mask_bias_init: float = Field(0.0, description="initial bias in front of the sigmoid")
 
 
 @register_method("mtan")

@@ -35,13 +35,7 @@ if TYPE_CHECKING:
 
 
 class NddrCnnParams(TowerParams):
-    """stages: the places that have a layer (`stem`, `stage 1`, ..), null takes all. reinit: towers restart from the
-    cell's initial weights, where otherwise trained single-task networks go on. alpha_self, alpha_other: factors of the
-    identity blocks that W_t starts from; a null alpha_other shares the rest equally. relu: a ReLU behind the norm.
-    bn_momentum: of that norm. max_unit_params: the layers grow with T^2 C^2; more are refused. recipe: `published` is
-    SGD with poly decay, layers at unit_lr (100) times the rate. unit_weight_decay: of the layers, null takes the
-    recipe's. batch_norm: `shared` keeps one set of statistics of a tower that other tasks' batches pass through too.
-    """
+    """What can be set. W_t: the 1x1 convolution of task t."""
 
     published_values: ClassVar[Mapping[str, object]] = {
         **TowerParams.published_values,
@@ -53,10 +47,16 @@ class NddrCnnParams(TowerParams):
         "poly": 0.9,
     }
 
-    stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    relu: bool = True
-    bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.05
-    max_unit_params: Count = 50_000_000
+    stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="places that have a layer (`stem`, `stage 1`, ..); null takes all",
+    )
+    relu: bool = Field(True, description="a ReLU behind the norm of each layer")
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="momentum of the norm of each layer")
+    max_unit_params: Count = Field(
+        50_000_000,
+        description="layers grow with T^2 C^2; more parameters than this are refused",
+    )
 
 
 _RESNET18 = (64, 64, 128, 256, 512)  # channels after stem and stages, for an example

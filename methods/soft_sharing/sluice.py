@@ -36,20 +36,23 @@ if TYPE_CHECKING:
 
 
 class SluiceParams(TowerParams):
-    """subspaces: S, parts that channels are cut into. alpha_init: `imbalanced` starts A with alpha_self on the diagonal
-    and equal numbers elsewhere, `balanced` with equal numbers everywhere; rows sum to 1. beta_init: `balanced` starts b
-    with 1 / L, `imbalanced` with .9 for the last stage. orth_weight: of the penalty on products of the two subspaces'
-    filters, which is not invariant to the scale of weights. reinit: towers restart from the cell's initial weights,
-    where otherwise trained single-task networks go on. recipe: `published` is that of Cross-Stitch, units at unit_lr
-    (100) times the rate. unit_weight_decay: of units and projections, null takes the recipe's. batch_norm: `shared`
-    keeps one set of statistics of a tower that other tasks' batches pass through too.
-    """
+    """What can be set. A mixes subspaces, b mixes stages."""
 
-    subspaces: Literal[1, 2] = 2
-    alpha_init: Literal["imbalanced", "balanced"] = "imbalanced"
-    alpha_other: Annotated[None, Field()] = None
-    beta_init: Literal["balanced", "imbalanced"] = "balanced"
-    orth_weight: NonNegative = 0.1
+    subspaces: Literal[1, 2] = Field(2, description="S, parts that channels are cut into")
+    alpha_init: Literal["imbalanced", "balanced"] = Field(
+        "imbalanced",
+        description="`imbalanced`: alpha_self on the diagonal of A, equal numbers elsewhere; `balanced`: equal "
+        "everywhere",
+    )
+    alpha_other: Annotated[None, Field()] = Field(None, description="not read: the rows of A sum to 1")
+    beta_init: Literal["balanced", "imbalanced"] = Field(
+        "balanced",
+        description="`balanced`: b starts with 1 / L; `imbalanced`: with .9 for the last stage",
+    )
+    orth_weight: NonNegative = Field(
+        0.1,
+        description="of the penalty on products of two subspaces' filters, which depends on the scale of weights",
+    )
 
     @property
     def is_penalised(self) -> bool:

@@ -48,20 +48,28 @@ _PUBLISHED_DELAY = 2 / 30  # the penalty waits for 2 of 30 epochs
 
 
 class TapsParams(MethodParams):
-    """base: what is frozen; `pretrained` the cell's initial weights, `joint` one network trained on all tasks first,
-    `auto` the former where the cell's weights are not random. threshold: of the scores. score_init: where they start.
-    sparsity_weight: of the mean |s| over layers, of each task. penalty_delay: share of the training without that
-    penalty. recipe: `published` trains by SGD with momentum .9 and a rate of lr that falls as a cosine. lr: read under
-    `published` only.
-    """
+    """What can be set."""
 
-    base: Literal["auto", "pretrained", "joint"] = "auto"
-    threshold: float = 0.1
-    score_init: float = 0.15
-    sparsity_weight: NonNegative = 1.0
-    penalty_delay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    recipe: Literal["suite", "published"] = "suite"
-    lr: Annotated[float, Field(gt=0)] | None = None
+    base: Literal["auto", "pretrained", "joint"] = Field(
+        "auto",
+        description="what is frozen: the cell's initial weights (`pretrained`), or one network trained on all tasks "
+        "first (`joint`); `auto` takes the former where the weights are not random",
+    )
+    threshold: float = Field(0.1, description="a task changes the layers whose score is at least this")
+    score_init: float = Field(0.15, description="scores at the start")
+    sparsity_weight: NonNegative = Field(1.0, description="weight of the mean |s| over layers, of each task")
+    penalty_delay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="share of the training without that penalty",
+    )
+    recipe: Literal["suite", "published"] = Field(
+        "suite",
+        description="`published` trains by SGD with momentum .9 and a rate that falls as a cosine",
+    )
+    lr: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="learning rate; read under `recipe: published` only, where it is 0.01 unless it is given",
+    )
 
     @model_validator(mode="before")
     @classmethod

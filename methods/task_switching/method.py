@@ -32,16 +32,22 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class TaskSwitchingParams(MethodParams):
-    """code_width: numbers in a task's code, fixed so that the network does not depend on how many tasks there are.
-    style_width: of the mapping network; null takes the channels of the last stage, at most 512. mapping_layers: of the
-    mapping network. conditioned_places: features between stages that pass through AdaIN where tasks have one label per
-    image, the last ones whose maps have more than one pixel.
-    """
+    """What can be set."""
 
-    code_width: Count = 100
-    style_width: Count | None = None
-    mapping_layers: Count = 8
-    conditioned_places: Count = 2
+    code_width: Count = Field(
+        100,
+        description="numbers in a task's code; fixed, so that the network does not depend on the number of tasks",
+    )
+    style_width: Count | None = Field(
+        None,
+        description="width of the mapping network; null takes the channels of the last stage, at most 512",
+    )
+    mapping_layers: Count = Field(8, description="layers of the mapping network")
+    conditioned_places: Count = Field(
+        2,
+        description="features between stages that pass through AdaIN where tasks have one label per image: the last "
+        "ones with more than one pixel",
+    )
 
 
 @register_method("task_switching")
