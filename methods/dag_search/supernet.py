@@ -204,9 +204,15 @@ class Supernet(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()):
             return cast(Tensor, block(align(value)))
         norms = [module for part in (align, block) for module in part.modules() if isinstance(module, _NormBase)]
-        again = lambda: (contextlib.nullcontext(), _as_lent(norms, lambda: self.norms.use(k)))  # noqa: E731
-        run = lambda x: block(align(x))  # noqa: E731
-        return cast(Tensor, checkpoint(run, value, use_reentrant=False, context_fn=again))
+
+        def run(x: Tensor) -> Tensor:
+            return cast(Tensor, block(align(x)))
+
+        def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+            """Around the first pass, and around the second one, in the backward pass."""
+            return contextlib.nullcontext(), _as_lent(norms, lambda: self.norms.use(k))
+
+        return cast(Tensor, checkpoint(run, value, use_reentrant=False, context_fn=contexts))
 
 
 def _accumulate(total: Tensor | None, value: Tensor, weight: Tensor) -> Tensor:

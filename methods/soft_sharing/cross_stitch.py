@@ -97,10 +97,11 @@ class CrossStitch(SoftSharing[CrossStitchParams]):
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
         """What the towers cost. Raises UsageError for one task, or for initial rows that do not sum to 1."""
         require_tasks(data)
-        self._check_rows(len(data.tasks))
+        self._initial(len(data.tasks))
         return tower_notes(self.params, data, budget)
 
-    def _check_rows(self, n_tasks: int) -> None:
+    def _initial(self, n_tasks: int) -> tuple[float, float]:
+        """Initial a_tt and a_tj. Raises UsageError where rows do not sum to 1."""
         own, other = self.params.alpha_self, self.params.other(n_tasks)
         total = own + (n_tasks - 1) * other
         if abs(total - 1) > 1e-6:
@@ -108,6 +109,7 @@ class CrossStitch(SoftSharing[CrossStitchParams]):
                 f"Rows of a unit start with alpha_self {own:g} + {n_tasks - 1} x alpha_other {other:g} = {total:g}; "
                 f"expected 1, for example alpha_other {(1 - own) / (n_tasks - 1):.4g}."
             )
+        return own, other
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Single-task networks, then all of them together with the units between them."""
@@ -116,10 +118,10 @@ class CrossStitch(SoftSharing[CrossStitchParams]):
 
         p, data, n_tasks = self.params, trainer.data, len(trainer.data.tasks)
         require_tasks(data)
-        self._check_rows(n_tasks)
+        alpha = initial_alpha(n_tasks, *self._initial(n_tasks))
         backbone = trainer.backbone()
         towers = towers_of(trainer, p.reinit)
-        units = stitches(backbone, initial_alpha(n_tasks, p.alpha_self, p.other(n_tasks)), p.granularity)
+        units = stitches(backbone, alpha, p.granularity)
         graph = tower_graph(data, towers, units)
         graph = graph.with_shared_statistics() if p.batch_norm == "shared" else graph
         trainer.fit(joint_stage(trainer, graph, p, passes=tower_passes(data)))

@@ -38,11 +38,12 @@ from methods.branched.resource import expected_resource, grouping_probabilities,
 from methods.branched.schedule import Schedule, SearchParams
 from methods.branched.segments import SizeBudget, segments_of
 from methods.branched.supernet import Labelled, Search, gumbel, mixture, norms_of
-from methods.branched.trees import all_trees, canonical, nested, of_labels
+from methods.branched.trees import canonical, nested, of_labels
 from methods.contracts import Budget, Role
 from methods.graph.cost import count
 from tests.numbers import ROUNDING, assert_same
 from tests.unit.harness import toy_spec, toy_trainer
+from tests.unit.trees import all_trees
 
 
 def partition(text: str) -> tuple:

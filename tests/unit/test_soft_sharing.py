@@ -162,16 +162,16 @@ def test_x2_convex_rows_leave_identical_networks_as_they_are(n_tasks: int, tmp_p
 
 @pytest.mark.parametrize("n_tasks", [2, 3, 5, 20])
 def test_x3_rows_sum_to_one_at_the_start(n_tasks: int) -> None:
-    alpha = CrossStitch(CrossStitchParams())._alpha(n_tasks)
+    alpha = initial_alpha(n_tasks, *CrossStitch(CrossStitchParams())._initial(n_tasks))
     assert torch.allclose(alpha.sum(1), torch.ones(n_tasks))
     assert torch.equal(alpha.diagonal(), torch.full((n_tasks,), 0.9))
     assert torch.ones(n_tasks, n_tasks).sum(1).tolist() == [n_tasks] * n_tasks  # the all-ones unit of LibMTL
 
 
 def test_x3_published_five_task_rows_are_accepted_and_others_named() -> None:
-    CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._alpha(5)
+    CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._initial(5)
     with pytest.raises(UsageError, match=r"0\.8 \+ 2 x alpha_other 0\.05 = 0\.9; expected 1.*alpha_other 0\.1"):
-        CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._alpha(3)
+        CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._initial(3)
 
 
 def test_x4_a_loss_reaches_another_network_only_through_a_unit(tmp_path: Path) -> None:
