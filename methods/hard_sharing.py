@@ -1,7 +1,7 @@
-"""Hard parameter sharing: one backbone, one head per task. The row against which every other one is read.
+"""Hard parameter sharing: one backbone, one head per task. Every other row is compared with this one.
 
-Caruana, "Multitask Learning", Machine Learning 28, 1997. `steps_factor` trains it longer, so that a row with the
-largest total budget of a table can stand beside it (measurement 4d).
+Caruana, "Multitask Learning", Machine Learning 28, 1997. `steps_factor` trains it longer, for
+comparison with rows of a larger total budget (measurement 4d).
 """
 
 from __future__ import annotations

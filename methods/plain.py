@@ -1,4 +1,4 @@
-"""The plain multi-task network and its losses: what the baselines train and every other method ends beside."""
+"""The plain multi-task network, its losses and its training, and checks that several methods make."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def weight_groups(params: AdaShareParams, network: SearchNetwork, stage: str) ->
 def optimizer_of(params: AdaShareParams, stage: str, group: str) -> OptimizerSpec | None:
     """The recipe's (None), or the official one: Adam with StepLR; in the search a new one at constant rates.
 
-    domainnet: Adam in the search too, where the heads' rate goes on falling.
+    domainnet: Adam in the search too; there the heads' rate keeps falling.
     """
     published = params.published
     if published is None:

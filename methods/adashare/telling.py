@@ -1,4 +1,4 @@
-"""What a run of AdaShare says of the policy that it deploys, and of all that it trained."""
+"""What a run of AdaShare reports: the policy that is deployed, and all that were trained."""
 
 from __future__ import annotations
 

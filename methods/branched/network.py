@@ -60,7 +60,7 @@ def tree_graph(trainer: Trainer, tree: Tree, stem: Operation, copies: Copies) ->
 
 @dataclasses.dataclass(frozen=True)
 class FinalRecipe:
-    """A final training that a source prescribes, in place of the cell's: so many steps of this optimizer."""
+    """A final training that a source prescribes, in place of the cell's."""
 
     steps: int
     optimizer: OptimizerSpec

@@ -117,7 +117,7 @@ def tell_choices(
     row_title: str,
     column_title: str,
 ) -> None:
-    """A heatmap per level of who chooses which copy or parent; framed: the most probable one, the first on ties."""
+    """A heatmap per level: which row chooses which column. Framed: the most probable one, the first on ties."""
     panels = []
     for level, values in zip(levels, probabilities, strict=True):
         array = values.detach().cpu().double().numpy()

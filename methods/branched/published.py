@@ -128,7 +128,7 @@ def steps_per_epoch(data: DatasetSpec, batch_size: int) -> tuple[int, int, int]:
 
 
 def poly_recipe(epochs: int, epoch_steps: int, power: float, optimizer: OptimizerSpec) -> FinalRecipe:
-    """So many epochs with a rate that falls as a polynomial after each of them."""
+    """A training of `epochs` epochs whose rate falls as a polynomial after each of them."""
     return FinalRecipe(epochs * epoch_steps, dataclasses.replace(optimizer, decay_every=epoch_steps, poly=power))
 
 

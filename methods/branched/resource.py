@@ -56,7 +56,7 @@ class GroupingTable:
 
 @functools.lru_cache(maxsize=MOST_TASKS)
 def grouping_table(n_tasks: int) -> GroupingTable:
-    """The table of so many tasks, made once."""
+    """The table for `n_tasks` tasks, made once."""
     return GroupingTable(n_tasks)
 
 

@@ -1,4 +1,4 @@
-"""What both searches can be told, and how long their passes are. Source: branching search 2.3, 3 and 4."""
+"""Parameters of both searches, and the length of their passes. Source: branching search 2.3, 3 and 4."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Schedule:
 
     @classmethod
     def of(cls, steps: int, params: SearchParams) -> Schedule:
-        """For a final training of so many steps. A search too short for n_cycles has as many cycles as weight steps."""
+        """For a final training of `steps` steps. A search too short for n_cycles has as many cycles as weight steps."""
         total = max(3, round(params.search_ratio * steps))
         cycles = params.n_cycles
         for _ in range(2):  # the share of the warm-up depends on the cycles, and these on the weight steps
@@ -112,14 +112,14 @@ class Schedule:
 
 
 def warmup_cycles(cycles: int, fraction: float) -> int:
-    """E_w = max(1, floor(E fraction)): without a warm-up nothing would tell equal copies apart."""
+    """E_w = max(1, floor(E fraction)): without a warm-up equal copies would stay equal."""
     return max(1, int(cycles * fraction + 1e-9))  # 0.07 * 100 is not 7 in floats
 
 
 def search_notes(
     p: SearchParams, data: DatasetSpec, backbone: Backbone, segments: Segments, schedule: Schedule, n_cycles: int
 ) -> list[str]:
-    """What a plan should say of a search. n_cycles: asked for. Raises UsageError for what it cannot do on this cell."""
+    """Notes for the plan of a search. n_cycles: as asked for. Raises UsageError if it cannot run on this cell."""
     if p.search_scale < 1 and backbone.layout == "tokens":
         raise UsageError(f"search_scale {p.search_scale}: {backbone.config.name!r} takes one image size only.")
     notes = [

@@ -42,14 +42,14 @@ class Segments:
         return len(self.blocks)
 
     def constant(self, unit: BudgetUnit, scope: BudgetScope = "encoder") -> int:
-        """What every tree has: the stem, with `encoder_heads` also the heads."""
+        """Size of the part that every tree has: the stem, with `encoder_heads` also the heads."""
         stem, heads = (
             (self.stem_parameters, self.heads_parameters) if unit == "params" else (self.stem_macs, self.heads_macs)
         )
         return stem + (heads if scope == "encoder_heads" else 0)
 
     def per_copy(self, unit: BudgetUnit) -> tuple[int, ...]:
-        """What one copy of each segment has."""
+        """Size of one copy of each segment."""
         return self.parameters if unit == "params" else self.macs
 
     def reference(self, unit: BudgetUnit) -> int:
@@ -155,7 +155,7 @@ def size_budget(
 
 
 def budget_notes(segments: Segments, budget: SizeBudget) -> list[str]:
-    """For whoever reads a plan: what the budget is, and what one more copy of each segment costs."""
+    """Notes for a plan: the budget, and the cost of one more copy of each segment."""
     reference = segments.reference(budget.unit)
     steps = ", ".join(
         f"{name} +{one / reference:.3f}"

@@ -74,7 +74,7 @@ def affinity_problem(
 ) -> Problem:
     """The choice that affinities A [D, N, N] pose.
 
-    own_segment: A[d] judges who shares segment d. next_segment: it judges who shares segment d + 1; the first segment
+    own_segment: A[d] judges which tasks share segment d. next_segment: it judges segment d + 1; the first segment
     is always shared and the last affinity unused.
     """
     delta = 1 - affinities

@@ -246,7 +246,7 @@ class Search:
 def searched_copies(
     network: Supernet, trainer: Trainer, tree: Tree, choose: Callable[[int, int], tuple[int, int]]
 ) -> tuple[Operation, Copies]:
-    """A stem and copies that go on from searched weights: an ablation. choose: (layer, cluster) -> (copy, task).
+    """A stem and copies that continue from searched weights: an ablation. choose: (layer, cluster) -> (copy, task).
 
     Parameters stay the very objects that were trained, so that their updates are counted. Norms that had no scale and
     shift take the initial ones; statistics start anew, as a copy had several.

@@ -1,4 +1,4 @@
-"""What a run of the DAG search says of the architecture that it found."""
+"""What a run of the DAG search reports about the architecture that it found."""
 
 from __future__ import annotations
 

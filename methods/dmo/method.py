@@ -46,8 +46,8 @@ class Dmo(Method[DmoParams]):
         ]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """Raises UsageError for a threshold that can group nobody, groups that are no partition, independent starts
-        from given weights, and loss curves of too few points.
+        """Raises UsageError for a threshold that can group no tasks, for groups that do not partition the tasks, for
+        independent starts from given weights, and for loss curves of too few points.
         """
         from methods.dmo.grouping import read_groups
 

@@ -1,4 +1,4 @@
-"""The network of a group: its graph under the norm rules, its updates, and what of it is not zero (dmo 2, 3, 5)."""
+"""The network of a group: its graph under the norm rules, its updates, and its nonzero weights (dmo 2, 3, 5)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def is_due(updates: int, steps: int, step: int) -> bool:
 class GroupNetwork(nn.Module):
     """A group whose tasks receive unequal numbers of updates. `network(images, tasks)` as graphs.
 
-    updates: {task: updates in a stage of `steps`}. The step is a buffer, so that a resumed training goes on with it.
+    updates: {task: updates in a stage of `steps`}. The step is a buffer, so that a resumed training continues with it.
     """
 
     step: Tensor

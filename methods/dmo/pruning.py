@@ -63,7 +63,7 @@ def survivors(weights: Sequence[Tensor], q: float, scope: PruneScope, layer_floo
     """The largest weights in magnitude: exactly k of all, or of each tensor. Ties go to the lower index: a threshold
     would keep all of them.
 
-    layer_floor: every tensor keeps at least so many of its own largest, or all that it has.
+    layer_floor: every tensor keeps at least this number of its largest weights, or all of them.
     """
     if scope == "global":
         flat = torch.cat([weight.abs().flatten() for weight in weights])

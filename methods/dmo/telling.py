@@ -1,4 +1,4 @@
-"""What a run of DMO says: the log that dmo 4 requires, as facts, artifacts and pictures."""
+"""What a run of DMO reports: the log that dmo 4 requires, as facts, artifacts and pictures."""
 
 from __future__ import annotations
 

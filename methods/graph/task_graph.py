@@ -1,7 +1,7 @@
-"""Task graphs: what every method ends in, and the only thing that is measured.
+"""Task graphs: the result of every method, and the only thing that is measured.
 
 A graph is built from operations. Equal operations on equal inputs become one node, so computation that tasks share is
-done once and sharing can be read off the graph; operations whose masks are different tensors are not equal. *Weights
+done once and sharing can be read off the graph. Operations whose masks are different tensors are not equal. *Weights
 belong to operations, norm statistics belong to nodes*: an operation fed with two inputs keeps one set of weights and
 two sets of statistics, so it is right for each of them.
 """

@@ -1,4 +1,4 @@
-"""The joint training that all four methods end in, and what they have to say when a run is planned."""
+"""The joint training that all four methods end in, and their notes for a plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ S = TypeVar("S", bound=SoftSharingParams)
 
 
 class SoftSharing(Method[S]):
-    """What the parameters of all four methods say of their rows: the recipe, and the norm rule of the final network."""
+    """The base of all four methods: recipe and final norm rule follow from the parameters."""
 
     def __init__(self, params: S) -> None:
         super().__init__(params)
@@ -82,7 +82,7 @@ def tower_passes(data: DatasetSpec) -> int:
 
 
 def recipe_notes(params: SoftSharingParams, budget: Budget) -> list[str]:
-    """For whoever reads a plan: what the published recipe does, and what it leaves to the cell."""
+    """Notes for a plan: what the published recipe does, and what the cell must set."""
     if params.published is None:
         return []
     return [
@@ -92,7 +92,7 @@ def recipe_notes(params: SoftSharingParams, budget: Budget) -> list[str]:
 
 
 def tower_notes(params: TowerParams, data: DatasetSpec, budget: Budget) -> list[str]:
-    """What towers cost, and from what they start."""
+    """Notes for a plan: what towers cost, and which weights they start from."""
     n_tasks, notes = len(data.tasks), []
     if data.domains == "multi":
         notes.append(
