@@ -224,7 +224,7 @@ Metrics = Mapping[str, Mapping[str, Score]]  # {task: {metric: score}}
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a stage returns.
+    """The result of a stage.
 
     loss: {task: mean training loss per cycle}, NaN for a cycle without a labelled sample. steps: number of batches.
     """

@@ -44,7 +44,7 @@ class ArchitectureSpace(Protocol[A]):
 
 @dataclasses.dataclass(frozen=True)
 class RandomArchitecture(Generic[A_co]):
-    """deviation: the larger of the relative differences in parameters and MACs from what was asked for."""
+    """A draw. deviation: the larger of the relative differences from the target, in parameters and in MACs."""
 
     architecture: A_co
     size: ArchitectureSize

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HardSharingParams(MethodParams):
-    """What can be set."""
+    """The parameters of hard sharing."""
 
     steps_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="training steps as a multiple of the budget's")
 

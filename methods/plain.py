@@ -30,13 +30,13 @@ CARUANA = Reference(
 
 
 def require_tasks(data: DatasetSpec, what: str = "Soft sharing") -> None:
-    """Raise UsageError where a cell has one task, so that there is nothing to share. what: subject of the message."""
+    """Raise UsageError if a cell has a single task, which nothing can be shared with. what: subject of the message."""
     if len(data.tasks) < 2:
         raise UsageError(f"{what} needs at least two tasks; the cell has {list(data.task_names)}.")
 
 
 def require_maps(backbone: Backbone, method: str) -> None:
-    """Raise UsageError where a backbone's features are not maps [B, C, H, W]."""
+    """Raise UsageError if a backbone's features are not maps [B, C, H, W]."""
     if backbone.layout != "nchw":
         raise UsageError(
             f"{method} has no form on backbone {backbone.config.name!r}, whose features are {backbone.layout}; it "

@@ -1,4 +1,4 @@
-"""From a policy to the network that is deployed, and what it costs. Source: adashare.md 2.7 and 5.
+"""From a policy to the deployed network, and its size. Source: adashare.md 2.7 and 5.
 
 Weights are shared by all tasks that execute a unit; activations are shared until the decisions of two tasks first
 differ. Units that no task executes are not there.

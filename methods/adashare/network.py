@@ -42,8 +42,8 @@ def task_backbones(backbone: Backbone, n_tasks: int, rule: BatchNormRule) -> lis
 class SkipNetwork(nn.Module):
     """A backbone that each task runs under its own decisions, and a head for each. `network(images, tasks)` as graphs.
 
-    backbones: of each task, see `task_backbones`. heads: {task: operation}. Subclasses say what is decided and what is
-    common.
+    backbones: of each task, see `task_backbones`. heads: {task: operation}. Subclasses define what is decided and what
+    is common.
     """
 
     def __init__(self, data: DatasetSpec, backbones: Sequence[Backbone], heads: Mapping[str, Operation]) -> None:
@@ -165,7 +165,7 @@ class FixedNetwork(SkipNetwork):
         return self.policy
 
     def unit(self, block: Block, x: Tensor, decision: Decision) -> Tensor:
-        """As everywhere, with a look at what is skipped."""
+        """As in `SkipNetwork`; in training a polluted block that is skipped still moves its statistics."""
         if decision is False and self.training and id(block) in self.polluted:
             with torch.no_grad():
                 block(x)
@@ -232,7 +232,7 @@ class SearchNetwork(SkipNetwork):
     def _statistics_of_all(self, n_common: int, n_tasks: int) -> Iterator[None]:
         """shared: statistics move as by one update per task. per_task_stats: every task's move alike.
 
-        In the warm-up one update stands for all tasks, and `end_warm_up` follows it.
+        In the warm-up one update serves all tasks, and `end_warm_up` follows it.
         """
         if not self.training or self.warming_up:
             yield
@@ -244,7 +244,7 @@ class SearchNetwork(SkipNetwork):
             self._copy_statistics(self._common_norms(n_common))
 
     def _common_norms(self, n_common: int) -> list[list[_NormBase]]:
-        """Of each set of norms, those up to and including block `n_common`."""
+        """The norms up to and including block `n_common`, for each set of norms."""
         if n_common not in self._norms:
             self._norms[n_common] = [
                 [norm for module in (parts.stem, *parts.blocks[: n_common + 1]) for norm in _norms(module)]

@@ -1,4 +1,4 @@
-"""What can be set. Defaults are those of `recipe: suite`; `recipe: published` fills in the preset's (adashare.md 4)."""
+"""The parameters of AdaShare. Defaults are of `recipe: suite`; `recipe: published` takes the preset's (adashare.md 4)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PublishedParams(MethodParams):
 
 
 class AdaShareParams(MethodParams):
-    """What can be set. w_sp and w_sh weigh the two losses of the policies."""
+    """The parameters of AdaShare. w_sp and w_sh weigh the two losses of the policies."""
 
     variant: Literal["official", "paper"] = Field(
         "official",
@@ -172,7 +172,7 @@ class AdaShareParams(MethodParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What variant and recipe imply, where it is not given."""
+        """Defaults that variant and recipe change."""
         if not isinstance(values, Mapping):
             return values
         implied: dict[str, object] = {}

@@ -24,7 +24,7 @@ _STATISTICS_IMAGES = 512  # for searched weights under a policy that their stati
 
 
 def draw_policies(params: AdaShareParams, trainer: Trainer, network: SearchNetwork | None) -> list[Policy]:
-    """k policies from the best logits; or the control: random ones of the size of what would have been drawn."""
+    """k policies from the best logits, or for the control random ones of the same sizes."""
     first_free = params.first_free_unit - 1
     found: list[Policy] = []
     if network is not None:
@@ -79,7 +79,7 @@ def retrain(
 def _final_stage(
     params: AdaShareParams, trainer: Trainer, plan: Schedule, name: str, graph: TaskGraph, network: nn.Module
 ) -> Stage:
-    """The official retraining of what the graph holds."""
+    """The official retraining of a deployed graph."""
     groups = [
         dataclasses.replace(group, optimizer=optimizer_of(params, "retrain", group.name))
         for group in parameter_groups(graph)
@@ -98,7 +98,7 @@ def _final_stage(
 
 
 def scores_of(trainer: Trainer, graphs: Sequence[TaskGraph]) -> list[float]:
-    """Of each final network, relative to the first; nothing is evaluated where there is nothing to choose."""
+    """The score of each final network relative to the first. A single network is not evaluated."""
     if len(graphs) == 1:
         return [0.0]
     measured = [trainer.evaluate(graph.network(), Role.SELECT) for graph in graphs]

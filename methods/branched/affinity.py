@@ -173,7 +173,7 @@ def features_of(
 
 
 def _passes(located: TaskGraph, names: Sequence[str], batches: Sequence[Batch]) -> list[list[int]]:
-    """Locations that are read in one pass, so that what is held stays below `FEATURE_BYTES`."""
+    """Locations that are read in one pass, so that the features held stay below `FEATURE_BYTES`."""
     images = next(iter(batches[0].images.values()))[:1]
     n_images = sum(len(values) for batch in batches for values in batch.images.values())
     values = located.module(*names).eval()(dict.fromkeys(located.inputs, images))

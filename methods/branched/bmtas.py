@@ -52,7 +52,7 @@ _IN_CYCLES = ("search_ratio", "n_cycles", "arch_share")  # what epochs take the 
 
 
 class BmtasParams(SearchParams):
-    """What can be set. R: expected compute, G: compute of one copy of each layer."""
+    """The parameters of BMTAS. R: expected compute, G: compute of one copy of each layer."""
 
     variant: Literal["official", "paper_readme"] = Field(
         "official",
@@ -92,7 +92,7 @@ class BmtasParams(SearchParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What variant and recipe imply, where it is not given."""
+        """Defaults that variant and recipe change."""
         if not isinstance(values, Mapping):
             return values
         implied: dict[str, object] = {}
@@ -177,7 +177,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         return None if self.params.published is None else official_recipe(data, self.params.published)
 
     def recipe_notes(self, data: DatasetSpec) -> Sequence[str]:
-        """What of the official recipe is the cell's to set."""
+        """The parts of the official recipe that the cell must set."""
         if self.params.published is None:
             return ()
         steps = official_recipe(data, self.params.published).steps
@@ -187,7 +187,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         )
 
     def schedule(self, data: DatasetSpec, budget: Budget) -> Schedule:
-        """Of the search."""
+        """The schedule of the search."""
         published = self.params.published
         if published is None:
             return Schedule.of(budget.steps, self.params)
@@ -195,7 +195,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         return Schedule.in_epochs(published.search_epochs, weights, arch, self.params)
 
     def weight_optimizer(self) -> OptimizerSpec | None:
-        """Of the search, None for the cell's: Adam, or SGD as the README says of the paper."""
+        """The optimizer of weights in the search: Adam, or SGD as the README says of the paper; None for the cell's."""
         p = self.params.published
         if p is None:
             return None

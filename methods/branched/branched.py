@@ -83,7 +83,7 @@ class BudgetParams(TreeParams):
 
 
 class BranchedParams(BudgetParams, ChoiceParams):
-    """What can be set. A[d]: affinities of tasks at segment d."""
+    """The parameters of BMTN. A[d]: affinities of tasks at segment d."""
 
     variant: Literal["bmvc", "third_party_b"] = Field(
         "bmvc",
@@ -170,7 +170,7 @@ class Branched(ChoosingMethod[BranchedParams]):
 
     @property
     def granularity(self) -> Granularity:
-        """What a segment is."""
+        """Whether a segment is a stage or a block."""
         return self.params.granularity
 
     def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:
@@ -178,7 +178,7 @@ class Branched(ChoosingMethod[BranchedParams]):
         return None if self.params.published is None else borrowed_recipe(data, self.params.published)
 
     def recipe_notes(self, data: DatasetSpec) -> Sequence[str]:
-        """What the borrowed recipe is, and what of it is the cell's to set."""
+        """The borrowed recipe, and the parts of it that the cell must set."""
         if self.params.published is None:
             return ()
         preset = BORROWED[self.params.published.preset]
@@ -189,7 +189,7 @@ class Branched(ChoosingMethod[BranchedParams]):
         )
 
     def n_copies(self, n_tasks: int, n_segments: int) -> list[range]:
-        """Where the next segment is judged, the first one is always shared."""
+        """Any number of copies; if affinities judge the next segment, the first one is always shared."""
         own = self.params.semantics == "own_segment"
         return [range(1, n_tasks + 1) if own or segment else range(1, 2) for segment in range(n_segments)]
 
@@ -272,7 +272,7 @@ class Branched(ChoosingMethod[BranchedParams]):
             trainer.flag("copies start from single-task weights: an ablation, not the method")
 
         def copies(segment: int, cluster: int) -> list[Operation]:
-            """Of the first task of the cluster: a cluster has no network of its own yet."""
+            """The operations of the first task's network: a cluster has no trained network."""
             parts = trained[tree[segment][cluster][0]]
             members = segments.blocks[segment]
             last = segment == len(segments) - 1

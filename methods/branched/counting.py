@@ -1,7 +1,7 @@
-"""How many trees have a size, and one of them drawn so that each is equally likely.
+"""The number of trees of a size, and a uniform draw from them.
 
-Uniform is meant over trees, not over sizes or splits: the number of ways to go on below a partition is counted exactly
-for what the size still allows, and each segment's partition is drawn with those counts as weights.
+The draw is uniform over trees, not over sizes or splits. The number of continuations below a partition is counted
+exactly for what the size still allows, and each segment's partition is drawn with those counts as weights.
 """
 
 from __future__ import annotations
@@ -139,17 +139,17 @@ def require_countable(data: DatasetSpec) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSize:
-    """Of stem, segments and tail. macs: of one joint pass; None where they do not have to match."""
+    """The size of stem, segments and tail. macs: of one joint pass; None if they need not match."""
 
     parameters: int
     macs: int | None
 
     def amounts(self) -> dict[BudgetUnit, int]:
-        """What has to match, by unit."""
+        """The amounts that must match, by unit."""
         return {"params": self.parameters} if self.macs is None else {"params": self.parameters, "macs": self.macs}
 
     def described(self, segments: Segments) -> str:
-        """For people."""
+        """The size in words."""
         return " and ".join(
             f"{amount:,} {unit} = {amount / segments.reference(unit):.3f} x" for unit, amount in self.amounts().items()
         )
@@ -160,7 +160,7 @@ class EncoderSize:
 
 
 def size_of(segments: Segments, tree: Tree, data: DatasetSpec) -> EncoderSize:
-    """Of a tree. Where every task has images of its own, all trees compute alike and parameters alone are its size."""
+    """The size of a tree. If every task has its own images, all trees compute alike and only parameters count."""
     return EncoderSize(segments.size(tree), segments.size(tree, "macs") if data.domains == "single" else None)
 
 

@@ -39,7 +39,7 @@ MOST_TASKS_BUDGET = 6  # 46,656 assignments of parents a level
 
 
 class LearningToBranchParams(SearchParams):
-    """What can be set."""
+    """The parameters of LTB."""
 
     variant: Literal["paper", "libmtl"] = Field(
         "paper",

@@ -3,7 +3,7 @@
 Source: median-research-group/LibMTL, LibMTL/architecture/LTB.py (4336804), as described in branching search 2.6; the
 code here is written anew. It has no argmax, no pruning and no retraining, saves no parameters, and draws noise at
 evaluation too. What is deployed is one stored draw, as exported networks must be deterministic (ours), with every
-encoder kept as there. Levels are the backbone's stages behind task-specific stems; cycles stand for epochs.
+encoder kept as there. Levels are the backbone's stages behind task-specific stems; cycles replace epochs.
 
 Symbols: T tasks, E cycles, e the current one from 0; theta [6, T, T] of ones, of which slices 1 .. 4 are read.
 """

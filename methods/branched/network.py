@@ -1,4 +1,4 @@
-"""From a tree to the network that is trained and deployed. Source: branched 2.9 and 5.
+"""From a tree to the deployed network, and its final training. Source: branched 2.9 and 5.
 
 Every copy of a segment is evaluated once and its output goes to all its children, so tasks share activations up to
 where they part. A segment that m tasks share receives the sum of their weighted gradients.

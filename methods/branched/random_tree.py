@@ -29,7 +29,7 @@ _OF_BUDGET = ("budget", "budget_unit", "budget_scope", "at_least")
 
 
 class RandomTreeParams(BudgetParams):
-    """What can be set: a budget, or a size."""
+    """The parameters of a random tree: a budget, or a size."""
 
     at_least: Size | None = Field(
         None,
@@ -70,7 +70,7 @@ class RandomTree(TreeMethod[RandomTreeParams]):
 
     @property
     def granularity(self) -> Granularity:
-        """What a segment is."""
+        """Whether a segment is a stage or a block."""
         return self.params.granularity
 
     def check_choice(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SearchParams(ChoiceParams):
-    """What both searches take. E cycles, the first E_w of them warm-up."""
+    """The parameters of both searches. E cycles, the first E_w of them warm-up."""
 
     search_ratio: Annotated[float, Field(gt=0)] = Field(
         1.2,

@@ -49,7 +49,7 @@ def partition_cost(delta: FloatArray, partition: Partition, kind: ClusterCost = 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a tree is chosen by. score: (segment, partition) -> what it adds to the cost. per_copy: P_d or M_d.
+    """The criterion of a choice. score: (segment, partition) -> what it adds to the cost. per_copy: P_d or M_d.
 
     constant: size that every tree has. n_shared: first segments that may not branch; they cost nothing.
     """

@@ -1,4 +1,4 @@
-"""What both searches share: copies of every layer, a soft choice between them, cycles of two passes.
+"""The common parts of both searches: copies of every layer, a soft choice between them, cycles of two passes.
 
 Source: branching search 2.2, 2.3 and 2.6; lengths are `schedule`'s. A layer is one block of the backbone, the last one
 with the tail.
@@ -118,7 +118,7 @@ class Supernet(nn.Module, abc.ABC):
         """images: {input: float [B, C, H, W]}; gives {task: prediction} for the tasks asked for."""
 
     def stem(self, images: Mapping[str, Tensor], name: str) -> Tensor:
-        """What the stem makes of the images of one input."""
+        """The stem's features of the images of one input."""
         x = images[name]
         if self.params.search_scale < 1:
             x = functional.interpolate(
@@ -140,7 +140,7 @@ class Supernet(nn.Module, abc.ABC):
         ]
 
     def n_parameters(self) -> int:
-        """Of everything but the choices."""
+        """Number of parameters without the architecture's."""
         return sum(p.numel() for group in self.weights() for p in group.parameters)
 
     def hold_statistics(self, held: bool) -> None:

@@ -34,7 +34,7 @@ Tolerance = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TreeParams(MethodParams):
-    """What every method that ends in a tree takes."""
+    """Parameters of every method that ends in a tree."""
 
     fixed_tree: Labels | None = Field(
         None,
@@ -47,7 +47,7 @@ class TreeParams(MethodParams):
 
 
 class ChoiceParams(TreeParams):
-    """What every method that finds its tree in the data takes."""
+    """Parameters of every method that finds its tree in the data."""
 
     random_tree: bool = Field(False, description="the control: a random tree of the size that the same choice finds")
     size_tolerance: Tolerance = Field(
@@ -79,7 +79,7 @@ class TreeMethod(Method[T]):
 
     @property
     def granularity(self) -> Granularity:
-        """What a segment is."""
+        """Whether a segment is a stage or a block."""
         return "block"
 
     def segments(self, data: DatasetSpec, backbone: Backbone) -> Segments:

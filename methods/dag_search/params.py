@@ -66,7 +66,7 @@ class ReductionParams(MethodParams):
 
 
 class DagSearchParams(MethodParams):
-    """What can be set. N: number of states, one more than the backbone has blocks."""
+    """The parameters of the DAG search. N: number of states, one more than the backbone has blocks."""
 
     variant: Literal["default", "recalled"] = Field(
         "default",

@@ -1,7 +1,7 @@
 """The central network with every edge in place, and the gates that weigh them. Sections 2, 4 and 6.
 
 Symbols: alpha[K, N] read-in logits, beta[K, N] read-out logits, gamma[K, |E|] edge logits; sigma their sigmoid. Edges
-stand in the order of `FlowGraph.edges`: read-ins, inner edges, read-outs.
+are in the order of `FlowGraph.edges`: read-ins, inner edges, read-outs.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Supernet(nn.Module):
             self._into[j].append((e, i))
 
     def weights(self) -> Tensor:
-        """What every edge's value is multiplied by, float [K, edges]: sigma / z. Section 4."""
+        """The factor of every edge's value, float [K, edges]: sigma / z. Section 4."""
         gates = self.gates.sigma() * cast(Tensor, self._exists)
         if self.space.aggregate == "sum":
             return gates

@@ -63,7 +63,7 @@ def tell(
 
 
 def _flag(params: DagSearchParams, trainer: Trainer, facts: Mapping[str, float | None], found: Reduction) -> None:
-    """What would make the found architecture meaningless. Section 10.8."""
+    """Warn about whatever makes the found architecture meaningless. Section 10.8."""
     change = facts["largest gate change"]
     if change is None or not math.isfinite(change) or change == 0.0:
         trainer.flag("the gates never moved: what was found is their start")

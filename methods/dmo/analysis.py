@@ -1,4 +1,4 @@
-"""What single-task networks say of their tasks: groups, difficulties, and what is pruned (dmo 2, steps 2 to 7)."""
+"""From single-task networks to groups, difficulties and the weights that survive (dmo 2, steps 2 to 7)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def difficulties_of(p: DmoParams, trainer: Trainer, singles: Sequence[Single]) -
 
 
 def _scale(p: DmoParams, data: DatasetSpec, single: Single) -> float:
-    """What a task's losses are divided by: 1, or its mean loss in the first cycle."""
+    """The divisor of a task's losses: 1, or its mean loss in the first cycle."""
     rule = p.difficulty_normalise
     if rule is None:
         rule = "none" if all(task.kind in CROSS_ENTROPIES for task in data.tasks) else "initial"
@@ -78,7 +78,7 @@ def _scale(p: DmoParams, data: DatasetSpec, single: Single) -> float:
 
 
 def prune(p: DmoParams, trainer: Trainer, singles: Sequence[Single], d: Sequence[float]) -> list[Survivors]:
-    """What survives of each single-task network. d: difficulty of each task."""
+    """The surviving weights of each single-task network. d: difficulty of each task."""
     tasks = trainer.data.task_names
     q = [kept_fraction(value, p.tau) for value in d]
     if p.pruning == "equal":

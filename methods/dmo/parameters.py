@@ -1,4 +1,4 @@
-"""What can be set. Defaults are those of `recipe: suite`; `recipe: published` fills in its own (dmo 4)."""
+"""The parameters of DMO. Defaults are those of `recipe: suite`; `recipe: published` fills in its own (dmo 4)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MergeRule = Literal["hardest", "mean"]
 
 
 def kept_fraction(d: float, tau: float) -> float:
-    """q = 1 - exp(-d / tau): exp(-d / tau) is what is pruned, so harder tasks keep more, and smaller tau keeps more."""
+    """q = 1 - exp(-d / tau): exp(-d / tau) is pruned. Harder tasks keep more, and a smaller tau keeps more."""
     return -math.expm1(-d / tau)
 
 
@@ -43,7 +43,7 @@ class PublishedParams(MethodParams):
 
 
 class DmoParams(MethodParams):
-    """What can be set. S: similarity of tasks, of weights (S_W) and of loss curves (S_L)."""
+    """The parameters of DMO. S: similarity of tasks, of weights (S_W) and of loss curves (S_L)."""
 
     recipe: Literal["suite", "published"] = Field(
         "suite",
@@ -104,7 +104,7 @@ class DmoParams(MethodParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What `recipe: published` implies, where it is not given."""
+        """Defaults that `recipe: published` changes."""
         if not isinstance(values, Mapping) or values.get("recipe") != "published":
             return values
         implied = {"loss_axis": "epoch", "batch_norm": "shared", "sampler": "cycle_to_longest", "published": {}}

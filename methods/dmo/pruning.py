@@ -1,4 +1,4 @@
-"""What survives of each network, and one sparse network of a group (dmo 2, steps 7 and 8).
+"""The weights of each network that survive, and one sparse network of a group (dmo 2, steps 7 and 8).
 
 W: the weights of all convolutions and linear layers of a backbone, n of them; a mask is a list of bool tensors with
 their shapes, True = survives.

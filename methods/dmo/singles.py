@@ -69,7 +69,7 @@ def fit_stage(p: DmoParams, trainer: Trainer, stage: Stage, epochs: int | None) 
 
 
 def trained_groups(p: DmoParams, graph: TaskGraph, lr: float | None) -> list[ParameterGroup]:
-    """What a stage trains: by the recipe, or at rate lr with the published optimizer."""
+    """The groups that a stage trains: by the recipe, or at rate lr with the published optimizer."""
     published = p.published
     if published is None or lr is None:
         return parameter_groups(graph)

@@ -97,7 +97,7 @@ def stored_operations(
 ) -> Iterator[tuple[str, Operation, Sequence[str]]]:
     """(name, operation, names of its inputs) of every node of a document, in order.
 
-    A tensor name stands for one Parameter in the whole graph. Raises UsageError for another format, a missing or
+    Each tensor name is one Parameter in the whole graph. Raises UsageError for another format, a missing or
     mis-shaped tensor.
     """
     if document.get("format") != FORMAT:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class CrossStitchParams(TowerParams):
-    """What can be set. Initial rows of a unit must sum to 1."""
+    """The parameters of Cross-Stitch. Initial rows of a unit must sum to 1."""
 
     granularity: Literal["channel", "layer"] = Field(
         "channel",
@@ -95,7 +95,7 @@ class CrossStitch(SoftSharing[CrossStitchParams]):
     )
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What the towers cost. Raises UsageError for one task, or for initial rows that do not sum to 1."""
+        """The cost of the towers. Raises UsageError for one task, or for initial rows that do not sum to 1."""
         require_tasks(data)
         self._initial(len(data.tasks))
         return tower_notes(self.params, data, budget)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class MtanParams(SoftSharingParams):
-    """What can be set. `recipe: published` is that of NYUv2 with SegNet."""
+    """The parameters of MTAN. `recipe: published` is that of NYUv2 with SegNet."""
 
     published_values: ClassVar[Mapping[str, object]] = {"batch_norm": "shared"}
     published_defaults: ClassVar[Mapping[str, object]] = {
@@ -97,7 +97,7 @@ class Mtan(SoftSharing[MtanParams]):
 
     @classmethod
     def about(cls) -> Sequence[str]:
-        """Where it runs."""
+        """The backbones on which it runs."""
         return [
             "Runs on features [B, C, H, W] whose stages end with a block that keeps its shape or has a shortcut: "
             "ResNets, RegNets, ConvNeXts; not on transformers, and not on most EfficientNets and MobileNets."

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class NddrCnnParams(TowerParams):
-    """What can be set. W_t: the 1x1 convolution of task t."""
+    """The parameters of NDDR-CNN. W_t: the 1x1 convolution of task t."""
 
     published_values: ClassVar[Mapping[str, object]] = {
         **TowerParams.published_values,
@@ -115,7 +115,7 @@ class NddrCnn(SoftSharing[NddrCnnParams]):
         return [f"Layers grow with the square of the tasks; on resnet18, all stages and the stem: {counts}."]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What towers and layers cost. Raises UsageError for one task, for a place that the backbone has not, and for
+        """The cost of towers and layers. Raises UsageError for one task, for a place that the backbone lacks, and for
         more than max_unit_params.
         """
         require_tasks(data)

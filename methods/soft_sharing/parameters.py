@@ -1,4 +1,4 @@
-"""What can be set, for all four methods. Defaults are those of `recipe: suite` (soft_sharing 0)."""
+"""The parameters of all four methods. Defaults are those of `recipe: suite` (soft_sharing 0)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PublishedParams(MethodParams):
 
 
 class SoftSharingParams(MethodParams):
-    """What all four methods take."""
+    """Parameters of all four methods."""
 
     published_values: ClassVar[Mapping[str, object]] = {"unit_lr": 100.0, "batch_norm": "shared"}
     published_defaults: ClassVar[Mapping[str, object]] = {}
@@ -81,7 +81,7 @@ class SoftSharingParams(MethodParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What `recipe: published` implies, where it is not given."""
+        """Defaults that `recipe: published` changes."""
         if not isinstance(values, Mapping) or values.get("recipe") != "published":
             return values
         own = values.get("published") or {}
@@ -99,7 +99,7 @@ class SoftSharingParams(MethodParams):
 
 
 class TowerParams(SoftSharingParams):
-    """What methods with a network (tower) for every task take."""
+    """Parameters of the methods that have a network (tower) for every task."""
 
     reinit: bool = Field(
         False,

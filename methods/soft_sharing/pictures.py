@@ -1,4 +1,4 @@
-"""What the towers read of each other, as numbers and pictures."""
+"""How much the towers read of each other, as numbers and pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def reads_panel(title: str, values: Tensor, names: Sequence[str], value_title: str) -> Heatmap:
-    """Who reads how much of whom at one place. values: [readers, sources]."""
+    """How much each task reads of each task at one place. values: [readers, sources]."""
     return Heatmap(
         title=title,
         rows=tuple(names),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class SluiceParams(TowerParams):
-    """What can be set. A mixes subspaces, b mixes stages."""
+    """The parameters of sluice networks. A mixes subspaces, b mixes stages."""
 
     subspaces: Literal[1, 2] = Field(2, description="S, parts that channels are cut into")
     alpha_init: Literal["imbalanced", "balanced"] = Field(
@@ -97,7 +97,7 @@ class Sluice(SoftSharing[SluiceParams]):
     )
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What the towers cost. Raises UsageError for one task, and for channels that cannot be cut."""
+        """The cost of the towers. Raises UsageError for one task, and for channels that cannot be cut."""
         require_tasks(data)
         self._require_even(backbone)
         if self.params.is_penalised:

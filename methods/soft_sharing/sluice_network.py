@@ -95,7 +95,7 @@ def mixes(p: SluiceParams, trainer: Trainer, backbone: Backbone) -> list[Operati
 
 
 def projections(trainer: Trainer, backbone: Backbone) -> list[list[Operation]]:
-    """Of each task the projections of stages 1 to L - 1 to the grid and the channels of the last one.
+    """For each task the projections of stages 1 to L - 1 to the grid and the channels of the last one.
 
     Raises UsageError where two image sizes have one grid after an earlier stage and two after the last one.
     """
@@ -139,7 +139,7 @@ def penalty(
 def read_out(
     mixes: Sequence[Operation], projections: Sequence[Sequence[Operation]]
 ) -> Callable[[TaskGraph, int, Sequence[Value]], Value]:
-    """What a task's tail reads: sum_l b_l h_l with earlier stages projected to the last one."""
+    """The input of a task's tail: sum_l b_l h_l with earlier stages projected to the last one."""
 
     def read(graph: TaskGraph, task: int, history: Sequence[Value]) -> Value:
         earlier = [graph.add(one, h) for one, h in zip(projections[task], history, strict=False)]

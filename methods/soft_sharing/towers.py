@@ -49,7 +49,7 @@ class Units:
         return [graph.add(row, *inputs) for row in self.rows[place]]
 
     def n_parameters(self) -> int:
-        """Of all rows together."""
+        """Number of parameters of all rows."""
         return sum(p.numel() for rows in self.rows.values() for row in rows for p in row.module.parameters())
 
 

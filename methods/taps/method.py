@@ -48,7 +48,7 @@ _PUBLISHED_DELAY = 2 / 30  # the penalty waits for 2 of 30 epochs
 
 
 class TapsParams(MethodParams):
-    """What can be set."""
+    """The parameters of TAPS."""
 
     base: Literal["auto", "pretrained", "joint"] = Field(
         "auto",
@@ -74,7 +74,7 @@ class TapsParams(MethodParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What `recipe: published` implies, where it is not given."""
+        """Defaults that `recipe: published` changes."""
         if not isinstance(values, Mapping) or values.get("recipe") != "published":
             return values
         return {"penalty_delay": _PUBLISHED_DELAY, "lr": 0.01, **values}
@@ -140,7 +140,7 @@ class Taps(Method[TapsParams]):
 
     @classmethod
     def about(cls) -> Sequence[str]:
-        """What its rows are."""
+        """How to read its rows."""
         return [
             "A pass of the backbone for every task, and no interference: nothing that one task trains is read by "
             "another. `x_backbone` grows with the layers that tasks replace. With a frozen base of random weights the "
@@ -150,7 +150,7 @@ class Taps(Method[TapsParams]):
         ]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What is frozen. Raises UsageError for one task."""
+        """The frozen base. Raises UsageError for one task."""
         require_tasks(data)
         notes = []
         if self._joint(backbone):
@@ -167,7 +167,7 @@ class Taps(Method[TapsParams]):
         return self.params.base == "joint" or (self.params.base == "auto" and backbone.from_scratch)
 
     def run(self, trainer: Trainer) -> TaskGraph:
-        """The base, where there is none; then what each task changes of it."""
+        """Train a joint base if it is asked for, then the changes of each task."""
         from methods.taps.base import copies, joint_base
 
         require_tasks(trainer.data)
@@ -189,7 +189,7 @@ class Taps(Method[TapsParams]):
         return TaskWeights(data, backbones, heads, self.params.threshold, self.params.score_init)
 
     def stage(self, trainer: Trainer, network: TaskWeights) -> Stage:
-        """The training of what tasks change, on fit and arch together."""
+        """The training of the weights that tasks change, on fit and arch together."""
         p, steps = self.params, trainer.budget.steps
         own = None if p.lr is None else OptimizerSpec("sgd", p.lr, momentum=0.9, cosine=True)
         start = round(p.penalty_delay * steps)

@@ -22,8 +22,8 @@ _SLOPE = 0.2
 
 
 def block_code(task: int, n_tasks: int, width: int) -> Code:
-    """Where a task's code is one: [start, stop), blocks of equal length. Raises UsageError for more tasks than
-    places.
+    """The places where a task's code is one: [start, stop), blocks of equal length. Raises UsageError for more tasks
+    than places.
     """
     length = width // n_tasks
     if length == 0:

@@ -1,4 +1,4 @@
-"""Task Switching Network: one network for all tasks, told by a code which of them it is to do.
+"""Task Switching Network: one network for all tasks; a code selects the task.
 
 G. Sun, T. Probst, D. P. Paudel, N. Popovic, M. Kanakis, J. Patel, D. Dai, L. Van Gool, "Task Switching Network for
 Multi-Task Learning", ICCV 2021; official code (test only) https://github.com/GuoleiSun/TSNs. Symbols: y = gamma * IN(x)
@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class TaskSwitchingParams(MethodParams):
-    """What can be set."""
+    """The parameters of task switching."""
 
     code_width: Count = Field(
         100,
@@ -99,7 +99,7 @@ class TaskSwitching(Method[TaskSwitchingParams]):
 
     @classmethod
     def about(cls) -> Sequence[str]:
-        """What its rows are."""
+        """How to read its rows."""
         return [
             "Parameters do not grow with the number of tasks. One task a forward pass: the encoder runs once an image, "
             "what is conditioned once a task. Its one output is not the head that other rows have: they are equal in "
@@ -108,8 +108,8 @@ class TaskSwitching(Method[TaskSwitchingParams]):
         ]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What the output replaces. Raises UsageError for one task, for more tasks than the code has places, for tasks
-        of both forms, for other layouts than nchw and for maps of one pixel.
+        """The parts that replace the heads. Raises UsageError for one task, for more tasks than the code has places,
+        for tasks of both forms, for other layouts than nchw and for maps of one pixel.
         """
         from methods.task_switching import network
 

@@ -186,7 +186,7 @@ def _encoder(graph: TaskGraph, backbone: Backbone, image: Value) -> list[Value]:
 
 @torch.no_grad()
 def likeness(graph: TaskGraph, tasks: Sequence[str]) -> Tensor:
-    """Cosine of what each two tasks' norms have beside IN itself, (gamma - 1, beta) of all places: float [T, T]."""
+    """Cosine of the norms of every two tasks, (gamma - 1, beta) of all places: float [T, T]."""
     rows = []
     for task in tasks:
         nodes = graph.reachable([task])
