@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class HardSharingParams(MethodParams):
     """The parameters of hard sharing."""
 
-    steps_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="training steps as a multiple of the budget's")
+    steps_factor: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="training steps as a multiple of the budget's"
+    )
 
 
 @register_method("hard_sharing")

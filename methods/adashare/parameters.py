@@ -1,4 +1,4 @@
-"""The parameters of AdaShare. Defaults are of `recipe: suite`; `recipe: published` takes the preset's (adashare.md 4)."""
+"""The parameters of AdaShare. Defaults are of `recipe: suite`; `published` takes the preset's (adashare.md 4)."""
 
 from __future__ import annotations
 
@@ -59,100 +59,102 @@ class AdaShareParams(MethodParams):
     """The parameters of AdaShare. w_sp and w_sh weigh the two losses of the policies."""
 
     variant: Literal["official", "paper"] = Field(
-        "official",
+        default="official",
         description="the two losses as in the released code (`official`), or as recalled from the paper (`paper`)",
     )
     sparsity_form: Literal["neg_log_skip_mean", "log_alpha_sum"] = Field(
-        "neg_log_skip_mean",
+        default="neg_log_skip_mean",
         description="form of the sparsity loss, on its own",
     )
     sharing_form: Literal["l1_logit_deep", "l1_prob_shallow"] = Field(
-        "l1_logit_deep",
+        default="l1_logit_deep",
         description="form of the sharing loss, on its own",
     )
-    sparsity_weight: NonNegative = Field(0.05, description="w_sp; not transferable between the forms")
-    sharing_weight: NonNegative = Field(0.05, description="w_sh; not transferable between the forms")
+    sparsity_weight: NonNegative = Field(default=0.05, description="w_sp; not transferable between the forms")
+    sharing_weight: NonNegative = Field(default=0.05, description="w_sh; not transferable between the forms")
     recipe: Literal["suite", "published"] = Field(
-        "suite",
+        default="suite",
         description="`published` trains by the official recipe, see `published`",
     )
     warmup_ratio: Positive = Field(
-        0.2,
+        default=0.2,
         description="steps of the warm-up as a multiple of the budget's, charged to the search",
     )
     search_ratio: Positive = Field(
-        0.8,
+        default=0.8,
         description="steps of the search as a multiple of the budget's, charged to the search",
     )
     n_cycles: Annotated[int, Field(ge=2)] | None = Field(
-        None,
+        default=None,
         description="alternations of the search; null takes the budget's cycles",
     )
     arch_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2,
+        default=0.2,
         description="share of a cycle's steps in the policy phase",
     )
-    tau_start: Positive = Field(5.0, description="temperature at the start")
+    tau_start: Positive = Field(default=5.0, description="temperature at the start")
     tau_end: Positive | None = Field(
-        0.1,
+        default=0.1,
         description="temperature at the end, geometric in the cycles; null multiplies by tau_decay after every cycle",
     )
     tau_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.965,
+        default=0.965,
         description="factor of the temperature after every cycle, read where tau_end is null",
     )
     logit_init: Literal["equal", "random", "all_chosen"] = Field(
-        "equal",
+        default="equal",
         description="`equal`: 0.5 in both columns; `random`: 1e-3 N(0, 1); `all_chosen`: execute 0, skip "
         "all_chosen_logit",
     )
     all_chosen_logit: Annotated[float, Field(lt=0)] = Field(
-        -3.0,
+        default=-3.0,
         description="skip logit at the start under `logit_init: all_chosen`",
     )
-    hard_samples: bool = Field(False, description="straight-through samples instead of soft ones")
-    curriculum: bool = Field(True, description="unlock units one after another, the last one first")
+    hard_samples: bool = Field(default=False, description="straight-through samples instead of soft ones")
+    curriculum: bool = Field(default=True, description="unlock units one after another, the last one first")
     curriculum_speed: Positive | Literal["auto"] = Field(
-        "auto",
+        default="auto",
         description="cycles per unlocked unit; `auto` unlocks all at half of the cycles",
     )
-    first_free_unit: Count = Field(1, description="units below it are never skipped")
-    lr_logits: Positive = Field(0.01, description="learning rate of the logits (Adam)")
-    wd_logits: NonNegative = Field(5e-4, description="weight decay of the logits, coupled")
+    first_free_unit: Count = Field(default=1, description="units below it are never skipped")
+    lr_logits: Positive = Field(default=0.01, description="learning rate of the logits (Adam)")
+    wd_logits: NonNegative = Field(default=5e-4, description="weight decay of the logits, coupled")
     batch_norm: BatchNormRule = Field(
-        "per_task_stats",
+        default="per_task_stats",
         description="norm rule of the search; `shared` under `recipe: published` also of the final network",
     )
     bn_stats_on_skip: bool = Field(
-        True,
+        default=True,
         description="units that a task skips move its statistics too; read under `published` with `batch_norm: shared`",
     )
     retrain_init: Literal["initial", "search"] = Field(
-        "initial",
+        default="initial",
         description="`search` continues from the searched weights",
     )
     best_after_cycles: Annotated[int, Field(ge=0)] | None = Field(
-        None,
+        default=None,
         description="completed cycles before a policy can be the best on select; null takes half of them",
     )
     search_evaluations: Count = Field(
-        5,
+        default=5,
         description="how often the search is judged on select from then on, at equal distances",
     )
-    n_policies: Count = Field(1, description="policies drawn and trained; the best on select is kept")
+    n_policies: Count = Field(default=1, description="policies drawn and trained; the best on select is kept")
     policy_draw: Literal["bernoulli", "argmax"] = Field(
-        "bernoulli",
+        default="bernoulli",
         description="`bernoulli` draws each decision, `argmax` takes the likelier one",
     )
     random_policy: bool = Field(
-        False,
+        default=False,
         description="the control: a random policy of the size that the same search finds",
     )
     random_size: tuple[Count, Count] | None = Field(
-        None,
+        default=None,
         description="(parameters, MACs) of the random policy, which then needs no search",
     )
-    published: PublishedParams | None = Field(None, description="the official recipe, read under `recipe: published`")
+    published: PublishedParams | None = Field(
+        default=None, description="the official recipe, read under `recipe: published`"
+    )
 
     @property
     def preset(self) -> Preset | None:

@@ -55,39 +55,43 @@ class BmtasParams(SearchParams):
     """The parameters of BMTAS. R: expected compute, G: compute of one copy of each layer."""
 
     variant: Literal["official", "paper_readme"] = Field(
-        "official",
+        default="official",
         description="`paper_readme` searches with SGD at `published.lr_weights`, which must be given, and divides "
         "rates by the tasks that share",
     )
     recipe: Literal["suite", "published"] = Field(
-        "suite",
+        default="suite",
         description="`published` counts epochs, and changes the defaults of batch_norm, resource_norm and search_scale",
     )
 
-    resource_weight: Annotated[float, Field(ge=0)] = Field(0.05, description="weight of R; 0 removes it")
-    resource_estimator: Estimator = Field("bmtas", description="R by the official recursion, or the exact expectation")
+    resource_weight: Annotated[float, Field(ge=0)] = Field(default=0.05, description="weight of R; 0 removes it")
+    resource_estimator: Estimator = Field(
+        default="bmtas", description="R by the official recursion, or the exact expectation"
+    )
     resource_multiplicity: Literal["per_task", "once"] = Field(
-        "per_task",
+        default="per_task",
         description="add R once per task backward, or once",
     )
     resource_norm: Literal["relative", "gflops"] = Field(
-        "relative",
+        default="relative",
         description="`relative` scales G to the published sum",
     )
     lut_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
-        None,
+        default=None,
         description="(height, width) at which G is counted; null takes the data's",
     )
     final_bn_affine: bool = Field(
-        False,
+        default=False,
         description="keep scale and shift in the last norm of every copy during the search",
     )
     unused_grad: Literal["none", "zero"] = Field(
-        "none",
+        default="none",
         description="`zero` also steps the weights that the task of a step does not use, as the official environment "
         "did",
     )
-    published: OfficialParams | None = Field(None, description="the official recipe, read under `recipe: published`")
+    published: OfficialParams | None = Field(
+        default=None, description="the official recipe, read under `recipe: published`"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -73,11 +73,13 @@ MOST_TASKS_AUTO = 6  # up to here `search: auto` is exhaustive
 class BudgetParams(TreeParams):
     """The size of a tree."""
 
-    granularity: Granularity = Field("stage", description="segments are stages or blocks")
-    budget: Size = Field(1.8, description="size: a float is relative to the plain backbone, an integer absolute")
-    budget_unit: BudgetUnit = Field("params", description="parameters or MACs")
+    granularity: Granularity = Field(default="stage", description="segments are stages or blocks")
+    budget: Size = Field(
+        default=1.8, description="size: a float is relative to the plain backbone, an integer absolute"
+    )
+    budget_unit: BudgetUnit = Field(default="params", description="parameters or MACs")
     budget_scope: BudgetScope = Field(
-        "encoder",
+        default="encoder",
         description="`encoder`: stem, segments and tail; `encoder_heads`: with the heads",
     )
 
@@ -86,39 +88,43 @@ class BranchedParams(BudgetParams, ChoiceParams):
     """The parameters of BMTN. A[d]: affinities of tasks at segment d."""
 
     variant: Literal["bmvc", "third_party_b"] = Field(
-        "bmvc",
+        default="bmvc",
         description="`bmvc` judges segment d by A[d]; `third_party_b` by A[d - 1], with segment 1 always shared",
     )
     location_semantics: LocationSemantics | None = Field(
-        None,
+        default=None,
         description="which affinity judges which segment, in place of the variant's",
     )
-    n_probe: Annotated[int, Field(ge=3)] = Field(500, description="K, the number of probe images")
+    n_probe: Annotated[int, Field(ge=3)] = Field(default=500, description="K, the number of probe images")
     probe_split: Literal["fit", "select"] = Field(
-        "fit",
+        default="fit",
         description="role of the probe images; `select` re-enacts held-out images",
     )
-    probe_seed: Annotated[int, Field(ge=0)] = Field(0, description="which K images are taken")
-    feature_dtype: FeatureDtype = Field("float64", description="precision of the products of features")
+    probe_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="which K images are taken")
+    feature_dtype: FeatureDtype = Field(default="float64", description="precision of the products of features")
     degenerate: Degenerate = Field(
-        "error",
+        default="error",
         description="distances of an image whose features are all equal: an error, or 1",
     )
-    cluster_cost: ClusterCost = Field("mean_max", description="`mean_max` is the method, others are ablations")
-    search: Literal["auto", "exhaustive", "beam"] = Field("auto", description="`auto` compares all trees up to 6 tasks")
-    beam_width: Annotated[int, Field(ge=1)] = Field(10, description="partial trees kept by the beam search")
-    beam_candidates: Candidates = Field("spectral", description="partitions that the beam search tries")
-    cluster_seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the spectral clustering")
+    cluster_cost: ClusterCost = Field(default="mean_max", description="`mean_max` is the method, others are ablations")
+    search: Literal["auto", "exhaustive", "beam"] = Field(
+        default="auto", description="`auto` compares all trees up to 6 tasks"
+    )
+    beam_width: Annotated[int, Field(ge=1)] = Field(default=10, description="partial trees kept by the beam search")
+    beam_candidates: Candidates = Field(default="spectral", description="partitions that the beam search tries")
+    cluster_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the spectral clustering")
     branch_init: Literal["initial", "single_task"] = Field(
-        "initial",
+        default="initial",
         description="`single_task` copies from the single-task networks, an ablation",
     )
     recipe: Literal["suite", "published"] = Field(
-        "suite",
+        default="suite",
         description="`published` trains the tree by a borrowed recipe, as the paper's is not known; single-task "
         "networks stay the table's",
     )
-    published: BorrowedParams | None = Field(None, description="the borrowed recipe, read under `recipe: published`")
+    published: BorrowedParams | None = Field(
+        default=None, description="the borrowed recipe, read under `recipe: published`"
+    )
 
     @model_validator(mode="after")
     def _one_recipe(self) -> BranchedParams:

@@ -42,15 +42,15 @@ class LearningToBranchParams(SearchParams):
     """The parameters of LTB."""
 
     variant: Literal["paper", "libmtl"] = Field(
-        "paper",
+        default="paper",
         description="`paper` searches, prunes and trains a tree; `libmtl` keeps all copies and trains once",
     )
     weight_step: Literal["per_task", "joint"] = Field(
-        "joint",
+        default="joint",
         description="one optimizer step per task, or one for all tasks",
     )
     n_nodes: Annotated[int, Field(ge=1)] | None = Field(
-        None,
+        default=None,
         description="nodes of every level below the last; null takes one per task",
     )
 

@@ -95,13 +95,19 @@ class BorrowedParams(MethodParams):
 class OfficialParams(MethodParams):
     """The official recipe of BMTAS. Read under `recipe: published` only."""
 
-    search_epochs: Annotated[int, Field(ge=3)] = Field(160, description="E, epochs of the search")
-    lr_weights: Positive = Field(1e-3, description="learning rate of the weights in the search, constant")
-    wd_weights: NonNegative = Field(1e-4, description="weight decay of the weights in the search")
-    retrain_epochs: Count = Field(130, description="epochs of the final training")
-    retrain_lr: Positive = Field(0.005, description="learning rate of the final training (SGD) in its first epoch")
-    retrain_poly: Positive = Field(0.9, description="in epoch e from 0 the rate is retrain_lr (1 - e / E)^retrain_poly")
-    task_weights: dict[str, Positive] = Field(PASCAL_WEIGHTS, description="task weights, which the cell must have")
+    search_epochs: Annotated[int, Field(ge=3)] = Field(default=160, description="E, epochs of the search")
+    lr_weights: Positive = Field(default=1e-3, description="learning rate of the weights in the search, constant")
+    wd_weights: NonNegative = Field(default=1e-4, description="weight decay of the weights in the search")
+    retrain_epochs: Count = Field(default=130, description="epochs of the final training")
+    retrain_lr: Positive = Field(
+        default=0.005, description="learning rate of the final training (SGD) in its first epoch"
+    )
+    retrain_poly: Positive = Field(
+        default=0.9, description="in epoch e from 0 the rate is retrain_lr (1 - e / E)^retrain_poly"
+    )
+    task_weights: dict[str, Positive] = Field(
+        default=PASCAL_WEIGHTS, description="task weights, which the cell must have"
+    )
 
 
 OFFICIAL_BATCH = 16

@@ -32,15 +32,15 @@ class RandomTreeParams(BudgetParams):
     """The parameters of a random tree: a budget, or a size."""
 
     at_least: Size | None = Field(
-        None,
+        default=None,
         description="smallest size that is drawn, in the form of `budget`; null draws from all trees within the budget",
     )
     size: tuple[Size, Size | None] | None = Field(
-        None,
+        default=None,
         description="(parameters, MACs) of the encoder, in place of a budget; MACs may be null, and must be where "
         "tasks have images of their own",
     )
-    size_tolerance: Tolerance = Field(AMBER_DEVIATION, description="relative tolerance of `size`")
+    size_tolerance: Tolerance = Field(default=AMBER_DEVIATION, description="relative tolerance of `size`")
 
     @model_validator(mode="after")
     def _one_bound(self) -> RandomTreeParams:

@@ -21,40 +21,44 @@ class SearchParams(ChoiceParams):
     """The parameters of both searches. E cycles, the first E_w of them warm-up."""
 
     search_ratio: Annotated[float, Field(gt=0)] = Field(
-        1.2,
+        default=1.2,
         description="batches before the final training, as a multiple of its own",
     )
-    n_cycles: Annotated[int, Field(ge=3)] = Field(20, description="E, cycles of the search")
+    n_cycles: Annotated[int, Field(ge=3)] = Field(default=20, description="E, cycles of the search")
     arch_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2,
+        default=0.2,
         description="share of a cycle's batches that update the architecture",
     )
-    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.05, description="E_w / E")
-    tau_start: Annotated[float, Field(gt=0)] = Field(5.0, description="temperature after the warm-up")
-    tau_end: Annotated[float, Field(gt=0)] = Field(0.1, description="temperature at the end, linear in the cycles")
-    hard_samples: bool = Field(False, description="straight-through samples instead of soft ones")
-    lr_arch: Annotated[float, Field(gt=0)] = Field(1e-2, description="learning rate of the architecture (Adam)")
-    wd_arch: Annotated[float, Field(ge=0)] = Field(5e-5, description="weight decay of the architecture (Adam)")
-    reset_optimizer_state: bool = Field(True, description="clear the optimizers' state every cycle")
-    reset_bn: bool = Field(True, description="reset norm statistics every cycle")
+    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(default=0.05, description="E_w / E")
+    tau_start: Annotated[float, Field(gt=0)] = Field(default=5.0, description="temperature after the warm-up")
+    tau_end: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="temperature at the end, linear in the cycles"
+    )
+    hard_samples: bool = Field(default=False, description="straight-through samples instead of soft ones")
+    lr_arch: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="learning rate of the architecture (Adam)")
+    wd_arch: Annotated[float, Field(ge=0)] = Field(default=5e-5, description="weight decay of the architecture (Adam)")
+    reset_optimizer_state: bool = Field(default=True, description="clear the optimizers' state every cycle")
+    reset_bn: bool = Field(default=True, description="reset norm statistics every cycle")
     weight_step: Literal["per_task", "joint"] = Field(
-        "per_task",
+        default="per_task",
         description="one optimizer step per task, or one for all tasks",
     )
-    batch_norm: BatchNormRule = Field("per_task_stats", description="norm rule of copies in the search")
-    search_scale: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="scale of the images in the search")
+    batch_norm: BatchNormRule = Field(default="per_task_stats", description="norm rule of copies in the search")
+    search_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="scale of the images in the search"
+    )
     branch_init: Literal["initial", "search"] = Field(
-        "initial",
+        default="initial",
         description="`search` continues from the searched weights",
     )
     budget: Size | None = Field(
-        None,
+        default=None,
         description="size of the tree in the form of `branched`; null as published, else the most probable tree "
         "within it",
     )
-    budget_unit: BudgetUnit = Field("params", description="parameters or MACs")
+    budget_unit: BudgetUnit = Field(default="params", description="parameters or MACs")
     budget_scope: BudgetScope = Field(
-        "encoder",
+        default="encoder",
         description="`encoder`: stem, segments and tail; `encoder_heads`: with the heads",
     )
 

@@ -37,11 +37,11 @@ class TreeParams(MethodParams):
     """Parameters of every method that ends in a tree."""
 
     fixed_tree: Labels | None = Field(
-        None,
+        default=None,
         description="a row per segment with the number of each task's copy; skips the search",
     )
     lr_share_scaling: ShareScaling = Field(
-        "none",
+        default="none",
         description="`inverse` divides the learning rate of what m tasks share by m in the final training",
     )
 
@@ -49,9 +49,11 @@ class TreeParams(MethodParams):
 class ChoiceParams(TreeParams):
     """Parameters of every method that finds its tree in the data."""
 
-    random_tree: bool = Field(False, description="the control: a random tree of the size that the same choice finds")
+    random_tree: bool = Field(
+        default=False, description="the control: a random tree of the size that the same choice finds"
+    )
     size_tolerance: Tolerance = Field(
-        AMBER_DEVIATION,
+        default=AMBER_DEVIATION,
         description="relative tolerance of that size, in parameters and in MACs",
     )
 

@@ -26,12 +26,12 @@ class SearchParams(MethodParams):
     """How gates and weights are trained in the search."""
 
     update: Literal["joint", "alternate", "gates_only"] = Field(
-        "joint",
+        default="joint",
         description="`joint`: gates and Theta together; `alternate`: Theta on fit and gates on arch in turn, half of "
         "the steps each; `gates_only`: gates, heads and alignments",
     )
     recompute: bool = Field(
-        False,
+        default=False,
         description="keep no activations of the edges' operations, but compute them again in the backward pass",
     )
 
@@ -39,18 +39,20 @@ class SearchParams(MethodParams):
 class ReductionParams(MethodParams):
     """Which edges the reduction removes, and how many."""
 
-    score: Score = Field("contribution", description="importance of an edge; `random` is the control of the search")
-    stop: Stop = Field("budget", description="when the reduction ends")
+    score: Score = Field(
+        default="contribution", description="importance of an edge; `random` is the control of the search"
+    )
+    stop: Stop = Field(default="budget", description="when the reduction ends")
     budget_unit: Literal["edges", "union_params"] = Field(
-        "edges",
+        default="edges",
         description="`edges` keeps kappa inner edges a task; `union_params` cuts until all tasks together fit `budget`",
     )
     budget: Positive | None = Field(
-        None,
+        default=None,
         description="backbone and added parameters over P_ref, read under `budget_unit: union_params`",
     )
     max_reads: Annotated[int, Field(ge=1)] | None = Field(
-        None,
+        default=None,
         description="most read-ins, and most read-outs, that a task keeps; null sets no limit",
     )
 
@@ -69,33 +71,37 @@ class DagSearchParams(MethodParams):
     """The parameters of the DAG search. N: number of states, one more than the backbone has blocks."""
 
     variant: Literal["default", "recalled"] = Field(
-        "default",
+        default="default",
         description="`recalled` restores the recalled forms of the paper that our defaults replace",
     )
     flow_constant: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        3,
+        default=3,
         description="M, the longest span of an edge; `all` for N - 1",
     )
-    kappa: Annotated[int, Field(ge=1)] | None = Field(None, description="inner edges per task; null takes N - 1")
-    squeeze_weight: Ratio = Field(1e-2, description="weight of the squeeze loss L_sq")
-    squeeze_reads: bool = Field(False, description="squeeze read-ins and read-outs too, to kappa + 2 edges in all")
-    aggregate: Aggregate = Field("weighted_mean", description="how what enters a state is combined")
+    kappa: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="inner edges per task; null takes N - 1"
+    )
+    squeeze_weight: Ratio = Field(default=1e-2, description="weight of the squeeze loss L_sq")
+    squeeze_reads: bool = Field(
+        default=False, description="squeeze read-ins and read-outs too, to kappa + 2 edges in all"
+    )
+    aggregate: Aggregate = Field(default="weighted_mean", description="how what enters a state is combined")
     gate_init: GateInit = Field(
-        "chain",
+        default="chain",
         description="`zero`: all gates 0.5; `chain`: the edges of the plain backbone are open",
     )
-    gate_lr: Positive = Field(1e-2, description="learning rate of the gates (Adam)")
-    warmup_ratio: Ratio = Field(0.2, description="steps of the warm-up as a multiple of the budget's")
-    search_ratio: Positive = Field(0.8, description="steps of the search as a multiple of the budget's")
+    gate_lr: Positive = Field(default=1e-2, description="learning rate of the gates (Adam)")
+    warmup_ratio: Ratio = Field(default=0.2, description="steps of the warm-up as a multiple of the budget's")
+    search_ratio: Positive = Field(default=0.8, description="steps of the search as a multiple of the budget's")
     read_in: bool = Field(
-        True,
+        default=True,
         description="tasks read the stem's feature at every state; false: at the first one only",
     )
-    read_out: bool = Field(True, description="tasks leave at every state; false: at the last one only")
-    search: SearchParams = Field(SearchParams(), description="how gates and weights are trained")
-    reduction: ReductionParams = Field(ReductionParams(), description="which edges are removed")
-    reinit: bool = Field(False, description="train the found architecture from initial weights")
-    batch_norm: BatchNormRule = Field("per_task_stats", description="norm rule during the search")
+    read_out: bool = Field(default=True, description="tasks leave at every state; false: at the last one only")
+    search: SearchParams = Field(default=SearchParams(), description="how gates and weights are trained")
+    reduction: ReductionParams = Field(default=ReductionParams(), description="which edges are removed")
+    reinit: bool = Field(default=False, description="train the found architecture from initial weights")
+    batch_norm: BatchNormRule = Field(default="per_task_stats", description="norm rule during the search")
 
     @model_validator(mode="before")
     @classmethod

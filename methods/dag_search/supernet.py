@@ -212,7 +212,7 @@ class Supernet(nn.Module):
             """Around the first pass, and around the second one, in the backward pass."""
             return contextlib.nullcontext(), _as_lent(norms, lambda: self.norms.use(k))
 
-        return cast(Tensor, checkpoint(run, value, use_reentrant=False, context_fn=contexts))
+        return checkpoint(run, value, use_reentrant=False, context_fn=contexts)
 
 
 def _accumulate(total: Tensor | None, value: Tensor, weight: Tensor) -> Tensor:

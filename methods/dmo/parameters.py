@@ -33,68 +33,74 @@ class PublishedParams(MethodParams):
     are.
     """
 
-    epochs: Count = Field(25, description="epochs of a single-task network")
-    lr: Positive = Field(0.1, description="learning rate of stage 1")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="of SGD")
-    batch_size: Count = Field(64, description="images in a batch, which an epoch is counted in")
-    retrain_epochs: Count | None = Field(None, description="epochs of the groups; null takes those of stage 1")
-    retrain_lr: Positive | None = Field(None, description="learning rate of the groups; null takes that of stage 1")
+    epochs: Count = Field(default=25, description="epochs of a single-task network")
+    lr: Positive = Field(default=0.1, description="learning rate of stage 1")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="of SGD")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=5e-4, description="of SGD")
+    batch_size: Count = Field(default=64, description="images in a batch, which an epoch is counted in")
+    retrain_epochs: Count | None = Field(default=None, description="epochs of the groups; null takes those of stage 1")
+    retrain_lr: Positive | None = Field(
+        default=None, description="learning rate of the groups; null takes that of stage 1"
+    )
 
 
 class DmoParams(MethodParams):
     """The parameters of DMO. S: similarity of tasks, of weights (S_W) and of loss curves (S_L)."""
 
     recipe: Literal["suite", "published"] = Field(
-        "suite",
+        default="suite",
         description="`published` trains by the article's recipe, see `published`",
     )
     init: Literal["shared", "independent"] = Field(
-        "shared",
+        default="shared",
         description="single-task networks start from the cell's initial weights, or each from its own stream (from "
         "scratch only)",
     )
-    alpha: Share = Field(0.5, description="S = alpha S_W + (1 - alpha) S_L")
+    alpha: Share = Field(default=0.5, description="S = alpha S_W + (1 - alpha) S_L")
     tau_sim: Annotated[Threshold | Quantile, Field(union_mode="left_to_right")] = Field(
-        "quantile:0.667",
+        default="quantile:0.667",
         description="tasks whose S is above it may share: a number, or `quantile:q` of the pairs (three tasks or more)",
     )
-    tau_bk: Threshold | None = Field(None, description="where it is set, it takes the place of tau_sim")
-    loss_axis: Literal["cycle", "epoch"] = Field("cycle", description="what loss curves are correlated over")
+    tau_bk: Threshold | None = Field(default=None, description="where it is set, it takes the place of tau_sim")
+    loss_axis: Literal["cycle", "epoch"] = Field(default="cycle", description="what loss curves are correlated over")
     tau: Positive = Field(
-        1.0,
+        default=1.0,
         description="temperature of pruning: exp(-d / tau) of the weights are pruned, d the difficulty",
     )
-    mu: MuRule = Field("mean_of_task_means", description="the mean loss that a sample's loss is compared with")
+    mu: MuRule = Field(default="mean_of_task_means", description="the mean loss that a sample's loss is compared with")
     difficulty_normalise: Literal["none", "initial"] | None = Field(
-        None,
+        default=None,
         description="`initial` divides losses by the task's mean loss of the first cycle; null takes `none` where all "
         "losses are cross-entropies",
     )
-    prune_scope: PruneScope = Field("global", description="one threshold for all weights, or one for each tensor")
-    keep_floor: Share = Field(0.01, description="least kept fraction of a network")
-    layer_floor: Annotated[int, Field(ge=0)] = Field(1, description="least number of kept weights of a tensor")
-    clique_order: CliqueOrder = Field("size_then_mean", description="order of cliques of equal size")
+    prune_scope: PruneScope = Field(
+        default="global", description="one threshold for all weights, or one for each tensor"
+    )
+    keep_floor: Share = Field(default=0.01, description="least kept fraction of a network")
+    layer_floor: Annotated[int, Field(ge=0)] = Field(default=1, description="least number of kept weights of a tensor")
+    clique_order: CliqueOrder = Field(default="size_then_mean", description="order of cliques of equal size")
     merge_rule: MergeRule = Field(
-        "hardest",
+        default="hardest",
         description="whose weight survives where several tasks keep it: the hardest task's, or their mean",
     )
-    batch_norm: BatchNormRule = Field("per_task_stats", description="norm rule of a group")
+    batch_norm: BatchNormRule = Field(default="per_task_stats", description="norm rule of a group")
     sampler: Literal["equal_updates", "cycle_to_longest"] = Field(
-        "equal_updates",
+        default="equal_updates",
         description="updates of tasks with unequal numbers of images, read under `published`",
     )
-    reinit: bool = Field(False, description="surviving weights restart from the cell's initial weights")
+    reinit: bool = Field(default=False, description="surviving weights restart from the cell's initial weights")
     groups: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)] | None = Field(
-        None,
+        default=None,
         description="a partition of the tasks, in place of the search for one",
     )
     pruning: Literal["difficulty", "equal", "none"] = Field(
-        "difficulty",
+        default="difficulty",
         description="controls: `equal` keeps one fraction of every network, `none` prunes nothing",
     )
-    random_groups: bool = Field(False, description="control: random groups of the sizes that were found")
-    published: PublishedParams | None = Field(None, description="the article's recipe, read under `recipe: published`")
+    random_groups: bool = Field(default=False, description="control: random groups of the sizes that were found")
+    published: PublishedParams | None = Field(
+        default=None, description="the article's recipe, read under `recipe: published`"
+    )
 
     @property
     def threshold(self) -> float | str:

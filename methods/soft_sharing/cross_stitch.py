@@ -38,11 +38,11 @@ class CrossStitchParams(TowerParams):
     """The parameters of Cross-Stitch. Initial rows of a unit must sum to 1."""
 
     granularity: Literal["channel", "layer"] = Field(
-        "channel",
+        default="channel",
         description="a number for every channel, or one for all channels of a stage",
     )
     unit_weight_decay: Annotated[float, Field(ge=0)] | None = Field(
-        0.0,
+        default=0.0,
         description="weight decay of the units; null takes the recipe's",
     )
 

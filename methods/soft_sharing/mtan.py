@@ -45,11 +45,11 @@ class MtanParams(SoftSharingParams):
     }
 
     mid_ratio: Annotated[float, Field(ge=0.125, le=1)] = Field(
-        0.25,
+        default=0.25,
         description="inner width of the attention, times C_j",
     )
-    refine: Refinement = Field("bottleneck", description="f_j: a bottleneck, or one 3x3 convolution")
-    mask_bias_init: float = Field(0.0, description="initial bias in front of the sigmoid")
+    refine: Refinement = Field(default="bottleneck", description="f_j: a bottleneck, or one 3x3 convolution")
+    mask_bias_init: float = Field(default=0.0, description="initial bias in front of the sigmoid")
 
 
 @register_method("mtan")

@@ -48,13 +48,15 @@ class NddrCnnParams(TowerParams):
     }
 
     stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None,
+        default=None,
         description="places that have a layer (`stem`, `stage 1`, ..); null takes all",
     )
-    relu: bool = Field(True, description="a ReLU behind the norm of each layer")
-    bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="momentum of the norm of each layer")
+    relu: bool = Field(default=True, description="a ReLU behind the norm of each layer")
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="momentum of the norm of each layer"
+    )
     max_unit_params: Count = Field(
-        50_000_000,
+        default=50_000_000,
         description="layers grow with T^2 C^2; more parameters than this are refused",
     )
 

@@ -20,17 +20,19 @@ Refinement = Literal["bottleneck", "conv3x3"]  # f_j of mtan
 class PublishedParams(MethodParams):
     """The method's own training; read under `recipe: published` only."""
 
-    steps: Count | None = Field(None, description="steps of the joint training; null takes the budget's")
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="of backbone, heads and added layers")
+    steps: Count | None = Field(default=None, description="steps of the joint training; null takes the budget's")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="of backbone, heads and added layers")
     lr: Positive = Field(
-        1e-3,
+        default=1e-3,
         description="learning rate of backbone and heads; added layers learn at unit_lr times it",
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="read by SGD only")
-    weight_decay: NonNegative = Field(0.0, description="of backbone and heads")
-    decay_every: Count | None = Field(None, description="the rate is multiplied by `decay` every decay_every steps")
-    decay: Positive = Field(1.0, description="factor of the rate every decay_every steps")
-    poly: Positive | None = Field(None, description="power p: the rate is lr (1 - step / steps)^p")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="read by SGD only")
+    weight_decay: NonNegative = Field(default=0.0, description="of backbone and heads")
+    decay_every: Count | None = Field(
+        default=None, description="the rate is multiplied by `decay` every decay_every steps"
+    )
+    decay: Positive = Field(default=1.0, description="factor of the rate every decay_every steps")
+    poly: Positive | None = Field(default=None, description="power p: the rate is lr (1 - step / steps)^p")
 
     @model_validator(mode="after")
     def _falls_one_way(self) -> PublishedParams:
@@ -58,23 +60,23 @@ class SoftSharingParams(MethodParams):
     published_defaults: ClassVar[Mapping[str, object]] = {}
 
     recipe: Literal["suite", "published"] = Field(
-        "suite",
+        default="suite",
         description="`published` trains by the method's own recipe, see `published`",
     )
     unit_lr: Positive = Field(
-        1.0,
+        default=1.0,
         description="learning rate of added layers as a multiple of the network's, read under `published` only",
     )
     unit_weight_decay: NonNegative | None = Field(
-        None,
+        default=None,
         description="weight decay of added layers; null takes the network's",
     )
     batch_norm: BatchNormRule = Field(
-        "per_task_stats",
+        default="per_task_stats",
         description="norm rule of operations that several tasks run; `shared` keeps one set of statistics of each",
     )
     published: PublishedParams | None = Field(
-        None,
+        default=None,
         description="the method's own training, read under `recipe: published`",
     )
 
@@ -102,16 +104,16 @@ class TowerParams(SoftSharingParams):
     """Parameters of the methods that have a network (tower) for every task."""
 
     reinit: bool = Field(
-        False,
+        default=False,
         description="towers restart from the cell's initial weights; otherwise trained single-task networks continue",
     )
-    alpha_self: Share = Field(0.9, description="what a task takes of its own feature at the start")
+    alpha_self: Share = Field(default=0.9, description="what a task takes of its own feature at the start")
     alpha_other: Share | None = Field(
-        None,
+        default=None,
         description="what it takes of each other task's; null shares what alpha_self leaves of 1 equally",
     )
     batch_norm: Literal["shared", "per_task_stats"] = Field(
-        "per_task_stats",
+        default="per_task_stats",
         description="`shared` keeps one set of statistics of a tower that other tasks' batches pass through too",
     )
 

@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 class SluiceParams(TowerParams):
     """The parameters of sluice networks. A mixes subspaces, b mixes stages."""
 
-    subspaces: Literal[1, 2] = Field(2, description="S, parts that channels are cut into")
+    subspaces: Literal[1, 2] = Field(default=2, description="S, parts that channels are cut into")
     alpha_init: Literal["imbalanced", "balanced"] = Field(
-        "imbalanced",
+        default="imbalanced",
         description="`imbalanced`: alpha_self on the diagonal of A, equal numbers elsewhere; `balanced`: equal "
         "everywhere",
     )
-    alpha_other: Annotated[None, Field()] = Field(None, description="not read: the rows of A sum to 1")
+    alpha_other: Annotated[None, Field()] = Field(default=None, description="not read: the rows of A sum to 1")
     beta_init: Literal["balanced", "imbalanced"] = Field(
-        "balanced",
+        default="balanced",
         description="`balanced`: b starts with 1 / L; `imbalanced`: with .9 for the last stage",
     )
     orth_weight: NonNegative = Field(
-        0.1,
+        default=0.1,
         description="of the penalty on products of two subspaces' filters, which depends on the scale of weights",
     )
 

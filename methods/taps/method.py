@@ -51,23 +51,23 @@ class TapsParams(MethodParams):
     """The parameters of TAPS."""
 
     base: Literal["auto", "pretrained", "joint"] = Field(
-        "auto",
+        default="auto",
         description="what is frozen: the cell's initial weights (`pretrained`), or one network trained on all tasks "
         "first (`joint`); `auto` takes the former where the weights are not random",
     )
-    threshold: float = Field(0.1, description="a task changes the layers whose score is at least this")
-    score_init: float = Field(0.15, description="scores at the start")
-    sparsity_weight: NonNegative = Field(1.0, description="weight of the mean |s| over layers, of each task")
+    threshold: float = Field(default=0.1, description="a task changes the layers whose score is at least this")
+    score_init: float = Field(default=0.15, description="scores at the start")
+    sparsity_weight: NonNegative = Field(default=1.0, description="weight of the mean |s| over layers, of each task")
     penalty_delay: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0,
+        default=0.0,
         description="share of the training without that penalty",
     )
     recipe: Literal["suite", "published"] = Field(
-        "suite",
+        default="suite",
         description="`published` trains by SGD with momentum .9 and a rate that falls as a cosine",
     )
     lr: Annotated[float, Field(gt=0)] | None = Field(
-        None,
+        default=None,
         description="learning rate; read under `recipe: published` only, where it is 0.01 unless it is given",
     )
 

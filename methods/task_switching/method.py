@@ -35,16 +35,16 @@ class TaskSwitchingParams(MethodParams):
     """The parameters of task switching."""
 
     code_width: Count = Field(
-        100,
+        default=100,
         description="numbers in a task's code; fixed, so that the network does not depend on the number of tasks",
     )
     style_width: Count | None = Field(
-        None,
+        default=None,
         description="width of the mapping network; null takes the channels of the last stage, at most 512",
     )
-    mapping_layers: Count = Field(8, description="layers of the mapping network")
+    mapping_layers: Count = Field(default=8, description="layers of the mapping network")
     conditioned_places: Count = Field(
-        2,
+        default=2,
         description="features between stages that pass through AdaIN where tasks have one label per image: the last "
         "ones with more than one pixel",
     )
