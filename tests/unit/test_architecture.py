@@ -202,6 +202,14 @@ def test_commands_start_without_heavy_imports() -> None:
     assert not loaded & {"torch", "timm", "torchvision", "pandas", "scipy", "sklearn", "mmseg", "matplotlib"}
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if path.is_relative_to(ROOT / "methods")], ids=module_of)
+def test_files_and_classes_of_methods_keep_their_size(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    assert text.count("\n") <= 450
+    assert {node.name for node in classes if (node.end_lineno or 0) - node.lineno >= 250} == set()
+
+
 def test_the_public_names_of_methods_are_loaded_when_they_are_asked_for() -> None:
     """What plug-ins import; `import methods` alone costs nothing."""
     heavy = "print({'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules))"
