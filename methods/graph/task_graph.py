@@ -145,7 +145,7 @@ class TaskGraph:
     def merged(cls, graphs: Sequence[TaskGraph]) -> TaskGraph:
         """One graph that holds several, their tasks in order. Inputs of the same name become one input.
 
-        Nodes, weights and statistics are the same objects. Raises UsageError where two graphs have a task in common.
+        Modules, weights and statistics are the same objects. Raises UsageError if two graphs have a task in common.
         """
         whole = cls(list(dict.fromkeys(name for graph in graphs for name in graph.inputs)))
         for graph in graphs:
