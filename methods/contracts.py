@@ -1,12 +1,12 @@
-"""What a sharing method and the harness promise each other.
+"""The contract between a sharing method and the harness.
 
 A method owns its forward pass and its losses. The trainer owns weighting, backward, clipping, stepping, precision, the
 order of the data, checkpoints and clocks. `Method.run` reads like the paper: stage after stage, with reductions,
 affinities or draws in between, and returns the network it would deploy as a `TaskGraph`.
 
 *Resume by replay.* After a crash `run` is executed again: `fit` of a finished stage restores its end state, a
-half-finished one goes on from its last checkpoint. So code between stages must be a function of the state of the
-stages' networks and of named streams, and of nothing else.
+half-finished one continues from its last checkpoint. Code between stages must therefore depend only on the state of the
+stages' networks and on named streams.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from datasets.contracts import Batch, DatasetSpec
 from datasets.settings import Checked
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from torch import Tensor, nn
 
+    from datasets.contracts import Batch, DatasetSpec
     from methods.backbones.backbone import Backbone
     from methods.figures import Figure
     from methods.graph.task_graph import Operation, TaskGraph
 
 
 class Role(str, Enum):
-    """Disjoint sets of samples. fit: weights; arch: architecture parameters; select: any choice; report: final
-    numbers.
+    """Disjoint sets of samples. fit: for weights; arch: for architecture parameters; select: for choices; report: for
+    final numbers.
     """
 
     FIT = "fit"
@@ -48,7 +47,7 @@ Tag = Literal["paper", "official code", "third party", "recalled", "derived", "d
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """One statement about what is implemented, with where it comes from."""
+    """One statement about the implementation, and its source. Only someone who has read a source may cite it."""
 
     tag: Tag
     text: str
@@ -56,7 +55,10 @@ class Statement:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A publication. key: of its BibTeX entry; authors: `I. Name` each, with TeX accents; venue: of the kind."""
+    """A publication.
+
+    key: of its BibTeX entry. authors: `I. Name` each, with TeX accents. venue: the proceedings or the journal.
+    """
 
     key: str
     kind: Literal["inproceedings", "article"]
@@ -82,10 +84,10 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """How close a method stands to its source. Shown by `list` and under tables; a tag is raised only by whoever read
-    it.
+    """How close an implementation is to its source. `list` prints it, and tables show it.
 
-    references: what who uses the method cites; `list` prints their BibTeX.
+    citation, link: the source. statements: where each part of the implementation comes from.
+    references: publications to cite when the method is used; `list` prints their BibTeX.
     """
 
     citation: str
@@ -102,10 +104,11 @@ class MethodParams(Checked):
 class OptimizerSpec:
     """An optimizer that a method's paper prescribes for a group of parameters, in place of the recipe's.
 
-    `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. The rate is constant, or falls
-    every `decay_every` steps of the stage: multiplied by `decay`, or with `poly` to lr (1 - k / n)^poly in part k = 0,
-    1, .. of the stage's n parts of so many steps; with `cosine` it falls to 0 over the stage, step by step. Raises
-    ValueError for poly without its steps or with a decay, and for cosine beside either.
+    `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. By default the learning rate
+    is constant. With `decay_every` it is multiplied by `decay` every `decay_every` steps of the stage. With `poly`
+    the stage is cut into n parts of `decay_every` steps; in part k (from 0) the rate is lr (1 - k / n)^poly. With
+    `cosine` it falls to 0 over the stage, step by step. Raises ValueError for poly without decay_every or with decay,
+    and for cosine with decay_every.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -132,8 +135,8 @@ class OptimizerSpec:
 class ParameterGroup:
     """Parameters that a stage trains. `added` and `heads` use the heads' learning rate of the recipe (measurement 4g).
 
-    optimizer: None takes the recipe's optimizer and schedule; else its own, with its own rate.
-    rate_factor: on the recipe's learning rate. weight_decay: in place of the recipe's, None takes that.
+    optimizer: None takes the recipe's optimizer and schedule.
+    rate_factor: multiplies the recipe's learning rate. weight_decay: None takes the recipe's.
     """
 
     name: Literal["backbone", "added", "heads", "arch"]
@@ -144,28 +147,27 @@ class ParameterGroup:
 
 
 Purpose = Literal["search", "final"]
-LossFunction = Callable[[Batch, Sequence[str]], Mapping[str, Tensor]]
+LossFunction: TypeAlias = "Callable[[Batch, Sequence[str]], Mapping[str, Tensor]]"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of training.
 
-    network: everything the stage may change, parameters and buffers; what a checkpoint holds. What is not in `train`
-        is frozen; norms stay in train mode. In a final stage it is a network in the sense of `Trainer.evaluate`, so
-        that a checkpoint can be chosen on select.
-    steps: batches drawn; time inside a stage counts in `budget.cycles` equal parts.
+    network: holds every parameter and buffer that the stage may change; a checkpoint stores it. Parameters outside
+        `train` are frozen; norms stay in train mode. In a final stage it must be a network in the sense of
+        `Trainer.evaluate`, so that a checkpoint can be chosen on select.
+    steps: number of batches. Time inside a stage is counted in `budget.cycles` equal parts.
     role: fit, arch or fit+arch.
-    losses: (batch, tasks) -> {task: scalar} for the tasks asked for. The trainer leaves out those without a valid label
-        in the batch, whatever is given for them.
-        The trainer asks for all of them at once (`joint`) or one after another with an optimizer step each
-        (`per_task`).
-    penalty: a term that is no task's, added after weighting and balancing, once per backward pass.
+    train: the groups of parameters that the stage trains.
+    losses: (batch, tasks) -> {task: scalar}. The trainer ignores tasks without a valid label in the batch.
+    step: `joint` asks for the losses of all tasks and makes one optimizer step, `per_task` makes one step per task.
+    penalty: an extra loss term that belongs to no task; added after weighting and balancing, once per backward pass.
     tasks: the tasks of this stage, None for all.
     purpose: `search` is charged to search_cost, `final` to retrain_cost.
-    before_cycle: called with the number of the cycle before the stage's phase in it. Sets temperatures and curricula
-        from that number; what it makes of the network's state it must keep in the network (as buffers). After a resume
-        the latest call of every stage is repeated, in order, before the state of the network is put back.
+    before_cycle: called with the number of the cycle before the stage's phase in it. It sets temperatures and curricula
+        from that number. Any state it changes must be in the network's buffers, so that a checkpoint restores it. After
+        a resume the latest call of every stage is repeated, in order, before the network's state is restored.
     after_step: called after each optimizer step (masks).
     fresh_optimizer: `stage` makes new optimizers at the start of the stage, `cycle` clears their state every cycle.
     first_cycle: in an alternation, the first cycle in which this stage takes part.
@@ -192,8 +194,10 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """steps: the final training, equal for every method of a table. cycles: equal parts that time in a stage
-    counts in.
+    """The length of a training.
+
+    steps: of the final training, equal for every method of a table. cycles: equal parts in which time inside a stage is
+    counted.
     """
 
     steps: int
@@ -202,7 +206,10 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One measured value. value: None where no unit was valid; n_units: what it was averaged over."""
+    """One measured value.
+
+    value: None if no unit was valid. n_units: number of units in the average.
+    """
 
     value: float | None
     unit: str
@@ -217,7 +224,10 @@ Metrics = Mapping[str, Mapping[str, Score]]  # {task: {metric: score}}
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """loss: {task: mean training loss per cycle}, NaN where a cycle had no labelled sample; steps: batches drawn."""
+    """The result of a stage.
+
+    loss: {task: mean training loss per cycle}, NaN for a cycle without a labelled sample. steps: number of batches.
+    """
 
     loss: Mapping[str, Sequence[float]]
     steps: int
@@ -225,18 +235,18 @@ class StageResult:
 
 @dataclasses.dataclass(frozen=True)
 class SingleTask:
-    """A trained single-task network and its mean training loss per cycle. Yours to change: each call returns a copy."""
+    """A trained single-task network and its mean training loss per cycle. A copy, which the caller may change."""
 
     graph: TaskGraph
     loss: Sequence[float]
 
 
 class Trainer(Protocol):
-    """The only training loop, as a method sees it. Implemented by `benchmark.train.trainer`."""
+    """The training loop as a method sees it. Implemented by `benchmark.train.trainer`."""
 
     @property
     def data(self) -> DatasetSpec:
-        """The data set with the tasks of this cell."""
+        """The specification of the data set, with the tasks of this cell."""
 
     @property
     def budget(self) -> Budget:
@@ -244,34 +254,37 @@ class Trainer(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where networks and batches live."""
+        """The device of networks and batches."""
 
     def backbone(self) -> Backbone:
-        """A fresh copy of the backbone with the cell's initial weights: equal bits for every method and every call on
-        one machine.
+        """A fresh copy of the backbone with the cell's initial weights.
+
+        On one machine every method and every call gets equal bits.
         """
 
     def head(self, task: str) -> Operation:
-        """A fresh head for a task, initialised from the stream `head-init/<task>`: equal bits for every method on one
-        machine.
+        """A fresh head for a task, initialised from the stream `head-init/<task>`.
+
+        On one machine every method gets equal bits.
         """
 
     def rng(self, name: str) -> torch.Generator:
-        """The named stream `method/<name>` of this cell; part of checkpoints."""
+        """The random stream `method/<name>` of this cell. Checkpoints store its state."""
 
     def fit(self, stage: Stage) -> StageResult:
         """Train one stage."""
 
     def alternate(self, stages: Sequence[Stage], cycles: int | None = None) -> list[StageResult]:
-        """Train stages in turn, each for its share of a cycle, keeping each one's optimizers and schedule
-        throughout.
+        """Train stages in turn, each for its share of a cycle. Each stage keeps its optimizers and its schedule.
+
+        cycles: None takes the budget's.
         """
 
     def evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str] | None = None) -> Metrics:
-        """Metrics on select, fit or arch; report is the harness's own. The network is put into eval mode and back.
+        """Metrics on select, fit or arch; only the harness evaluates on report. The network's mode is restored.
 
-        network: called as `network(images, tasks)` with {input: [B, C, H, W]} for the inputs that `tasks` read, gives
-        {task: prediction}. `TaskGraph.network()` is one; a supernet is another.
+        network: called as `network(images, tasks)` with {input: [B, C, H, W]} for the inputs that `tasks` read; returns
+        {task: prediction}. `TaskGraph.network()` is such a network, and so is a supernet.
         """
 
     def batches(
@@ -281,43 +294,46 @@ class Trainer(Protocol):
         tasks: Sequence[str] | None = None,
         draw_seed: int | None = None,
     ) -> Iterator[Batch]:
-        """Batches in fixed order without augmentation: the first `n_samples` of each input, None for all of them.
+        """Batches in fixed order without augmentation.
 
-        On multi-domain sets each batch holds the images of one input, all of the first one's first.
-        draw_seed: with it a random `n_samples` instead of the first, the same for every cell.
+        n_samples: number of samples of each input, the first ones; None for all. draw_seed: take a random `n_samples`
+        instead, the same for every cell. On multi-domain sets each batch holds the images of one input; the inputs
+        follow one another.
         """
 
     def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:
-        """Add forward passes that a method made outside its stages (over probe images) to what it has spent."""
+        """Charge forward passes that a method made outside its stages, for example over probe images."""
 
     def single_task(self, task: str, purpose: Purpose = "search") -> SingleTask:
-        """The plain network for one task, trained once per (data, backbone, recipe, budget, seed) and charged to each
-        user.
+        """The plain network for one task, trained once per (data, backbone, recipe, budget, seed).
 
-        purpose: `final` only for a method that deploys these very networks.
+        Every method that asks for it is charged for the training. purpose: `final` only for a method that deploys this
+        network itself.
         """
 
     def log(self, name: str, value: float) -> None:
-        """Append a value to a named curve that is stored with the record."""
+        """Append a value to a named curve of the record."""
 
     def artifact(self, name: str, array: np.ndarray | Tensor) -> None:
-        """Store an array with the record (affinities, policies, gate paths)."""
+        """Store an array with the record, for example affinities or policies."""
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Store a picture with the record, as data; reports draw it. A later one of that name replaces it."""
+        """Store a picture with the record, as data that reports draw. It replaces an earlier one of that name."""
 
     def fact(self, name: str, value: float | None, unit: str = "") -> None:
-        """Store one number about what was found (edges kept, units executed, accuracy lost at a cut): a column of the
-        tables. None: it could not be had. Full words; the later one of a name holds.
+        """Store one number about the result, for example the edges kept or the accuracy lost at a cut.
+
+        name: head of a column of the tables, in full words; a later number replaces an earlier one of that name.
+        value: None if it could not be measured.
         """
 
     def chosen(self, elements: Iterable[str]) -> None:
-        """Name what was chosen, element by element (edges, executed units): tables say how much of it seeds have in
-        common.
+        """Name the elements that were chosen, for example edges or executed units. Tables show how much the choices of
+        different seeds have in common.
         """
 
     def flag(self, text: str) -> None:
-        """Say beneath the tables that something of this run is not as it should be (gates that never moved)."""
+        """Warn beneath the tables about this run, for example that gates never moved."""
 
 
 P = TypeVar("P", bound=MethodParams)
@@ -326,16 +342,20 @@ P = TypeVar("P", bound=MethodParams)
 class Method(abc.ABC, Generic[P]):
     """A sharing method: registered with `@register_method(name)`, constructed with validated parameters.
 
-    Params: class of the parameters. needs_all_labels: every image must be labelled for every task, so the method
-    refuses multi-domain sets. is_single_task_reference: its rows are the baseline of Delta_m.
-    is_comparison_reference: with its defaults it is the row that every other is tested against.
-    For the audit, set by methods of which they are not true: is_random_architecture (drawn from a search space, not
-    searched: the control of search cost), draws (final networks trained for one row), recipe (`published` where the
-    final network is trained by the method's own) and final_batch_norm (the norm rule of the final network; that of
-    graphs is `per_sub_expression`).
-    For the plan: alternates (some stages train on fit and on arch apart, so that each needs a whole batch);
-    unfit_for_balancing (why losses must be weighted equally, in words that follow "cannot act on it:";
-    empty where any loss balancing can act).
+    Params: class of the parameters. fidelity: how close the implementation is to its source.
+    needs_all_labels: every image must be labelled for every task; the method refuses multi-domain sets.
+    is_single_task_reference: its rows are the baseline of Delta_m.
+    is_comparison_reference: with its defaults it is the row that every other row is tested against.
+
+    The audit compares rows by the following attributes; a method whose parameters change them sets them in __init__.
+    is_random_architecture: the architecture is drawn at random, the control of a search.
+    draws: number of final networks trained for one row.
+    recipe: `published` if the final network is trained by the method's own recipe.
+    final_batch_norm: norm rule of the final network; task graphs have `per_sub_expression`.
+
+    The plan reads two more. alternates: some stages train on fit alone or on arch alone, so each of these roles needs a
+    whole batch. unfit_for_balancing: why losses must be weighted equally, in words that follow "cannot act on it:";
+    empty if any loss balancing can act.
     """
 
     Params: ClassVar[type[MethodParams]]
@@ -355,16 +375,16 @@ class Method(abc.ABC, Generic[P]):
 
     @classmethod
     def about(cls) -> Sequence[str]:
-        """What `list` says beyond parameters and fidelity, a paragraph each."""
+        """Paragraphs that `list` prints besides parameters and fidelity."""
         return ()
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """Called when a run is planned, before anything is trained: notes for whoever reads the plan.
+        """Notes for the plan of a run; called before anything is trained.
 
-        Raises UsageError where this method with its parameters cannot run on this data, backbone and budget.
+        Raises UsageError if this method with its parameters cannot run on this data, backbone and budget.
         """
         return ()
 
     @abc.abstractmethod
     def run(self, trainer: Trainer) -> TaskGraph:
-        """Train, and return the network that would be deployed."""
+        """Train, and return the network to deploy."""

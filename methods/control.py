@@ -1,18 +1,19 @@
 """The control of every search: an architecture drawn at random from the method's own space, of the size that it found.
 
-A search that does not beat it has found nothing. Spec: measurement 4c: of `n_draws` draws the one nearest in
-`active[all]` (parameters) and `macs_joint`; the deviation is printed, above 5 % it is amber. The drawn architecture is
-trained as the found one is: same final training, same number of draws k.
+A search that does not beat it has found nothing. Spec: measurement 4c: the nearest of `n_draws` draws in `active[all]`
+(parameters) and `macs_joint`; a deviation above 5 % is flagged. The drawn architecture is trained like the found one:
+same final training, same number of draws k.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Generic, Protocol, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
@@ -29,13 +30,13 @@ class ArchitectureSize:
 
 
 class ArchitectureSpace(Protocol[A]):
-    """What a search method offers besides its search: draws from its space, and what a draw would cost.
+    """What a search method offers for its control: draws from its space, and their sizes.
 
     `size` must be cheap: a sum over a cost table, no network built.
     """
 
     def draw(self, rng: torch.Generator) -> A:
-        """A random architecture, by the method's own stated distribution over its space."""
+        """A random architecture, from the distribution that the method states."""
 
     def size(self, architecture: A) -> ArchitectureSize:
         """Its size, equal to what the deployed network will measure."""
@@ -43,7 +44,7 @@ class ArchitectureSpace(Protocol[A]):
 
 @dataclasses.dataclass(frozen=True)
 class RandomArchitecture(Generic[A_co]):
-    """deviation: the larger of the relative differences in parameters and MACs from what was asked for."""
+    """A draw. deviation: the larger of the relative differences from the target, in parameters and in MACs."""
 
     architecture: A_co
     size: ArchitectureSize
@@ -53,7 +54,7 @@ class RandomArchitecture(Generic[A_co]):
 def random_architecture(
     space: ArchitectureSpace[A], target: ArchitectureSize, rng: torch.Generator, n_draws: int = N_DRAWS
 ) -> RandomArchitecture[A]:
-    """Of `n_draws` draws the nearest in size to `target`, the earliest on ties.
+    """The nearest in size to `target` of `n_draws` draws; the earliest on ties.
 
     Raises UsageError for a target that is not positive.
     """

@@ -1,7 +1,7 @@
-"""Pictures as data: what a method wants shown of its search, without a word about how it is drawn.
+"""Pictures as data: what a method shows of its search, apart from how it is drawn.
 
-A method hands a `Figure` to its trainer; the record keeps it as JSON, and whoever reads records draws it from that
-alone. Every panel names its axes; a colour never carries what a label does not say.
+A method hands a `Figure` to its trainer, and the record keeps it as JSON. Reports draw it from that alone. Every panel
+names its axes; no information is in a colour alone.
 """
 
 from __future__ import annotations

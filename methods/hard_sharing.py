@@ -1,25 +1,28 @@
-"""Hard parameter sharing: one backbone, one head per task. The row against which every other one is read.
+"""Hard parameter sharing: one backbone, one head per task. Every other row is compared with this one.
 
-Caruana, "Multitask Learning", Machine Learning 28, 1997. `steps_factor` trains it longer, so that a row with the
-largest total budget of a table can stand beside it (measurement 4d).
+Caruana, "Multitask Learning", Machine Learning 28, 1997. `steps_factor` trains it longer, for
+comparison with rows of a larger total budget (measurement 4d).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
-from methods.graph.task_graph import TaskGraph
-from methods.plain import fit_plain
-from methods.registry import register_method
+from methods import Fidelity, Method, MethodParams, Statement, Trainer, fit_plain, register_method
+from methods.plain import CARUANA
+
+if TYPE_CHECKING:
+    from methods import TaskGraph
 
 
 class HardSharingParams(MethodParams):
-    """steps_factor: training steps as a multiple of the budget's."""
+    """The parameters of hard sharing."""
 
-    steps_factor: Annotated[float, Field(gt=0)] = 1.0
+    steps_factor: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="training steps as a multiple of the budget's"
+    )
 
 
 @register_method("hard_sharing")
@@ -30,17 +33,7 @@ class HardSharing(Method[HardSharingParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="R. Caruana, Multitask Learning, Machine Learning 28:41-75, 1997",
         link="https://doi.org/10.1023/A:1007379606734",
-        references=(
-            Reference(
-                "caruana1997multitask",
-                "article",
-                ("R. Caruana",),
-                "Multitask Learning",
-                "Machine Learning 28(1)",
-                1997,
-                "https://doi.org/10.1023/A:1007379606734",
-            ),
-        ),
+        references=(CARUANA,),
         statements=(
             Statement("paper", "One network with layers shared by all tasks and an output layer per task."),
             Statement(

@@ -1,20 +1,47 @@
-"""The plain multi-task network and its losses: what the baselines train and every other method ends beside."""
+"""The plain multi-task network, its losses and its training, and checks that several methods make."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
-from datasets.contracts import Batch, DatasetSpec
+from datasets.errors import UsageError
 from datasets.protocols import get_protocol
-from methods.contracts import LossFunction, ParameterGroup, Role, Stage, StageResult, Trainer
-from methods.graph.task_graph import TaskGraph
+from methods.contracts import LossFunction, ParameterGroup, Reference, Role, Stage, StageResult, Trainer
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from datasets.contracts import Batch, DatasetSpec
     from methods.backbones.backbone import Backbone
     from methods.graph.operations import Operation
+    from methods.graph.task_graph import TaskGraph
+
+
+CARUANA = Reference(
+    "caruana1997multitask",
+    "article",
+    ("R. Caruana",),
+    "Multitask Learning",
+    "Machine Learning 28(1)",
+    1997,
+    "https://doi.org/10.1023/A:1007379606734",
+)
+
+
+def require_tasks(data: DatasetSpec, what: str = "Soft sharing") -> None:
+    """Raise UsageError if a cell has a single task, which nothing can be shared with. what: subject of the message."""
+    if len(data.tasks) < 2:
+        raise UsageError(f"{what} needs at least two tasks; the cell has {list(data.task_names)}.")
+
+
+def require_maps(backbone: Backbone, method: str) -> None:
+    """Raise UsageError if a backbone's features are not maps [B, C, H, W]."""
+    if backbone.layout != "nchw":
+        raise UsageError(
+            f"{method} has no form on backbone {backbone.config.name!r}, whose features are {backbone.layout}; it "
+            "needs nchw, for example resnet18."
+        )
 
 
 def plain_graph(
@@ -25,6 +52,8 @@ def plain_graph(
     On one image the tasks share every activation; on multi-domain data each reads its own images, so they share weights
     while norm statistics belong to each task's nodes.
     """
+    from methods.graph.task_graph import TaskGraph
+
     graph = TaskGraph([name for name in data.inputs if name in {data.input_of(task) for task in tasks}])
     for task in tasks:
         value = graph.add(backbone.stem_operation(), graph.input(data.input_of(task)))

@@ -1,4 +1,4 @@
-"""Methods by name. A method is found by lying in this package; third parties register through entry points or
+"""Methods by name. Methods of this package are found in its files; third parties register through entry points or
 plug-ins. A method is imported when it is asked for.
 """
 
@@ -23,7 +23,7 @@ _M = TypeVar("_M", bound="AnyMethod")
 
 
 def register_method(name: str) -> Callable[[_M], _M]:
-    """Class decorator that registers a method. Raises UsageError where the name is taken."""
+    """Class decorator that registers a method. Raises UsageError if the name is taken."""
 
     def register(cls: _M) -> _M:
         place = (cls.__module__, cls.__qualname__)
@@ -39,16 +39,18 @@ def register_method(name: str) -> Callable[[_M], _M]:
 
 
 def declared_methods() -> Mapping[str, Declared]:
-    """The methods of this package, none of which is imported."""
+    """The methods of this package, without importing them."""
     return declared("methods", "register_method")
 
 
 @functools.cache
 def load_methods() -> None:
-    """Import every module of this package and every entry point of the group `sharebench.methods`, once a process."""
+    """Import every module of this package, for the operations that it registers, and every entry point of the group
+    `sharebench.methods`, once a process.
+    """
     import methods
 
-    for module in pkgutil.iter_modules(methods.__path__, prefix="methods."):
+    for module in pkgutil.walk_packages(methods.__path__, prefix="methods."):
         importlib.import_module(module.name)
     _load_entry_points()
 
@@ -59,13 +61,13 @@ def _load_entry_points() -> None:
 
 
 def method_names() -> list[str]:
-    """Names of the package's methods and of what was registered besides, in alphabetical order."""
+    """Names of this package's methods and of all registered ones, in alphabetical order."""
     _load_entry_points()
     return sorted({*declared_methods(), *_METHODS})
 
 
 def require_method(name: str) -> None:
-    """Raise UnknownNameError with the nearest names for a method that is none; imports none that ships with us."""
+    """Raise UnknownNameError with the nearest names for an unknown name. Imports no method of this package."""
     if name not in (names := method_names()):
         raise unknown("method", name, names)
 

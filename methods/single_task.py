@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
-from methods.graph.task_graph import TaskGraph, merged
-from methods.registry import register_method
+from methods import Fidelity, Method, MethodParams, Statement, Trainer, register_method
+from methods.plain import CARUANA
+
+if TYPE_CHECKING:
+    from methods import TaskGraph
 
 
 class SingleTaskParams(MethodParams):
@@ -21,17 +23,7 @@ class SingleTaskNetworks(Method[SingleTaskParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="the single-task baseline of every multi-task comparison, e.g. Vandenhende et al., TPAMI 2021",
         link="https://arxiv.org/abs/2004.13379",
-        references=(
-            Reference(
-                "caruana1997multitask",
-                "article",
-                ("R. Caruana",),
-                "Multitask Learning",
-                "Machine Learning 28(1)",
-                1997,
-                "https://doi.org/10.1023/A:1007379606734",
-            ),
-        ),
+        references=(CARUANA,),
         statements=(
             Statement(
                 "default", "Same backbone, initial weights, recipe, steps, data order and seed as every other row."
@@ -45,4 +37,6 @@ class SingleTaskNetworks(Method[SingleTaskParams]):
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Train the networks one after another and put them side by side."""
-        return merged([trainer.single_task(task, purpose="final").graph for task in trainer.data.task_names])
+        from methods import TaskGraph
+
+        return TaskGraph.merged([trainer.single_task(task, purpose="final").graph for task in trainer.data.task_names])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
+
+from pydantic import BaseModel
 
 from benchmark.compare import boards
 from benchmark.escape import plain
@@ -139,7 +142,6 @@ def _first_line(text: str | None) -> str:
 
 
 def _method(name: str) -> Iterator[str]:
-    from benchmark.records.keys import flat_params
     from methods.registry import get_method
 
     method = get_method(name)
@@ -147,8 +149,7 @@ def _method(name: str) -> Iterator[str]:
     yield f"  {method.fidelity.citation}"
     yield f"  {method.fidelity.link}"
     yield "Parameters" if method.Params.model_fields else "No parameters"
-    for key, value in flat_params(method.Params().model_dump(mode="json")):
-        yield f"  {key} = {value}"
+    yield from _parameters(method.Params)
     for paragraph in method.about():
         yield from textwrap.wrap(paragraph, _WIDTH, subsequent_indent="  ")
     yield "Where each part comes from"
@@ -160,6 +161,20 @@ def _method(name: str) -> Iterator[str]:
         yield "To cite"
         for reference in method.fidelity.references:
             yield from textwrap.indent(reference.bibtex(), "  ").splitlines()
+
+
+def _parameters(params: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Name, default, type and meaning of every parameter; those of nested settings by their dotted names."""
+    for key, field in params.model_fields.items():
+        parts = get_args(field.annotation) or (field.annotation,)
+        nested = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        default = "required" if field.is_required() else _value(field.get_default())
+        if not isinstance(field.default, BaseModel):
+            about = f"{prefix}{key} = {default} ({_choices(field.annotation)})"
+            about += f": {field.description}" if field.description else ""  # a plug-in may have none
+            yield from textwrap.wrap(about, _WIDTH, initial_indent="  ", subsequent_indent="      ")
+        for model in nested:
+            yield from _parameters(model, f"{prefix}{key}.")
 
 
 def _dataset(name: str) -> Iterator[str]:
@@ -235,11 +250,19 @@ def _value(value: object) -> str:
 
 
 def _choices(annotation: object) -> str:
-    """The values of a Literal, or the name of a type."""
-    from typing import get_args
-
-    values = [part for member in (get_args(annotation) or (annotation,)) for part in get_args(member) or (member,)]
-    return ", ".join("null" if part is type(None) else getattr(part, "__name__", str(part)) for part in values)
+    """The values that an annotation takes: those of a Literal, else names of types."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _choices(parts[0])
+    if origin is tuple:
+        return f"[{', '.join('..' if part is ... else _choices(part) for part in parts)}]"
+    if origin is dict:
+        return f"{{{': '.join(map(_choices, parts))}}}"
+    if origin is not None:
+        return ", ".join(_choices(part) for part in parts)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "settings"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -10,9 +10,10 @@ units, always the last ones; F_l residual branch and S_l shortcut of unit l.
 
 In reading order: `parameters` and `presets` (what can be set), `policy` (sampling, curriculum, temperature, losses),
 `network` (the search's forward pass and its batch-norm rules), `deployment` (a policy becomes a task graph; its size),
-`schedule` and `method` (the stages), `judging` (which policy is the best), `pictures`. What follows the official code,
-what is recalled from the paper and what is ours is said by `AdaShare.fidelity`. Not supported: the official layout of
-dilations (a backbone's own option, equal for all methods of a table) and selection on the test split.
+`schedule`, `method` (the course), `search` and `retraining` (its stages), `judging` (which policy is the best). What
+follows the official code, what is recalled from the paper and what is ours is listed in `AdaShare.fidelity`. Not
+supported: the official layout of dilations (a backbone's own option, equal for all methods of a table) and selection on
+the test split.
 """
 
 from methods.adashare.method import AdaShare

@@ -1,4 +1,4 @@
-"""From a policy to the network that is deployed, and what it costs. Source: adashare.md 2.7 and 5.
+"""From a policy to the deployed network, and its size. Source: adashare.md 2.7 and 5.
 
 Weights are shared by all tasks that execute a unit; activations are shared until the decisions of two tasks first
 differ. Units that no task executes are not there.
@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from datasets.contracts import DatasetSpec
-from methods.adashare.network import norm_parameters, units_of
 from methods.adashare.policy import Policy
 from methods.backbones.backbone import Backbone
 from methods.control import ArchitectureSize
 from methods.graph.cost import Shape, count
-from methods.graph.norms import BatchNormRule
+from methods.graph.norms import norm_parameters
 from methods.graph.operations import Operation
+from methods.graph.rules import BatchNormRule
 from methods.graph.task_graph import TaskGraph
 
 
@@ -38,7 +38,7 @@ def deploy(
         first = used.setdefault((part, index), backbone)
         return operation if first is backbone else dataclasses.replace(operation, origin="added")
 
-    units = {block: unit for unit, block in enumerate(units_of(backbones[0]))}
+    units = {block: unit for unit, block in enumerate(backbones[0].units)}
     for task, executed, backbone in zip(data.task_names, policy, backbones, strict=True):
         value = graph.add(own("stem", 0, backbone, backbone.stem_operation()), graph.input(data.input_of(task)))
         for index in range(len(backbone.blocks)):
@@ -84,7 +84,7 @@ class PolicySpace:
         self.n_tasks, self.first_free = len(data.task_names), first_free
         self.own_norms = rule == "per_task"
         self.domains = data.domains
-        self.n_units = len(units_of(backbone))
+        self.n_units = len(backbone.units)
         shape: Shape = (1, backbone.config.in_chans, *data.native_size)
         self.always, shape = _measure(backbone.stem_operation().module, shape)
         # One entry a block, in order: (shortcut or whole block, branch); no branch where it cannot be skipped.
@@ -143,5 +143,5 @@ def _measure(module: nn.Module, *shapes: Shape) -> tuple[_Part, Shape]:
     if isinstance(module, nn.Identity):
         return _Part(0, 0, 0), shapes[0]
     cost = count(module, shapes)
-    n_norm = sum(parameter.numel() for parameter in norm_parameters(module).values())
+    n_norm = sum(parameter.numel() for parameter in norm_parameters(module))
     return _Part(sum(p.numel() for p in module.parameters()), n_norm, cost.macs), cost.output

@@ -1,4 +1,4 @@
-"""Where each part of AdaShare comes from. Shown by `list adashare`; a tag is raised only by whoever read the source."""
+"""Where each part of AdaShare comes from; `list adashare` prints it."""
 
 from __future__ import annotations
 

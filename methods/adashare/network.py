@@ -7,7 +7,6 @@ differs. The official code runs one pass per task in every case; results are equ
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -19,8 +18,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from datasets.contracts import SINGLE_INPUT, DatasetSpec
 from methods.adashare.policy import Policies, Policy, execute_probabilities
 from methods.backbones.backbone import Backbone, Block
-from methods.graph.norms import BatchNormRule, has_statistics
-from methods.graph.operations import Operation
+from methods.graph.norms import has_statistics, other_parameters
+from methods.graph.operations import Operation, copy_sharing
+from methods.graph.rules import BatchNormRule
 
 Decision = Tensor | bool  # executed, skipped, or mixed with weight p
 Decisions = Sequence[Sequence[Decision]]  # [K][L]
@@ -34,26 +34,16 @@ def task_backbones(backbone: Backbone, n_tasks: int, rule: BatchNormRule) -> lis
     """
     if rule == "shared":
         return [backbone] * n_tasks
-    own = norm_parameters(backbone.module()) if rule == "per_task" else {}
-    kept: dict[int, object] = {id(p): p for p in backbone.module().parameters() if id(p) not in own}
-    return [backbone, *(copy.deepcopy(backbone, dict(kept)) for _ in range(n_tasks - 1))]
-
-
-def norm_parameters(module: nn.Module) -> dict[int, nn.Parameter]:
-    """{id: affine parameter} of the norms that hold statistics."""
-    return {id(parameter): parameter for norm in _norms(module) for parameter in norm.parameters(recurse=False)}
-
-
-def units_of(backbone: Backbone) -> list[int]:
-    """Indices of the blocks that can be skipped, in order: the units."""
-    return [index for index, block in enumerate(backbone.blocks) if block.skip is not None]
+    module = backbone.module()
+    kept = other_parameters(module) if rule == "per_task" else list(module.parameters())
+    return [backbone, *(copy_sharing(backbone, kept) for _ in range(n_tasks - 1))]
 
 
 class SkipNetwork(nn.Module):
     """A backbone that each task runs under its own decisions, and a head for each. `network(images, tasks)` as graphs.
 
-    backbones: of each task, see `task_backbones`. heads: {task: operation}. Subclasses say what is decided and what is
-    common.
+    backbones: of each task, see `task_backbones`. heads: {task: operation}. Subclasses define what is decided and what
+    is common.
     """
 
     def __init__(self, data: DatasetSpec, backbones: Sequence[Backbone], heads: Mapping[str, Operation]) -> None:
@@ -64,7 +54,7 @@ class SkipNetwork(nn.Module):
         self.parts = nn.ModuleList(backbone.module() for backbone in dict.fromkeys(self.backbones))
         self.operations = dict(heads)
         self.heads = nn.ModuleList(heads[task].module for task in self.tasks)
-        self.units = units_of(self.backbones[0])
+        self.units = self.backbones[0].units
         self._unit_of = {block: unit for unit, block in enumerate(self.units)}
 
     @property
@@ -175,7 +165,7 @@ class FixedNetwork(SkipNetwork):
         return self.policy
 
     def unit(self, block: Block, x: Tensor, decision: Decision) -> Tensor:
-        """As everywhere, with a look at what is skipped."""
+        """As in `SkipNetwork`; in training a polluted block that is skipped still moves its statistics."""
         if decision is False and self.training and id(block) in self.polluted:
             with torch.no_grad():
                 block(x)
@@ -242,7 +232,7 @@ class SearchNetwork(SkipNetwork):
     def _statistics_of_all(self, n_common: int, n_tasks: int) -> Iterator[None]:
         """shared: statistics move as by one update per task. per_task_stats: every task's move alike.
 
-        In the warm-up one update stands for all tasks, and `end_warm_up` follows it.
+        In the warm-up one update serves all tasks, and `end_warm_up` follows it.
         """
         if not self.training or self.warming_up:
             yield
@@ -254,7 +244,7 @@ class SearchNetwork(SkipNetwork):
             self._copy_statistics(self._common_norms(n_common))
 
     def _common_norms(self, n_common: int) -> list[list[_NormBase]]:
-        """Of each set of norms, those up to and including block `n_common`."""
+        """The norms up to and including block `n_common`, for each set of norms."""
         if n_common not in self._norms:
             self._norms[n_common] = [
                 [norm for module in (parts.stem, *parts.blocks[: n_common + 1]) for norm in _norms(module)]

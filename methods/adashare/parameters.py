@@ -1,4 +1,4 @@
-"""What can be set. Defaults are those of `recipe: suite`; `recipe: published` fills in the preset's (adashare.md 4)."""
+"""The parameters of AdaShare. Defaults are of `recipe: suite`; `published` takes the preset's (adashare.md 4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from methods.adashare.presets import PRESETS, Phase, Preset, PresetName
 from methods.contracts import MethodParams
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -22,23 +22,23 @@ _OF_PRESET = (  # what `published` takes from its preset where it is not given
 
 
 class PublishedParams(MethodParams):
-    """The official recipe of one data set; single values override the preset's. Read under `recipe: published` only.
+    """The official recipe of one data set; single values override the preset's. Read under `recipe: published` only."""
 
-    search_steps: warm-up included. w_steps, a_steps: steps of the two phases of a cycle, or `epoch`. lr_step, lr_gamma:
-    the rates are multiplied by lr_gamma every lr_step steps.
-    """
-
-    preset: PresetName
-    warmup_steps: Count
-    search_steps: Count
-    retrain_steps: Count
-    w_steps: Annotated[Phase, Field(union_mode="left_to_right")]
-    a_steps: Annotated[Phase, Field(union_mode="left_to_right")]
-    lr_head: Positive
-    lr_backbone: Positive
-    lr_step: Count
-    lr_gamma: Positive
-    search_weight_optimizer: Literal["sgd", "adam"]
+    preset: PresetName = Field(description="the official setting whose values are taken")
+    warmup_steps: Count = Field(description="steps of the warm-up")
+    search_steps: Count = Field(description="steps of warm-up and search together")
+    retrain_steps: Count = Field(description="steps of the final training")
+    w_steps: Annotated[Phase, Field(union_mode="left_to_right")] = Field(
+        description="steps of the weight phase of a cycle, or `epoch`",
+    )
+    a_steps: Annotated[Phase, Field(union_mode="left_to_right")] = Field(
+        description="steps of the policy phase of a cycle, or `epoch`",
+    )
+    lr_head: Positive = Field(description="learning rate of the heads")
+    lr_backbone: Positive = Field(description="learning rate of the backbone")
+    lr_step: Count = Field(description="rates are multiplied by lr_gamma every lr_step steps")
+    lr_gamma: Positive = Field(description="factor of the rates every lr_step steps")
+    search_weight_optimizer: Literal["sgd", "adam"] = Field(description="optimizer of the weights during the search")
 
     @model_validator(mode="before")
     @classmethod
@@ -56,64 +56,125 @@ class PublishedParams(MethodParams):
 
 
 class AdaShareParams(MethodParams):
-    """variant names the two losses: `official` as in the released code, `paper` as recalled from the paper.
+    """The parameters of AdaShare. w_sp and w_sh weigh the two losses of the policies."""
 
-    sparsity_form, sharing_form: each on its own. sparsity_weight, sharing_weight: w_sp, w_sh; not transferable between
-    the forms. warmup_ratio, search_ratio: multiples of the budget's steps, charged to the search. n_cycles:
-    alternations of the search, null takes the budget's; arch_share: the policy phase's part of a cycle. tau_start,
-    tau_end: temperature, geometric per cycle; with tau_end null it is multiplied by tau_decay after every cycle.
-    logit_init: equal (0.5 in both columns), random (1e-3 N(0, 1)), all_chosen (execute 0, skip all_chosen_logit).
-    hard_samples: straight-through instead of soft. curriculum_speed: cycles per unlocked unit, auto opens all at half
-    of the cycles. first_free_unit: units below it are never skipped. batch_norm: of the search; `shared` under
-    `published` also of the final network, bn_stats_on_skip then lets units that a task skips move the statistics.
-    retrain_init: `search` goes on from the searched weights. best_after_cycles: completed cycles before a policy can be
-    the best on select, null takes half of them. search_evaluations: how often the search looks at select from then on,
-    at equal distances. n_policies: policies drawn and trained, the best on select is kept. random_policy: the control
-    of the search, a random policy of the size that the same search finds, or of random_size (parameters, macs) without
-    one.
-    """
-
-    variant: Literal["official", "paper"] = "official"
-    sparsity_form: Literal["neg_log_skip_mean", "log_alpha_sum"] = "neg_log_skip_mean"
-    sharing_form: Literal["l1_logit_deep", "l1_prob_shallow"] = "l1_logit_deep"
-    sparsity_weight: NonNegative = 0.05
-    sharing_weight: NonNegative = 0.05
-    recipe: Literal["suite", "published"] = "suite"
-    warmup_ratio: Positive = 0.2
-    search_ratio: Positive = 0.8
-    n_cycles: Annotated[int, Field(ge=2)] | None = None
-    arch_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    tau_start: Positive = 5.0
-    tau_end: Positive | None = 0.1
-    tau_decay: Annotated[float, Field(gt=0, le=1)] = 0.965
-    logit_init: Literal["equal", "random", "all_chosen"] = "equal"
-    all_chosen_logit: Annotated[float, Field(lt=0)] = -3.0
-    hard_samples: bool = False
-    curriculum: bool = True
-    curriculum_speed: Positive | Literal["auto"] = "auto"
-    first_free_unit: Count = 1
-    lr_logits: Positive = 0.01
-    wd_logits: NonNegative = 5e-4
-    batch_norm: BatchNormRule = "per_task_stats"
-    bn_stats_on_skip: bool = True
-    retrain_init: Literal["initial", "search"] = "initial"
-    best_after_cycles: Annotated[int, Field(ge=0)] | None = None
-    search_evaluations: Count = 5
-    n_policies: Count = 1
-    policy_draw: Literal["bernoulli", "argmax"] = "bernoulli"
-    random_policy: bool = False
-    random_size: tuple[Count, Count] | None = None
-    published: PublishedParams | None = None
+    variant: Literal["official", "paper"] = Field(
+        default="official",
+        description="the two losses as in the released code (`official`), or as recalled from the paper (`paper`)",
+    )
+    sparsity_form: Literal["neg_log_skip_mean", "log_alpha_sum"] = Field(
+        default="neg_log_skip_mean",
+        description="form of the sparsity loss, on its own",
+    )
+    sharing_form: Literal["l1_logit_deep", "l1_prob_shallow"] = Field(
+        default="l1_logit_deep",
+        description="form of the sharing loss, on its own",
+    )
+    sparsity_weight: NonNegative = Field(default=0.05, description="w_sp; not transferable between the forms")
+    sharing_weight: NonNegative = Field(default=0.05, description="w_sh; not transferable between the forms")
+    recipe: Literal["suite", "published"] = Field(
+        default="suite",
+        description="`published` trains by the official recipe, see `published`",
+    )
+    warmup_ratio: Positive = Field(
+        default=0.2,
+        description="steps of the warm-up as a multiple of the budget's, charged to the search",
+    )
+    search_ratio: Positive = Field(
+        default=0.8,
+        description="steps of the search as a multiple of the budget's, charged to the search",
+    )
+    n_cycles: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="alternations of the search; null takes the budget's cycles",
+    )
+    arch_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2,
+        description="share of a cycle's steps in the policy phase",
+    )
+    tau_start: Positive = Field(default=5.0, description="temperature at the start")
+    tau_end: Positive | None = Field(
+        default=0.1,
+        description="temperature at the end, geometric in the cycles; null multiplies by tau_decay after every cycle",
+    )
+    tau_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.965,
+        description="factor of the temperature after every cycle, read where tau_end is null",
+    )
+    logit_init: Literal["equal", "random", "all_chosen"] = Field(
+        default="equal",
+        description="`equal`: 0.5 in both columns; `random`: 1e-3 N(0, 1); `all_chosen`: execute 0, skip "
+        "all_chosen_logit",
+    )
+    all_chosen_logit: Annotated[float, Field(lt=0)] = Field(
+        default=-3.0,
+        description="skip logit at the start under `logit_init: all_chosen`",
+    )
+    hard_samples: bool = Field(default=False, description="straight-through samples instead of soft ones")
+    curriculum: bool = Field(default=True, description="unlock units one after another, the last one first")
+    curriculum_speed: Positive | Literal["auto"] = Field(
+        default="auto",
+        description="cycles per unlocked unit; `auto` unlocks all at half of the cycles",
+    )
+    first_free_unit: Count = Field(default=1, description="units below it are never skipped")
+    lr_logits: Positive = Field(default=0.01, description="learning rate of the logits (Adam)")
+    wd_logits: NonNegative = Field(default=5e-4, description="weight decay of the logits, coupled")
+    batch_norm: BatchNormRule = Field(
+        default="per_task_stats",
+        description="norm rule of the search; `shared` under `recipe: published` also of the final network",
+    )
+    bn_stats_on_skip: bool = Field(
+        default=True,
+        description="units that a task skips move its statistics too; read under `published` with `batch_norm: shared`",
+    )
+    retrain_init: Literal["initial", "search"] = Field(
+        default="initial",
+        description="`search` continues from the searched weights",
+    )
+    best_after_cycles: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="completed cycles before a policy can be the best on select; null takes half of them",
+    )
+    search_evaluations: Count = Field(
+        default=5,
+        description="how often the search is judged on select from then on, at equal distances",
+    )
+    n_policies: Count = Field(default=1, description="policies drawn and trained; the best on select is kept")
+    policy_draw: Literal["bernoulli", "argmax"] = Field(
+        default="bernoulli",
+        description="`bernoulli` draws each decision, `argmax` takes the likelier one",
+    )
+    random_policy: bool = Field(
+        default=False,
+        description="the control: a random policy of the size that the same search finds",
+    )
+    random_size: tuple[Count, Count] | None = Field(
+        default=None,
+        description="(parameters, MACs) of the random policy, which then needs no search",
+    )
+    published: PublishedParams | None = Field(
+        default=None, description="the official recipe, read under `recipe: published`"
+    )
 
     @property
     def preset(self) -> Preset | None:
         """The official setting that is re-enacted; None under `recipe: suite`."""
         return None if self.published is None else PRESETS[self.published.preset]
 
+    @property
+    def has_one_polluted_set(self) -> bool:
+        """Whether the final network keeps one set of norm statistics that all tasks move, as the official one does."""
+        return self.recipe == "published" and self.batch_norm == "shared"
+
+    @property
+    def final_rule(self) -> Literal["shared", "per_task"]:
+        """Norms of the deployed network: of each task's own, or one set of weights (statistics belong to nodes)."""
+        return "per_task" if self.batch_norm == "per_task" else "shared"
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What variant and recipe imply, where it is not given."""
+        """Defaults that variant and recipe change."""
         if not isinstance(values, Mapping):
             return values
         implied: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""What a search found, as pictures: the policy, its course, and how alike tasks are."""
+"""Pictures of a search: the policy, its course, and how alike tasks are."""
 
 from __future__ import annotations
 

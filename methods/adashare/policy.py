@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.adashare.parameters import AdaShareParams
+from methods.adashare.schedule import n_unlocked, temperature
 
 Policy = tuple[tuple[bool, ...], ...]  # [K][L], True = execute
 _SMALLEST = 1e-7  # keeps the logarithms of a uniform draw finite
-
-
-def n_unlocked(c: int, n_units: int, n_cycles: int, params: AdaShareParams) -> int:
-    """n after c completed cycles: how many units, from the last, follow their policy. In integers where speed is
-    auto.
-    """
-    if not params.curriculum:
-        return n_units
-    if params.curriculum_speed == "auto":
-        return min(n_units, 2 * c * (n_units - 1) // n_cycles + 1)
-    return min(n_units, c // _exact(params.curriculum_speed) + 1)
-
-
-def cycles_to_unlock(n_units: int, speed: float) -> int:
-    """Fewest cycles of a search in whose last one all units are unlocked."""
-    return math.ceil((n_units - 1) * _exact(speed)) + 1
-
-
-def _exact(speed: float) -> Fraction:
-    """The decimal number that was written: with floats 3 // 0.1 is 29, and the curriculum would end a cycle late."""
-    return Fraction(str(speed))
-
-
-def temperature(c: int, n_cycles: int, params: AdaShareParams) -> float:
-    """tau after c completed cycles. Official: 5 * 0.965^c; ours: from tau_start to tau_end over the search, whatever
-    its length.
-    """
-    if params.tau_end is None:
-        return params.tau_start * params.tau_decay**c
-    return params.tau_start * (params.tau_end / params.tau_start) ** (c / n_cycles)
 
 
 def relaxed(logits: Tensor, noise: Tensor, tau: float) -> Tensor:

@@ -1,16 +1,22 @@
-"""How long each stage is, in steps and cycles, for a budget, a backbone and a recipe. Source: adashare.md 3."""
+"""How long each stage is, in steps and cycles, and what follows from the cycle: units unlocked, temperature. Source:
+adashare.md 2.5, 2.6 and 3.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.adashare.parameters import AdaShareParams
-from methods.adashare.policy import cycles_to_unlock
 from methods.adashare.presets import Phase
-from methods.backbones.backbone import Backbone
 from methods.contracts import Budget
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
 
 ARCH_FRACTION = 0.2  # of the training images, the official 80/20 split: how many an `epoch` of each phase holds
 
@@ -60,6 +66,36 @@ def schedule(params: AdaShareParams, data: DatasetSpec, budget: Budget, n_units:
     best_after = made.best_after if params.best_after_cycles is None else params.best_after_cycles
     first = min(best_after, made.n_cycles)
     return dataclasses.replace(made, best_after=first, looks=_spread(first, made.n_cycles, params.search_evaluations))
+
+
+def n_unlocked(c: int, n_units: int, n_cycles: int, params: AdaShareParams) -> int:
+    """n after c completed cycles: how many units, from the last, follow their policy. In integers where speed is
+    auto.
+    """
+    if not params.curriculum:
+        return n_units
+    if params.curriculum_speed == "auto":
+        return min(n_units, 2 * c * (n_units - 1) // n_cycles + 1)
+    return min(n_units, c // _exact(params.curriculum_speed) + 1)
+
+
+def cycles_to_unlock(n_units: int, speed: float) -> int:
+    """Fewest cycles of a search in whose last one all units are unlocked."""
+    return math.ceil((n_units - 1) * _exact(speed)) + 1
+
+
+def _exact(speed: float) -> Fraction:
+    """The decimal number that was written: with floats 3 // 0.1 is 29, and the curriculum would end a cycle late."""
+    return Fraction(str(speed))
+
+
+def temperature(c: int, n_cycles: int, params: AdaShareParams) -> float:
+    """tau after c completed cycles. Official: 5 * 0.965^c; ours: from tau_start to tau_end over the search, whatever
+    its length.
+    """
+    if params.tau_end is None:
+        return params.tau_start * params.tau_decay**c
+    return params.tau_start * (params.tau_end / params.tau_start) ** (c / n_cycles)
 
 
 def _spread(first: int, last: int, n: int) -> frozenset[int]:

@@ -151,6 +151,21 @@ class Backbone:
         """(height, width) in tokens at the training size; None where features are maps."""
         return self.grids[0] if self.grids else None
 
+    @property
+    def units(self) -> list[int]:
+        """Indices of the blocks that can be skipped, in order."""
+        return [index for index, block in enumerate(self.blocks) if block.skip is not None]
+
+    @property
+    def place_names(self) -> list[str]:
+        """Names of the places 0..L where features can be read: after the stem, and after each of L stages."""
+        return ["stem", *(f"stage {number + 1}" for number in range(len(self.stages)))]
+
+    @property
+    def place_channels(self) -> list[int]:
+        """Channels of the features at the places 0..L."""
+        return [self.blocks[0].in_shape.channels, *(self.blocks[s[-1]].out_shape.channels for s in self.stages)]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Features float [B, ...] in `layout` of images float [B, C, H, W]; timm's forward_features."""
         return _run(self.stem, self.blocks, self.tail, x)

@@ -1,4 +1,4 @@
-"""What a family of timm models must tell so that its members can be cut into stem, blocks and tail.
+"""What a family of timm models must define so that its members can be cut into stem, blocks and tail.
 
 A family is one class decorated with `@family`: which timm names it covers, which arguments it builds them with, and how
 a model is cut. How a block is executed and skipped is a `Form` (`methods.backbones.forms`), so that nothing outside a

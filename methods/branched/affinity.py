@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from datasets.contracts import Batch
 from datasets.errors import UsageError
+from methods.branched.choices import Degenerate, FeatureDtype
 from methods.graph.task_graph import TaskGraph, Value
 
 FloatArray = npt.NDArray[np.float64]
-Degenerate = Literal["error", "one"]
-FeatureDtype = Literal["float32", "float64"]
 
 CHUNK_BYTES = 4 * 2**20  # of centred features that are held at a time: what stays in a cache
 FEATURE_BYTES = 512 * 2**20  # of float32 features held at a time, where one location alone does not have more
@@ -175,7 +173,7 @@ def features_of(
 
 
 def _passes(located: TaskGraph, names: Sequence[str], batches: Sequence[Batch]) -> list[list[int]]:
-    """Locations that are read in one pass, so that what is held stays below `FEATURE_BYTES`."""
+    """Locations that are read in one pass, so that the features held stay below `FEATURE_BYTES`."""
     images = next(iter(batches[0].images.values()))[:1]
     n_images = sum(len(values) for batch in batches for values in batch.images.values())
     values = located.module(*names).eval()(dict.fromkeys(located.inputs, images))

@@ -17,17 +17,13 @@ G_l compute of one copy; E cycles, the first E_w of them warm-up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
+from methods.branched.choices import Estimator
 from methods.branched.network import FinalRecipe
 from methods.branched.pictures import tell_choices
 from methods.branched.published import (
@@ -38,48 +34,69 @@ from methods.branched.published import (
     official_recipe,
     steps_per_epoch,
 )
-from methods.branched.resource import MOST_TASKS, Estimator, expected_resource, grouping_table
 from methods.branched.schedule import Schedule, SearchParams, search_notes
 from methods.branched.segments import Segments, size_budget
-from methods.branched.selection import Problem, exhaustive_front, within
-from methods.branched.supernet import Labelled, Search, Supernet, last_norm, mixture, searched_copies
 from methods.branched.tree_method import ChoosingMethod, Chosen
-from methods.branched.trees import Partition, Tree, nested, of_labels
+from methods.branched.trees import Tree, nested
 from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer
-from methods.graph.cost import count
 from methods.registry import register_method
 
-PUBLISHED_SUM = 4.7605  # GFLOPs of all layers at 512 x 512, for which resource_weight 0.05 was set (official code)
-SMALLEST_PROBABILITY = 1e-30  # of a grouping, where its logarithm is taken
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.branched.bmtas_supernet import BmtasSupernet
+
 _IN_CYCLES = ("search_ratio", "n_cycles", "arch_share")  # what epochs take the place of
 
 
 class BmtasParams(SearchParams):
-    """resource_weight: w_res; 0 removes R. resource_estimator: the official recursion or the exact expectation.
-    resource_multiplicity: R once per task backward, or once. resource_norm: relative scales G to the published sum.
-    lut_size: (height, width) at which G is counted, None for the data's. final_bn_affine: scale and shift in the last
-    norm of every copy during the search. unused_grad: zero steps what the task of a step does not use, as the official
-    environment did. recipe: published counts epochs, takes `published` and, where they are not given, one set of norms,
-    GFLOPs and half the image size in the search. variant: paper_readme searches with SGD at `published.lr_weights`,
-    which must be given, and divides rates by the tasks that share.
-    """
+    """The parameters of BMTAS. R: expected compute, G: compute of one copy of each layer."""
 
-    variant: Literal["official", "paper_readme"] = "official"
-    recipe: Literal["suite", "published"] = "suite"
+    variant: Literal["official", "paper_readme"] = Field(
+        default="official",
+        description="`paper_readme` searches with SGD at `published.lr_weights`, which must be given, and divides "
+        "rates by the tasks that share",
+    )
+    recipe: Literal["suite", "published"] = Field(
+        default="suite",
+        description="`published` counts epochs, and changes the defaults of batch_norm, resource_norm and search_scale",
+    )
 
-    resource_weight: Annotated[float, Field(ge=0)] = 0.05
-    resource_estimator: Estimator = "bmtas"
-    resource_multiplicity: Literal["per_task", "once"] = "per_task"
-    resource_norm: Literal["relative", "gflops"] = "relative"
-    lut_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    final_bn_affine: bool = False
-    unused_grad: Literal["none", "zero"] = "none"
-    published: OfficialParams | None = None
+    resource_weight: Annotated[float, Field(ge=0)] = Field(default=0.05, description="weight of R; 0 removes it")
+    resource_estimator: Estimator = Field(
+        default="bmtas", description="R by the official recursion, or the exact expectation"
+    )
+    resource_multiplicity: Literal["per_task", "once"] = Field(
+        default="per_task",
+        description="add R once per task backward, or once",
+    )
+    resource_norm: Literal["relative", "gflops"] = Field(
+        default="relative",
+        description="`relative` scales G to the published sum",
+    )
+    lut_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        description="(height, width) at which G is counted; null takes the data's",
+    )
+    final_bn_affine: bool = Field(
+        default=False,
+        description="keep scale and shift in the last norm of every copy during the search",
+    )
+    unused_grad: Literal["none", "zero"] = Field(
+        default="none",
+        description="`zero` also steps the weights that the task of a step does not use, as the official environment "
+        "did",
+    )
+    published: OfficialParams | None = Field(
+        default=None, description="the official recipe, read under `recipe: published`"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What variant and recipe imply, where it is not given."""
+        """Defaults that variant and recipe change."""
         if not isinstance(values, Mapping):
             return values
         implied: dict[str, object] = {}
@@ -105,120 +122,6 @@ class BmtasParams(SearchParams):
             if given:
                 raise ValueError(f"recipe: published counts epochs and does not read {', '.join(given)}")
         return self
-
-
-class BmtasSupernet(Supernet):
-    """Every task chooses, at every layer, among T copies; activations are mixed, not weights."""
-
-    params: BmtasParams
-
-    def __init__(self, trainer: Trainer, params: BmtasParams) -> None:
-        n_layers, n_tasks = len(trainer.backbone().blocks), len(trainer.data.tasks)
-        super().__init__(trainer, params, [n_tasks] * n_layers, trainer.data.task_names)
-        self.alpha = nn.Parameter(torch.zeros(n_layers, n_tasks, n_tasks, device=trainer.device))
-
-    def prepare(self, backbones: Sequence[Backbone]) -> int:
-        """Take scale and shift from the last norm of every copy (official code)."""
-        assert isinstance(self.params, BmtasParams)
-        if self.params.final_bn_affine:
-            return 0
-        norms = [norm for backbone in backbones for norm in map(last_norm, backbone.blocks) if norm is not None]
-        for norm in norms:
-            norm.register_parameter("weight", None)
-            norm.register_parameter("bias", None)
-        return len(norms)
-
-    def choices(self) -> list[nn.Parameter]:
-        """alpha."""
-        return [self.alpha]
-
-    def forward(self, images: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-        """x_{t,l} = sum_i w_i f_{l,i}(x_{t,l-1}), one draw of w per task, layer and pass."""
-        stems: dict[str, Tensor] = {}
-        predictions = {}
-        for task in tasks:
-            name = self.data.input_of(task)
-            if name not in stems:
-                stems[name] = self.stem(images, name)
-            x, t = stems[name], self.tasks.index(task)
-            for number in range(len(self.layers)):
-                x = self._mixed(number, t, x)
-            predictions[task] = self.heads[task](x)
-        return predictions
-
-    def _mixed(self, number: int, t: int, x: Tensor) -> Tensor:
-        copies = [cast(nn.ModuleList, copy)[t] for copy in cast(nn.ModuleList, self.layers[number])]
-        if self.warm:  # w = e_t: T independent encoders behind the stem
-            return copies[t](x)
-        alpha = self.alpha[number, t]
-        w = mixture(alpha, self.noise(alpha.shape, alpha), self.tau, self.params.hard_samples)
-        return torch.stack([w[i] * copy(x) for i, copy in enumerate(copies)]).sum(0)
-
-
-class _Losses(Labelled):
-    """With `unused_grad: zero`, every weight that has ever had a gradient gets one of zero where it has none."""
-
-    network: BmtasSupernet
-
-    def __call__(self, batch: Batch, tasks: Sequence[str]) -> Mapping[str, Tensor]:
-        losses = dict(super().__call__(batch, tasks))
-        network = self.network
-        if network.params.unused_grad == "none" or not losses or network.alpha.requires_grad:
-            return losses
-        own = [network.tasks.index(task) for task in losses]
-        first = next(iter(losses))
-        for other in network.seen.nonzero().flatten().tolist():
-            if other not in own:
-                losses[first] = losses[first] + 0.0 * self._unused(other)
-        network.seen[own] = True
-        return losses
-
-    def _unused(self, other: int) -> Tensor:
-        """A sum over what only that task's steps reach: its head, and in the warm-up its copies."""
-        modules: list[nn.Module] = [self.network.heads[self.network.tasks[other]]]
-        if self.network.warm:
-            modules += [layer[other] for layer in self.network.layers]  # type: ignore[index]
-        return torch.stack([p.sum() for module in modules for p in module.parameters()]).sum()
-
-
-def layer_costs(backbone: Backbone, data: DatasetSpec, params: BmtasParams, segments: Segments) -> list[float]:
-    """G_l = 2 MACs / 1e9 of one copy of every layer at `lut_size`; relative: scaled to the published sum.
-
-    Raises UsageError where the backbone has a fixed size and another is asked for.
-    """
-    macs: Sequence[int] = segments.macs
-    if params.lut_size is not None and params.lut_size != data.native_size:
-        if backbone.layout == "tokens":
-            raise UsageError(f"lut_size {params.lut_size}: {backbone.config.name!r} takes {data.native_size} only.")
-        shape: tuple[int, ...] = (1, backbone.config.in_chans, *params.lut_size)
-        shape = count(backbone.stem, [shape]).output
-        macs = []
-        for number, block in enumerate(backbone.blocks):
-            parts = [block.module, backbone.tail] if number == len(backbone.blocks) - 1 else [block.module]
-            cost = count(nn.Sequential(*parts), [shape])
-            macs, shape = [*macs, cost.macs], cost.output
-    gflops = [2 * value / 1e9 for value in macs]
-    scale = PUBLISHED_SUM / sum(gflops) if params.resource_norm == "relative" else 1.0
-    return [value * scale for value in gflops]
-
-
-def argmax_groupings(alpha: npt.NDArray[np.float32]) -> list[Partition]:
-    """Per layer the tasks that choose the same copy; the first of equal logits. alpha: [L, T, copies]."""
-    return [of_labels(row.tolist()) for row in np.argmax(alpha, axis=2)]
-
-
-def most_probable_tree(alpha: Tensor, segments: Segments, total: int, unit: str, constant: int) -> Tree:
-    """Within a size: the tree that maximises the product over layers of P(sampled grouping = pi_l). Ours."""
-    table = grouping_table(alpha.shape[1])
-    logs = [table.sampled(layer).clamp_min(SMALLEST_PROBABILITY).log().tolist() for layer in alpha.double().softmax(2)]
-    place = {partition: number for number, partition in enumerate(table.partitions)}
-    posed = Problem(
-        lambda layer, partition: -logs[layer][place[partition]],
-        segments.per_copy("params" if unit == "params" else "macs"),
-        constant,
-        alpha.shape[1],
-    )
-    return within(exhaustive_front(posed), total).tree
 
 
 @register_method("bmtas")
@@ -278,7 +181,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         return None if self.params.published is None else official_recipe(data, self.params.published)
 
     def recipe_notes(self, data: DatasetSpec) -> Sequence[str]:
-        """What of the official recipe is the cell's to set."""
+        """The parts of the official recipe that the cell must set."""
         if self.params.published is None:
             return ()
         steps = official_recipe(data, self.params.published).steps
@@ -288,7 +191,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         )
 
     def schedule(self, data: DatasetSpec, budget: Budget) -> Schedule:
-        """Of the search."""
+        """The schedule of the search."""
         published = self.params.published
         if published is None:
             return Schedule.of(budget.steps, self.params)
@@ -296,7 +199,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         return Schedule.in_epochs(published.search_epochs, weights, arch, self.params)
 
     def weight_optimizer(self) -> OptimizerSpec | None:
-        """Of the search, None for the cell's: Adam, or SGD as the README says of the paper."""
+        """The optimizer of weights in the search: Adam, or SGD as the README says of the paper; None for the cell's."""
         p = self.params.published
         if p is None:
             return None
@@ -306,6 +209,8 @@ class Bmtas(ChoosingMethod[BmtasParams]):
 
     def check_search(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:
         """Its length, copy passes, norms that lose scale and shift, and the budget."""
+        from methods.branched.resource import MOST_TASKS
+
         p, n_tasks = self.params, len(data.tasks)
         if n_tasks > MOST_TASKS and (p.resource_weight or p.budget is not None):
             raise UsageError(
@@ -319,11 +224,15 @@ class Bmtas(ChoosingMethod[BmtasParams]):
     def _norm_note(self, backbone: Backbone) -> list[str]:
         if self.params.final_bn_affine:
             return []
+        from methods.branched.supernet import last_norm
+
         found = sum(last_norm(block) is not None for block in backbone.blocks)
         return [f"{found} of {len(backbone.blocks)} layers end in a batch norm, without scale and shift in the search"]
 
     def find(self, trainer: Trainer, segments: Segments) -> Chosen:
         """Search, discretise."""
+        from methods.branched.supernet import searched_copies
+
         network = self._search(trainer, segments)
         tree = self._discretise(trainer, network, segments)
         if self.params.branch_init == "initial":
@@ -338,10 +247,14 @@ class Bmtas(ChoosingMethod[BmtasParams]):
         return Chosen(tree, searched_copies(network, trainer, tree, choose))
 
     def _search(self, trainer: Trainer, segments: Segments) -> BmtasSupernet:
+        from methods.branched.bmtas_supernet import BmtasLosses, BmtasSupernet, layer_costs
+        from methods.branched.resource import MOST_TASKS, expected_resource
+        from methods.branched.supernet import Search
+
         p, n_tasks = self.params, len(trainer.data.tasks)
         network = BmtasSupernet(trainer, p)
         cost = layer_costs(trainer.backbone(), trainer.data, p, segments)
-        losses = _Losses(trainer.data, network)
+        losses = BmtasLosses(trainer.data, network)
 
         def penalty() -> Tensor:
             """w_res R, as often as there are task backwards."""
@@ -365,6 +278,8 @@ class Bmtas(ChoosingMethod[BmtasParams]):
 
     def _discretise(self, trainer: Trainer, network: BmtasSupernet, segments: Segments) -> Tree:
         """Source: branching search 2.5. The most probable tree where the nested argmax choices exceed a budget."""
+        from methods.branched.bmtas_supernet import argmax_groupings, most_probable_tree
+
         p, data = self.params, trainer.data
         alpha = network.alpha.detach().cpu()
         groupings = argmax_groupings(alpha.numpy())

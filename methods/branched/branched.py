@@ -15,15 +15,12 @@ Symbols: N tasks, D segments, A [D, N, N] affinities, delta = 1 - A, pi_d partit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.branched.affinity import Affinity, Degenerate, FeatureDtype, affinity, features_of
+from methods.branched.choices import Degenerate, FeatureDtype
 from methods.branched.network import Copies, FinalRecipe
 from methods.branched.pictures import affinity_picture, budget_picture
 from methods.branched.published import BORROWED, BorrowedParams, borrowed_recipe
@@ -51,47 +48,83 @@ from methods.branched.selection import (
 from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, Size, TreeParams
 from methods.branched.trees import Tree
 from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
-from methods.graph.operations import Operation
 from methods.registry import register_method
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import Batch, DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.branched.affinity import Affinity
+    from methods.graph.operations import Operation
+
+VANDENHENDE = Reference(
+    "vandenhende2020branched",
+    "inproceedings",
+    ("S. Vandenhende", "S. Georgoulis", "B. De Brabandere", "L. Van Gool"),
+    "Branched Multi-Task Networks: Deciding What Layers To Share",
+    "British Machine Vision Conference",
+    2020,
+    "https://arxiv.org/abs/1904.02920",
+)
 MOST_TASKS_AUTO = 6  # up to here `search: auto` is exhaustive
 
 
 class BudgetParams(TreeParams):
-    """granularity: segments are stages or blocks. budget: a float is relative to the plain backbone, an integer
-    absolute. budget_unit: parameters or MACs. budget_scope: encoder (stem, segments, tail), or with the heads.
-    """
+    """The size of a tree."""
 
-    granularity: Granularity = "stage"
-    budget: Size = 1.8
-    budget_unit: BudgetUnit = "params"
-    budget_scope: BudgetScope = "encoder"
+    granularity: Granularity = Field(default="stage", description="segments are stages or blocks")
+    budget: Size = Field(
+        default=1.8, description="size: a float is relative to the plain backbone, an integer absolute"
+    )
+    budget_unit: BudgetUnit = Field(default="params", description="parameters or MACs")
+    budget_scope: BudgetScope = Field(
+        default="encoder",
+        description="`encoder`: stem, segments and tail; `encoder_heads`: with the heads",
+    )
 
 
 class BranchedParams(BudgetParams, ChoiceParams):
-    """variant: bmvc judges segment d by A[d], third_party_b by A[d - 1] with segment 1 always shared;
-    location_semantics overrides it. n_probe: K; probe_split: select re-enacts held-out images; probe_seed: which K.
-    feature_dtype: of the products of features. degenerate: distances of an image whose features are all equal: an
-    error, or 1. cluster_cost: mean_max is the method, others are ablations. search: auto is exhaustive up to 6 tasks.
-    branch_init: single_task copies from the single-task networks, an ablation. recipe: published trains the tree by a
-    borrowed recipe, as none of the paper's is known; the single-task networks stay the table's.
-    """
+    """The parameters of BMTN. A[d]: affinities of tasks at segment d."""
 
-    variant: Literal["bmvc", "third_party_b"] = "bmvc"
-    location_semantics: LocationSemantics | None = None
-    n_probe: Annotated[int, Field(ge=3)] = 500
-    probe_split: Literal["fit", "select"] = "fit"
-    probe_seed: Annotated[int, Field(ge=0)] = 0
-    feature_dtype: FeatureDtype = "float64"
-    degenerate: Degenerate = "error"
-    cluster_cost: ClusterCost = "mean_max"
-    search: Literal["auto", "exhaustive", "beam"] = "auto"
-    beam_width: Annotated[int, Field(ge=1)] = 10
-    beam_candidates: Candidates = "spectral"
-    cluster_seed: Annotated[int, Field(ge=0)] = 0
-    branch_init: Literal["initial", "single_task"] = "initial"
-    recipe: Literal["suite", "published"] = "suite"
-    published: BorrowedParams | None = None
+    variant: Literal["bmvc", "third_party_b"] = Field(
+        default="bmvc",
+        description="`bmvc` judges segment d by A[d]; `third_party_b` by A[d - 1], with segment 1 always shared",
+    )
+    location_semantics: LocationSemantics | None = Field(
+        default=None,
+        description="which affinity judges which segment, in place of the variant's",
+    )
+    n_probe: Annotated[int, Field(ge=3)] = Field(default=500, description="K, the number of probe images")
+    probe_split: Literal["fit", "select"] = Field(
+        default="fit",
+        description="role of the probe images; `select` re-enacts held-out images",
+    )
+    probe_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="which K images are taken")
+    feature_dtype: FeatureDtype = Field(default="float64", description="precision of the products of features")
+    degenerate: Degenerate = Field(
+        default="error",
+        description="distances of an image whose features are all equal: an error, or 1",
+    )
+    cluster_cost: ClusterCost = Field(default="mean_max", description="`mean_max` is the method, others are ablations")
+    search: Literal["auto", "exhaustive", "beam"] = Field(
+        default="auto", description="`auto` compares all trees up to 6 tasks"
+    )
+    beam_width: Annotated[int, Field(ge=1)] = Field(default=10, description="partial trees kept by the beam search")
+    beam_candidates: Candidates = Field(default="spectral", description="partitions that the beam search tries")
+    cluster_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the spectral clustering")
+    branch_init: Literal["initial", "single_task"] = Field(
+        default="initial",
+        description="`single_task` copies from the single-task networks, an ablation",
+    )
+    recipe: Literal["suite", "published"] = Field(
+        default="suite",
+        description="`published` trains the tree by a borrowed recipe, as the paper's is not known; single-task "
+        "networks stay the table's",
+    )
+    published: BorrowedParams | None = Field(
+        default=None, description="the borrowed recipe, read under `recipe: published`"
+    )
 
     @model_validator(mode="after")
     def _one_recipe(self) -> BranchedParams:
@@ -117,17 +150,7 @@ class Branched(ChoosingMethod[BranchedParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Vandenhende et al., Branched Multi-Task Networks: Deciding What Layers To Share, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",
-        references=(
-            Reference(
-                "vandenhende2020branched",
-                "inproceedings",
-                ("S. Vandenhende", "S. Georgoulis", "B. De Brabandere", "L. Van Gool"),
-                "Branched Multi-Task Networks: Deciding What Layers To Share",
-                "British Machine Vision Conference",
-                2020,
-                "https://arxiv.org/abs/1904.02920",
-            ),
-        ),
+        references=(VANDENHENDE,),
         statements=(
             Statement("paper", "Abstract: affinities and a budget of learnable parameters decide a tree of layers."),
             Statement("recalled", "Similarity analysis: 1 - Pearson of unpooled features, Spearman between tasks."),
@@ -153,7 +176,7 @@ class Branched(ChoosingMethod[BranchedParams]):
 
     @property
     def granularity(self) -> Granularity:
-        """What a segment is."""
+        """Whether a segment is a stage or a block."""
         return self.params.granularity
 
     def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:
@@ -161,7 +184,7 @@ class Branched(ChoosingMethod[BranchedParams]):
         return None if self.params.published is None else borrowed_recipe(data, self.params.published)
 
     def recipe_notes(self, data: DatasetSpec) -> Sequence[str]:
-        """What the borrowed recipe is, and what of it is the cell's to set."""
+        """The borrowed recipe, and the parts of it that the cell must set."""
         if self.params.published is None:
             return ()
         preset = BORROWED[self.params.published.preset]
@@ -172,7 +195,7 @@ class Branched(ChoosingMethod[BranchedParams]):
         )
 
     def n_copies(self, n_tasks: int, n_segments: int) -> list[range]:
-        """Where the next segment is judged, the first one is always shared."""
+        """Any number of copies; if affinities judge the next segment, the first one is always shared."""
         own = self.params.semantics == "own_segment"
         return [range(1, n_tasks + 1) if own or segment else range(1, 2) for segment in range(n_segments)]
 
@@ -195,6 +218,8 @@ class Branched(ChoosingMethod[BranchedParams]):
 
     def _affinities(self, trainer: Trainer, segments: Segments) -> Affinity:
         """Steps 1 to 3: N single-task networks, their features on the same K images, A."""
+        from methods.branched.affinity import affinity, features_of
+
         p, tasks = self.params, trainer.data.task_names
         probes = probe_batches(trainer, p.n_probe, Role.FIT if p.probe_split == "fit" else Role.SELECT, p.probe_seed)
 
@@ -253,7 +278,7 @@ class Branched(ChoosingMethod[BranchedParams]):
             trainer.flag("copies start from single-task weights: an ablation, not the method")
 
         def copies(segment: int, cluster: int) -> list[Operation]:
-            """Of the first task of the cluster: a cluster has no network of its own yet."""
+            """The operations of the first task's network: a cluster has no trained network."""
             parts = trained[tree[segment][cluster][0]]
             members = segments.blocks[segment]
             last = segment == len(segments) - 1

@@ -1,7 +1,7 @@
-"""How many trees have a size, and one of them drawn so that each is equally likely.
+"""The number of trees of a size, and a uniform draw from them.
 
-Uniform is meant over trees, not over sizes or splits: the number of ways to go on below a partition is counted exactly
-for what the size still allows, and each segment's partition is drawn with those counts as weights.
+The draw is uniform over trees, not over sizes or splits. The number of continuations below a partition is counted
+exactly for what the size still allows, and each segment's partition is drawn with those counts as weights.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-import torch
-
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.branched.segments import BudgetUnit, Segments
 from methods.branched.trees import Partition, Tree, canonical, refinements, together
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.contracts import DatasetSpec
 
 MOST_TASKS = 8  # partitions are listed: 4,140 of eight tasks, 21,147 of nine
 Shape = tuple[int, ...]  # cluster sizes, ascending: what the number of further refinements depends on
@@ -113,6 +116,8 @@ def _refined_shapes(shape: Shape) -> Counter[Shape]:
 
 def _weighted(weights: Sequence[int], rng: torch.Generator) -> int:
     """A position with probability in proportion to its weight, exactly: weights may exceed what a float holds."""
+    import torch
+
     total = sum(weights)
     high, low = torch.randint(0, 2**62, (2,), generator=rng).tolist()
     point = int(Fraction(high * 2**62 + low, 2**124) * total)
@@ -134,17 +139,17 @@ def require_countable(data: DatasetSpec) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSize:
-    """Of stem, segments and tail. macs: of one joint pass; None where they do not have to match."""
+    """The size of stem, segments and tail. macs: of one joint pass; None if they need not match."""
 
     parameters: int
     macs: int | None
 
     def amounts(self) -> dict[BudgetUnit, int]:
-        """What has to match, by unit."""
+        """The amounts that must match, by unit."""
         return {"params": self.parameters} if self.macs is None else {"params": self.parameters, "macs": self.macs}
 
     def described(self, segments: Segments) -> str:
-        """For people."""
+        """The size in words."""
         return " and ".join(
             f"{amount:,} {unit} = {amount / segments.reference(unit):.3f} x" for unit, amount in self.amounts().items()
         )
@@ -155,7 +160,7 @@ class EncoderSize:
 
 
 def size_of(segments: Segments, tree: Tree, data: DatasetSpec) -> EncoderSize:
-    """Of a tree. Where every task has images of its own, all trees compute alike and parameters alone are its size."""
+    """The size of a tree. If every task has its own images, all trees compute alike and only parameters count."""
     return EncoderSize(segments.size(tree), segments.size(tree, "macs") if data.domains == "single" else None)
 
 

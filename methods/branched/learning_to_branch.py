@@ -16,152 +16,49 @@ d = GumbelSoftmax(theta / tau); y_j = f_{l,j}(sum_i d_{j,i} y_i).
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.branched.libmtl import run_libmtl
 from methods.branched.pictures import tell_choices
 from methods.branched.schedule import Schedule, SearchParams, search_notes
-from methods.branched.segments import Segments, SizeBudget, size_budget
-from methods.branched.supernet import Labelled, Search, Supernet, mixture, searched_copies
+from methods.branched.segments import Segments, size_budget
 from methods.branched.tree_method import ChoosingMethod, Chosen
-from methods.branched.trees import Tree, of_labels
 from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
-from methods.graph.task_graph import TaskGraph
 from methods.registry import register_method
 
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.branched.branching_supernet import BranchingSupernet, IntArray
+    from methods.graph.task_graph import TaskGraph
+
 MOST_TASKS_BUDGET = 6  # 46,656 assignments of parents a level
-BUDGET_BEAM = 50  # partial assignments kept per level where a budget is asked for
-IntArray = npt.NDArray[np.int64]
 
 
 class LearningToBranchParams(SearchParams):
-    """variant: paper searches, prunes and trains a tree; libmtl keeps all copies and trains once. n_nodes: of every
-    level below the last, None for one per task.
-    """
+    """The parameters of LTB."""
 
-    variant: Literal["paper", "libmtl"] = "paper"
-    weight_step: Literal["per_task", "joint"] = "joint"
-    n_nodes: Annotated[int, Field(ge=1)] | None = None
+    variant: Literal["paper", "libmtl"] = Field(
+        default="paper",
+        description="`paper` searches, prunes and trains a tree; `libmtl` keeps all copies and trains once",
+    )
+    weight_step: Literal["per_task", "joint"] = Field(
+        default="joint",
+        description="one optimizer step per task, or one for all tasks",
+    )
+    n_nodes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="nodes of every level below the last; null takes one per task",
+    )
 
     @model_validator(mode="after")
     def _becomes_a_tree(self) -> LearningToBranchParams:
         if self.random_tree and self.variant == "libmtl":
             raise ValueError("variant: libmtl never becomes a tree, so random_tree is no control of it")
         return self
-
-
-class BranchingSupernet(Supernet):
-    """Levels of nodes; every node reads a soft mixture of the level before."""
-
-    params: LearningToBranchParams
-
-    def __init__(self, trainer: Trainer, params: LearningToBranchParams) -> None:
-        n_levels, n_tasks = len(trainer.backbone().blocks), len(trainer.data.tasks)
-        counts = [params.n_nodes or n_tasks] * (n_levels - 1) + [n_tasks]
-        super().__init__(trainer, params, counts, trainer.data.inputs)
-        self.theta = nn.ParameterList(
-            torch.zeros(count, above, device=trainer.device) for above, count in itertools.pairwise(counts)
-        )
-
-    def choices(self) -> list[nn.Parameter]:
-        """theta of the levels from the second on; the first has one possible parent, the stem."""
-        return list(self.theta)
-
-    def forward(self, images: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Each input passes through all levels once; on multi-domain data every task's images do."""
-        predictions: dict[str, Tensor] = {}
-        for name in dict.fromkeys(self.data.input_of(task) for task in tasks):
-            own = [task for task in tasks if self.data.input_of(task) == name]
-            values = self._levels(self.stem(images, name), self.streams[name], own)
-            predictions |= {task: self.heads[task](values[self.tasks.index(task)]) for task in own}
-        return {task: predictions[task] for task in tasks}
-
-    def _levels(self, x: Tensor, stream: int, tasks: Sequence[str]) -> dict[int, Tensor]:
-        """The last level's nodes of these tasks."""
-        wanted = {self.tasks.index(task) for task in tasks}
-        values = {j: node[stream](x) for j, node in self._nodes(0) if len(self.layers) > 1 or j in wanted}
-        for level in range(1, len(self.layers)):
-            below = values
-            last = level == len(self.layers) - 1
-            theta = self.theta[level - 1]
-            d = (
-                None
-                if self.warm
-                else mixture(theta, self.noise(theta.shape, theta), self.tau, self.params.hard_samples)
-            )
-            values = {
-                j: node[stream](self._input(below, j, d)) for j, node in self._nodes(level) if not last or j in wanted
-            }
-        return values
-
-    def _nodes(self, level: int) -> list[tuple[int, nn.ModuleList]]:
-        return list(enumerate(cast("nn.ModuleList", self.layers[level])))  # type: ignore[arg-type]
-
-    @staticmethod
-    def _input(below: Mapping[int, Tensor], j: int, d: Tensor | None) -> Tensor:
-        """sum_i d_{j,i} y_i; in the warm-up parent j."""
-        if d is None:
-            return below[j % len(below)]
-        return torch.stack([d[j, i] * y for i, y in below.items()]).sum(0)
-
-
-def parents_of(theta: Sequence[Tensor]) -> list[IntArray]:
-    """For every level from the second on the most probable parent of each node, the first on ties."""
-    return [np.argmax(level.detach().cpu().numpy(), axis=1).astype(np.int64) for level in theta]
-
-
-def lineages(parents: Sequence[IntArray], n_tasks: int) -> IntArray:
-    """[L, T]: the node of each level that a task's path runs through, from its own node at the last level back."""
-    paths = [np.arange(n_tasks, dtype=np.int64)]
-    for level in reversed(parents):
-        paths.append(level[paths[-1]])
-    return np.stack(paths[::-1])
-
-
-def tree_of(paths: IntArray) -> Tree:
-    """Tasks share a level's segment where their paths run through one node: paths coalesce towards the root."""
-    return tuple(of_labels(row.tolist()) for row in paths)
-
-
-def most_probable_lineages(theta: Sequence[Tensor], segments: Segments, limit: SizeBudget) -> IntArray:
-    """The paths of the most probable parents among those whose tree is within the budget, by beam search from the last
-    level back. Ours. Raises UsageError where the space holds no such tree.
-    """
-    per_copy, n_tasks = segments.per_copy(limit.unit), theta[-1].shape[0]
-    constant = segments.constant(limit.unit, limit.scope)
-    start: tuple[tuple[int, ...], ...] = (tuple(range(n_tasks)),)
-    states = [(0.0, constant + n_tasks * per_copy[-1], start)]
-    for level in reversed(range(len(theta))):
-        logs = theta[level].detach().cpu().double().log_softmax(1).numpy()
-        rest = sum(per_copy[:level])
-        grown: dict[tuple[tuple[int, ...], ...], tuple[float, int]] = {}
-        for cost, size, paths in states:
-            used = sorted(set(paths[0]))
-            for choice in itertools.product(range(logs.shape[1]), repeat=len(used)):
-                larger = size + len(set(choice)) * per_copy[level]
-                if larger + rest <= limit.total:
-                    parent = dict(zip(used, choice, strict=True))
-                    added = -math.fsum(logs[j, i] for j, i in parent.items())
-                    longer = (tuple(parent[node] for node in paths[0]), *paths)
-                    grown[longer] = (cost + added, larger)
-        if not grown:
-            floor = constant + sum(per_copy[:-1]) + n_tasks * per_copy[-1]
-            raise UsageError(f"budget is {limit.total:,}; the last level has a node per task, so at least {floor:,}.")
-        ranked = sorted((cost, size, paths) for paths, (cost, size) in grown.items())
-        states = ranked[:BUDGET_BEAM]
-    return np.array(states[0][2], dtype=np.int64)
 
 
 @register_method("learning_to_branch")
@@ -252,12 +149,17 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
     def run(self, trainer: Trainer) -> TaskGraph:
         """Search, prune, train the tree; or the library's single training."""
         if self.params.variant == "libmtl" and self.params.fixed_tree is None:
+            from methods.branched.libmtl import run_libmtl
+
             self.segments(trainer.data, trainer.backbone())
             return run_libmtl(trainer)
         return super().run(trainer)
 
     def find(self, trainer: Trainer, segments: Segments) -> Chosen:
         """Search, prune."""
+        from methods.branched.branching_supernet import BranchingSupernet, tree_of
+        from methods.branched.supernet import Labelled, Search, searched_copies
+
         p = self.params
         network = BranchingSupernet(trainer, p)
         losses = Labelled(trainer.data, network)
@@ -276,6 +178,10 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
 
     def _paths(self, trainer: Trainer, network: BranchingSupernet, segments: Segments) -> IntArray:
         """The most probable parents; where their tree exceeds a budget, the most probable ones within it."""
+        import torch
+
+        from methods.branched.branching_supernet import lineages, most_probable_lineages, parents_of, tree_of
+
         p, data = self.params, trainer.data
         theta = [level.detach().cpu() for level in network.theta]
         paths = lineages(parents_of(theta), len(data.tasks))

@@ -3,7 +3,7 @@
 Source: median-research-group/LibMTL, LibMTL/architecture/LTB.py (4336804), as described in branching search 2.6; the
 code here is written anew. It has no argmax, no pruning and no retraining, saves no parameters, and draws noise at
 evaluation too. What is deployed is one stored draw, as exported networks must be deterministic (ours), with every
-encoder kept as there. Levels are the backbone's stages behind task-specific stems; cycles stand for epochs.
+encoder kept as there. Levels are the backbone's stages behind task-specific stems; cycles replace epochs.
 
 Symbols: T tasks, E cycles, e the current one from 0; theta [6, T, T] of ones, of which slices 1 .. 4 are read.
 """
@@ -84,17 +84,18 @@ class LibmtlNetwork(nn.Module):
         return {task: found[task] for task in tasks}
 
     def _encode(self, x: Tensor, stream: int) -> list[Tensor]:
-        values = [self._part(t, 0, stream)(x) for t in range(len(self.tasks))]
+        values = [self.part(t, 0, stream)(x) for t in range(len(self.tasks))]
         for level in range(1, len(self.stages) + 1):
             d = self.coefficients(level)
             below = torch.stack(values)
             values = [
-                self._part(t, level, stream)((d[t].view(-1, *[1] * (below.dim() - 1)) * below).sum(0))
+                self.part(t, level, stream)((d[t].view(-1, *[1] * (below.dim() - 1)) * below).sum(0))
                 for t in range(len(self.tasks))
             ]
         return values
 
-    def _part(self, t: int, level: int, stream: int) -> nn.Module:
+    def part(self, t: int, level: int, stream: int) -> nn.Module:
+        """The module of encoder t at a level, 0 for the stem, with the norms of one stream."""
         return self.encoders[t][level][stream]  # type: ignore[index]
 
     def groups(self) -> list[ParameterGroup]:
@@ -129,7 +130,7 @@ def deploy(network: LibmtlNetwork) -> TaskGraph:
 
 def _chain(graph: TaskGraph, network: LibmtlNetwork, t: int, level: int, stream: int, value: Value) -> Value:
     """The operations of an encoder's level, with the statistics that its input has gathered."""
-    trained = list(network._part(t, level, stream).children())
+    trained = list(network.part(t, level, stream).children())
     for operation, module in zip(network.operations[t][level], trained, strict=True):
         own = Operation(operation.kind, operation.config, module, operation.origin)
         value = graph.add(own, value)

@@ -1,4 +1,4 @@
-"""From a tree to the network that is trained and deployed. Source: branched 2.9 and 5.
+"""From a tree to the deployed network, and its final training. Source: branched 2.9 and 5.
 
 Every copy of a segment is evaluated once and its output goes to all its children, so tasks share activations up to
 where they part. A segment that m tasks share receives the sum of their weighted gradients.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from methods.branched.segments import Segments, segment_operations
 from methods.branched.trees import Tree, labels_of
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
-from methods.graph.operations import Operation
-from methods.graph.task_graph import TaskGraph
 from methods.plain import parameter_groups, task_losses
 
+if TYPE_CHECKING:
+    from methods.graph.operations import Operation
+    from methods.graph.task_graph import TaskGraph
+
 # (segment, cluster) -> the operations of that copy, in order
-Copies = Callable[[int, int], list[Operation]]
+Copies: TypeAlias = "Callable[[int, int], list[Operation]]"
 ShareScaling = Literal["none", "inverse"]
 
 
@@ -37,6 +39,8 @@ def tree_graph(trainer: Trainer, tree: Tree, stem: Operation, copies: Copies) ->
     """The network of a tree with fresh heads. On multi-domain data every task's images pass through its own copies;
     weights are shared as the tree says and statistics belong to each (copy, domain).
     """
+    from methods.graph.task_graph import TaskGraph
+
     data = trainer.data
     made = {
         (segment, cluster): copies(segment, cluster)
@@ -56,7 +60,7 @@ def tree_graph(trainer: Trainer, tree: Tree, stem: Operation, copies: Copies) ->
 
 @dataclasses.dataclass(frozen=True)
 class FinalRecipe:
-    """A final training that a source prescribes, in place of the cell's: so many steps of this optimizer."""
+    """A final training that a source prescribes, in place of the cell's."""
 
     steps: int
     optimizer: OptimizerSpec

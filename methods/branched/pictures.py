@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from methods.branched.segments import Segments, SizeBudget
 from methods.branched.selection import Candidate, FloatArray
@@ -13,7 +13,11 @@ from methods.branched.trees import Tree, labels_of
 from methods.contracts import Trainer
 from methods.figures import Branch, Figure, Heatmap, Lines, Series
 from methods.figures import Tree as TreePanel
-from methods.graph.task_graph import TaskGraph
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from methods.graph.task_graph import TaskGraph
 
 
 def tree_picture(tree: Tree, segments: Segments, tasks: Sequence[str], heads: Sequence[int]) -> Figure:
@@ -113,7 +117,7 @@ def tell_choices(
     row_title: str,
     column_title: str,
 ) -> None:
-    """A heatmap per level of who chooses which copy or parent; framed: the most probable one, the first on ties."""
+    """A heatmap per level: which row chooses which column. Framed: the most probable one, the first on ties."""
     panels = []
     for level, values in zip(levels, probabilities, strict=True):
         array = values.detach().cpu().double().numpy()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.branched.network import FinalRecipe
 from methods.contracts import MethodParams, OptimizerSpec
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -75,11 +77,11 @@ BORROWED: Mapping[str, Borrowed] = {
 class BorrowedParams(MethodParams):
     """The final training of a setting; single values override the preset's. Read under `recipe: published` only."""
 
-    preset: BorrowedName
-    epochs: Count
-    lr: Positive
-    weight_decay: NonNegative
-    poly: Positive
+    preset: BorrowedName = Field(description="the setting whose values are taken")
+    epochs: Count = Field(description="epochs of the final training")
+    lr: Positive = Field(description="learning rate (Adam)")
+    weight_decay: NonNegative = Field(description="weight decay (Adam)")
+    poly: Positive = Field(description="power of the rate's fall per epoch")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,20 +93,21 @@ class BorrowedParams(MethodParams):
 
 
 class OfficialParams(MethodParams):
-    """The official recipe of BMTAS. Read under `recipe: published` only.
+    """The official recipe of BMTAS. Read under `recipe: published` only."""
 
-    search_epochs: E; lr_weights, wd_weights: of the weights in the search, at a constant rate. retrain_*: the final
-    training, SGD whose rate is retrain_lr (1 - e / E)^retrain_poly in epoch e from 0. task_weights: lambda, which the
-    cell must have.
-    """
-
-    search_epochs: Annotated[int, Field(ge=3)] = 160
-    lr_weights: Positive = 1e-3
-    wd_weights: NonNegative = 1e-4
-    retrain_epochs: Count = 130
-    retrain_lr: Positive = 0.005
-    retrain_poly: Positive = 0.9
-    task_weights: dict[str, Positive] = PASCAL_WEIGHTS
+    search_epochs: Annotated[int, Field(ge=3)] = Field(default=160, description="E, epochs of the search")
+    lr_weights: Positive = Field(default=1e-3, description="learning rate of the weights in the search, constant")
+    wd_weights: NonNegative = Field(default=1e-4, description="weight decay of the weights in the search")
+    retrain_epochs: Count = Field(default=130, description="epochs of the final training")
+    retrain_lr: Positive = Field(
+        default=0.005, description="learning rate of the final training (SGD) in its first epoch"
+    )
+    retrain_poly: Positive = Field(
+        default=0.9, description="in epoch e from 0 the rate is retrain_lr (1 - e / E)^retrain_poly"
+    )
+    task_weights: dict[str, Positive] = Field(
+        default=PASCAL_WEIGHTS, description="task weights, which the cell must have"
+    )
 
 
 OFFICIAL_BATCH = 16
@@ -131,7 +134,7 @@ def steps_per_epoch(data: DatasetSpec, batch_size: int) -> tuple[int, int, int]:
 
 
 def poly_recipe(epochs: int, epoch_steps: int, power: float, optimizer: OptimizerSpec) -> FinalRecipe:
-    """So many epochs with a rate that falls as a polynomial after each of them."""
+    """A training of `epochs` epochs whose rate falls as a polynomial after each of them."""
     return FinalRecipe(epochs * epoch_steps, dataclasses.replace(optimizer, decay_every=epoch_steps, poly=power))
 
 

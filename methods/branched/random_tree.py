@@ -8,33 +8,39 @@ both near a given size. Methods that choose draw from the trees of the very size
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.branched.branched import BudgetParams
+from methods.branched.branched import VANDENHENDE, BudgetParams
 from methods.branched.counting import EncoderSize, TreeCounter, require_countable, require_trees
 from methods.branched.segments import Granularity, Segments, budget_notes, size_budget
 from methods.branched.tree_method import Chosen, Size, Tolerance, TreeMethod
-from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Statement, Trainer
 from methods.control import AMBER_DEVIATION
 from methods.registry import register_method
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
 
 _OF_BUDGET = ("budget", "budget_unit", "budget_scope", "at_least")
 
 
 class RandomTreeParams(BudgetParams):
-    """at_least: the smallest size that is drawn, in the form of `budget`; with 0.95 x the budget, rows match in size
-    within 5 %. None draws from all trees within the budget. size: (parameters, MACs) of the encoder in that form, in
-    place of a budget; MACs may be null, and are where tasks have images of their own. size_tolerance: on both.
-    """
+    """The parameters of a random tree: a budget, or a size."""
 
-    at_least: Size | None = None
-    size: tuple[Size, Size | None] | None = None
-    size_tolerance: Tolerance = AMBER_DEVIATION
+    at_least: Size | None = Field(
+        default=None,
+        description="smallest size that is drawn, in the form of `budget`; null draws from all trees within the budget",
+    )
+    size: tuple[Size, Size | None] | None = Field(
+        default=None,
+        description="(parameters, MACs) of the encoder, in place of a budget; MACs may be null, and must be where "
+        "tasks have images of their own",
+    )
+    size_tolerance: Tolerance = Field(default=AMBER_DEVIATION, description="relative tolerance of `size`")
 
     @model_validator(mode="after")
     def _one_bound(self) -> RandomTreeParams:
@@ -53,17 +59,7 @@ class RandomTree(TreeMethod[RandomTreeParams]):
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="ShareBench; the space is that of S. Vandenhende et al., Branched Multi-Task Networks, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",
-        references=(
-            Reference(
-                "vandenhende2020branched",
-                "inproceedings",
-                ("S. Vandenhende", "S. Georgoulis", "B. De Brabandere", "L. Van Gool"),
-                "Branched Multi-Task Networks: Deciding What Layers To Share",
-                "British Machine Vision Conference",
-                2020,
-                "https://arxiv.org/abs/1904.02920",
-            ),
-        ),
+        references=(VANDENHENDE,),
         statements=(
             Statement("default", "Uniform over all trees whose size is within the budget, a new draw for each seed."),
             Statement("default", "at_least bounds the size from below, for comparisons at equal size."),
@@ -74,7 +70,7 @@ class RandomTree(TreeMethod[RandomTreeParams]):
 
     @property
     def granularity(self) -> Granularity:
-        """What a segment is."""
+        """Whether a segment is a stage or a block."""
         return self.params.granularity
 
     def check_choice(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:

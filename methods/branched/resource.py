@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from datasets.errors import UsageError
+from methods.branched.choices import Estimator
 from methods.branched.trees import Partition, canonical, is_refinement, set_partitions
 
-Estimator = Literal["bmtas", "exact"]
 MOST_TASKS = 7  # 877 partitions; of eight tasks 4,140, and a matrix of 137 MB
 
 
@@ -57,7 +56,7 @@ class GroupingTable:
 
 @functools.lru_cache(maxsize=MOST_TASKS)
 def grouping_table(n_tasks: int) -> GroupingTable:
-    """The table of so many tasks, made once."""
+    """The table for `n_tasks` tasks, made once."""
     return GroupingTable(n_tasks)
 
 

@@ -1,46 +1,66 @@
-"""What both searches can be told, and how long their passes are. Source: branching search 2.3, 3 and 4."""
+"""Parameters of both searches, and the length of their passes. Source: branching search 2.3, 3 and 4."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
 from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
 from methods.branched.tree_method import ChoiceParams, Size
+from methods.graph.rules import BatchNormRule
 
-BatchNorm = Literal["shared", "per_task_stats", "per_task"]
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
 
 
 class SearchParams(ChoiceParams):
-    """search_ratio: batches before the final training over its own; n_cycles: E; arch_share: of a cycle's batches that
-    update the architecture; warmup_fraction: E_w / E. tau_*: temperature, linear over the cycles after the warm-up.
-    hard_samples: straight-through. lr_arch, wd_arch: Adam. reset_*: per cycle. search_scale: of the images.
-    branch_init: search goes on from searched weights. budget: None as published, else the most probable tree within it.
-    """
+    """The parameters of both searches. E cycles, the first E_w of them warm-up."""
 
-    search_ratio: Annotated[float, Field(gt=0)] = 1.2
-    n_cycles: Annotated[int, Field(ge=3)] = 20
-    arch_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    tau_start: Annotated[float, Field(gt=0)] = 5.0
-    tau_end: Annotated[float, Field(gt=0)] = 0.1
-    hard_samples: bool = False
-    lr_arch: Annotated[float, Field(gt=0)] = 1e-2
-    wd_arch: Annotated[float, Field(ge=0)] = 5e-5
-    reset_optimizer_state: bool = True
-    reset_bn: bool = True
-    weight_step: Literal["per_task", "joint"] = "per_task"
-    batch_norm: BatchNorm = "per_task_stats"
-    search_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    branch_init: Literal["initial", "search"] = "initial"
-    budget: Size | None = None
-    budget_unit: BudgetUnit = "params"
-    budget_scope: BudgetScope = "encoder"
+    search_ratio: Annotated[float, Field(gt=0)] = Field(
+        default=1.2,
+        description="batches before the final training, as a multiple of its own",
+    )
+    n_cycles: Annotated[int, Field(ge=3)] = Field(default=20, description="E, cycles of the search")
+    arch_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2,
+        description="share of a cycle's batches that update the architecture",
+    )
+    warmup_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(default=0.05, description="E_w / E")
+    tau_start: Annotated[float, Field(gt=0)] = Field(default=5.0, description="temperature after the warm-up")
+    tau_end: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="temperature at the end, linear in the cycles"
+    )
+    hard_samples: bool = Field(default=False, description="straight-through samples instead of soft ones")
+    lr_arch: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="learning rate of the architecture (Adam)")
+    wd_arch: Annotated[float, Field(ge=0)] = Field(default=5e-5, description="weight decay of the architecture (Adam)")
+    reset_optimizer_state: bool = Field(default=True, description="clear the optimizers' state every cycle")
+    reset_bn: bool = Field(default=True, description="reset norm statistics every cycle")
+    weight_step: Literal["per_task", "joint"] = Field(
+        default="per_task",
+        description="one optimizer step per task, or one for all tasks",
+    )
+    batch_norm: BatchNormRule = Field(default="per_task_stats", description="norm rule of copies in the search")
+    search_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="scale of the images in the search"
+    )
+    branch_init: Literal["initial", "search"] = Field(
+        default="initial",
+        description="`search` continues from the searched weights",
+    )
+    budget: Size | None = Field(
+        default=None,
+        description="size of the tree in the form of `branched`; null as published, else the most probable tree "
+        "within it",
+    )
+    budget_unit: BudgetUnit = Field(default="params", description="parameters or MACs")
+    budget_scope: BudgetScope = Field(
+        default="encoder",
+        description="`encoder`: stem, segments and tail; `encoder_heads`: with the heads",
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> SearchParams:
@@ -69,7 +89,7 @@ class Schedule:
 
     @classmethod
     def of(cls, steps: int, params: SearchParams) -> Schedule:
-        """For a final training of so many steps. A search too short for n_cycles has as many cycles as weight steps."""
+        """For a final training of `steps` steps. A search too short for n_cycles has as many cycles as weight steps."""
         total = max(3, round(params.search_ratio * steps))
         cycles = params.n_cycles
         for _ in range(2):  # the share of the warm-up depends on the cycles, and these on the weight steps
@@ -96,14 +116,14 @@ class Schedule:
 
 
 def warmup_cycles(cycles: int, fraction: float) -> int:
-    """E_w = max(1, floor(E fraction)): without a warm-up nothing would tell equal copies apart."""
+    """E_w = max(1, floor(E fraction)): without a warm-up equal copies would stay equal."""
     return max(1, int(cycles * fraction + 1e-9))  # 0.07 * 100 is not 7 in floats
 
 
 def search_notes(
     p: SearchParams, data: DatasetSpec, backbone: Backbone, segments: Segments, schedule: Schedule, n_cycles: int
 ) -> list[str]:
-    """What a plan should say of a search. n_cycles: asked for. Raises UsageError for what it cannot do on this cell."""
+    """Notes for the plan of a search. n_cycles: as asked for. Raises UsageError if it cannot run on this cell."""
     if p.search_scale < 1 and backbone.layout == "tokens":
         raise UsageError(f"search_scale {p.search_scale}: {backbone.config.name!r} takes one image size only.")
     notes = [

@@ -7,15 +7,16 @@ Source: branched 2.2 and 2.8, branching search 2.1.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.backbones.heads import create_head
 from methods.branched.trees import Tree
-from methods.graph.cost import Shape, count
-from methods.graph.operations import Operation
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.cost import Shape
+    from methods.graph.operations import Operation
 
 Granularity = Literal["stage", "block"]
 BudgetUnit = Literal["params", "macs"]
@@ -41,14 +42,14 @@ class Segments:
         return len(self.blocks)
 
     def constant(self, unit: BudgetUnit, scope: BudgetScope = "encoder") -> int:
-        """What every tree has: the stem, with `encoder_heads` also the heads."""
+        """Size of the part that every tree has: the stem, with `encoder_heads` also the heads."""
         stem, heads = (
             (self.stem_parameters, self.heads_parameters) if unit == "params" else (self.stem_macs, self.heads_macs)
         )
         return stem + (heads if scope == "encoder_heads" else 0)
 
     def per_copy(self, unit: BudgetUnit) -> tuple[int, ...]:
-        """What one copy of each segment has."""
+        """Size of one copy of each segment."""
         return self.parameters if unit == "params" else self.macs
 
     def reference(self, unit: BudgetUnit) -> int:
@@ -67,6 +68,9 @@ class Segments:
 
 def segments_of(backbone: Backbone, data: DatasetSpec, granularity: Granularity) -> Segments:
     """The backbone of a cell, cut; compute is counted at the data set's image size, batch size 1."""
+    from methods.backbones.heads import create_head
+    from methods.graph.cost import count
+
     n_blocks = len(backbone.blocks)
     blocks = tuple(backbone.stages) if granularity == "stage" else tuple(range(i, i + 1) for i in range(n_blocks))
     image: Shape = (1, backbone.config.in_chans, *data.native_size)
@@ -98,6 +102,8 @@ def segment_operations(backbone: Backbone, blocks: range, last: bool) -> list[Op
 
 def _costs(operations: list[Operation], shape: Shape) -> tuple[int, Shape]:
     """MACs of the operations one after another on an input of this shape, and the shape of the result."""
+    from methods.graph.cost import count
+
     macs = 0
     for operation in operations:
         cost = count(operation.module, [shape])
@@ -149,7 +155,7 @@ def size_budget(
 
 
 def budget_notes(segments: Segments, budget: SizeBudget) -> list[str]:
-    """For whoever reads a plan: what the budget is, and what one more copy of each segment costs."""
+    """Notes for a plan: the budget, and the cost of one more copy of each segment."""
     reference = segments.reference(budget.unit)
     steps = ", ".join(
         f"{name} +{one / reference:.3f}"

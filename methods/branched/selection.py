@@ -49,7 +49,7 @@ def partition_cost(delta: FloatArray, partition: Partition, kind: ClusterCost = 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a tree is chosen by. score: (segment, partition) -> what it adds to the cost. per_copy: P_d or M_d.
+    """The criterion of a choice. score: (segment, partition) -> what it adds to the cost. per_copy: P_d or M_d.
 
     constant: size that every tree has. n_shared: first segments that may not branch; they cost nothing.
     """
@@ -74,7 +74,7 @@ def affinity_problem(
 ) -> Problem:
     """The choice that affinities A [D, N, N] pose.
 
-    own_segment: A[d] judges who shares segment d. next_segment: it judges who shares segment d + 1; the first segment
+    own_segment: A[d] judges which tasks share segment d. next_segment: it judges segment d + 1; the first segment
     is always shared and the last affinity unused.
     """
     delta = 1 - affinities

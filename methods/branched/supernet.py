@@ -1,4 +1,4 @@
-"""What both searches share: copies of every layer, a soft choice between them, cycles of two passes.
+"""The common parts of both searches: copies of every layer, a soft choice between them, cycles of two passes.
 
 Source: branching search 2.2, 2.3 and 2.6; lengths are `schedule`'s. A layer is one block of the backbone, the last one
 with the tail.
@@ -22,11 +22,12 @@ from datasets.kinds import get_kind
 from methods.backbones.backbone import Backbone, Block
 from methods.backbones.forms import Residual
 from methods.branched.network import Copies
-from methods.branched.schedule import BatchNorm, Schedule, SearchParams
+from methods.branched.schedule import Schedule, SearchParams
 from methods.branched.segments import segment_operations
 from methods.branched.trees import Tree
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
 from methods.graph.operations import Operation, view_with_own_statistics
+from methods.graph.rules import BatchNormRule
 from methods.plain import task_losses
 
 
@@ -44,7 +45,7 @@ def mixture(logits: Tensor, noise: Tensor, tau: float, hard: bool = False) -> Te
     return one_hot + soft - soft.detach()
 
 
-def views(module: nn.Module, n: int, rule: BatchNorm) -> nn.ModuleList:
+def views(module: nn.Module, n: int, rule: BatchNormRule) -> nn.ModuleList:
     """n modules of the same weights: with the same norms, with own statistics, or with own scale and shift too."""
     if rule == "shared":
         return nn.ModuleList([module] * n)
@@ -97,7 +98,7 @@ class Supernet(nn.Module, abc.ABC):
             nn.ModuleList(views(_layer(self.backbones[i], number), len(streams), params.batch_norm) for i in range(n))
             for number, n in enumerate(n_copies)
         )
-        stem_rule: BatchNorm = "shared" if params.batch_norm == "shared" else "per_task_stats"
+        stem_rule: BatchNormRule = "shared" if params.batch_norm == "shared" else "per_task_stats"
         self.stems = nn.ModuleDict(
             dict(zip(data.inputs, views(self.backbones[0].stem, len(data.inputs), stem_rule), strict=True))
         )
@@ -117,7 +118,7 @@ class Supernet(nn.Module, abc.ABC):
         """images: {input: float [B, C, H, W]}; gives {task: prediction} for the tasks asked for."""
 
     def stem(self, images: Mapping[str, Tensor], name: str) -> Tensor:
-        """What the stem makes of the images of one input."""
+        """The stem's features of the images of one input."""
         x = images[name]
         if self.params.search_scale < 1:
             x = functional.interpolate(
@@ -139,7 +140,7 @@ class Supernet(nn.Module, abc.ABC):
         ]
 
     def n_parameters(self) -> int:
-        """Of everything but the choices."""
+        """Number of parameters without the architecture's."""
         return sum(p.numel() for group in self.weights() for p in group.parameters)
 
     def hold_statistics(self, held: bool) -> None:
@@ -245,7 +246,7 @@ class Search:
 def searched_copies(
     network: Supernet, trainer: Trainer, tree: Tree, choose: Callable[[int, int], tuple[int, int]]
 ) -> tuple[Operation, Copies]:
-    """A stem and copies that go on from searched weights: an ablation. choose: (layer, cluster) -> (copy, task).
+    """A stem and copies that continue from searched weights: an ablation. choose: (layer, cluster) -> (copy, task).
 
     Parameters stay the very objects that were trained, so that their updates are counted. Norms that had no scale and
     shift take the initial ones; statistics start anew, as a copy had several.

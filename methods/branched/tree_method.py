@@ -1,8 +1,8 @@
-"""What the methods of this package have in common: a tree is given or chosen, built from copies, shown, trained.
+"""The course that all methods of this package share: a tree is given or chosen, built from copies, shown, trained.
 
 `TreeMethod` is that frame. A `ChoosingMethod` finds its tree in the data, and so has a control: with `random_tree` the
-same search is made, and its tree gives way to one drawn uniformly from all trees of its own space that have the size of
-the one found (measurement 4c).
+same search is made, but its tree is replaced by one drawn uniformly from all trees of the search space that have the
+same size (measurement 4c).
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, model_validator
 
-from datasets.contracts import DatasetSpec
-from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
 from methods.branched.counting import require_countable, size_of, trees_of_size
 from methods.branched.network import Copies, FinalRecipe, ShareScaling, fit_tree, initial_copies, tree_graph
 from methods.branched.pictures import tell_tree
@@ -24,31 +21,41 @@ from methods.branched.segments import Granularity, Segments, segments_of
 from methods.branched.trees import Labels, Tree, read_tree
 from methods.contracts import Budget, Method, MethodParams, Trainer
 from methods.control import AMBER_DEVIATION
-from methods.graph.operations import Operation
-from methods.graph.task_graph import TaskGraph
+from methods.plain import require_tasks
+
+if TYPE_CHECKING:
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.operations import Operation
+    from methods.graph.task_graph import TaskGraph
 
 Size = Annotated[float, Field(ge=1)] | Annotated[int, Field(ge=1)]
 Tolerance = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TreeParams(MethodParams):
-    """What every method that ends in a tree takes.
+    """Parameters of every method that ends in a tree."""
 
-    fixed_tree: a row per segment with the number of each task's copy; skips the search. lr_share_scaling: `inverse`
-    divides the learning rate of what m tasks share by m in the final training.
-    """
-
-    fixed_tree: Labels | None = None
-    lr_share_scaling: ShareScaling = "none"
+    fixed_tree: Labels | None = Field(
+        default=None,
+        description="a row per segment with the number of each task's copy; skips the search",
+    )
+    lr_share_scaling: ShareScaling = Field(
+        default="none",
+        description="`inverse` divides the learning rate of what m tasks share by m in the final training",
+    )
 
 
 class ChoiceParams(TreeParams):
-    """random_tree: the control of the choice, a random tree of the size of the one that the same choice finds, within
-    size_tolerance in parameters and in MACs; what is told of the choice is told of the tree that was found.
-    """
+    """Parameters of every method that finds its tree in the data."""
 
-    random_tree: bool = False
-    size_tolerance: Tolerance = AMBER_DEVIATION
+    random_tree: bool = Field(
+        default=False, description="the control: a random tree of the size that the same choice finds"
+    )
+    size_tolerance: Tolerance = Field(
+        default=AMBER_DEVIATION,
+        description="relative tolerance of that size, in parameters and in MACs",
+    )
 
     @model_validator(mode="after")
     def _finds_something(self) -> ChoiceParams:
@@ -63,7 +70,7 @@ C = TypeVar("C", bound=ChoiceParams)
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A tree. copies: what it starts from where that is not for `TreeMethod.start` to say."""
+    """A tree. copies: its initial weights, None for those of `TreeMethod.start`."""
 
     tree: Tree
     copies: tuple[Operation, Copies] | None = None
@@ -74,37 +81,36 @@ class TreeMethod(Method[T]):
 
     @property
     def granularity(self) -> Granularity:
-        """What a segment is."""
+        """Whether a segment is a stage or a block."""
         return "block"
 
     def segments(self, data: DatasetSpec, backbone: Backbone) -> Segments:
-        """The backbone, cut. Raises UsageError where there is nothing to branch."""
-        if len(data.tasks) < 2:
-            raise UsageError(f"A tree needs at least two tasks; the cell has {list(data.task_names)}.")
+        """The backbone, cut into segments. Raises UsageError for a single task."""
+        require_tasks(data, "A tree")
         return segments_of(backbone, data, self.granularity)
 
     def final_recipe(self, data: DatasetSpec) -> FinalRecipe | None:
-        """The final training where it is not the cell's. Raises UsageError for data that it is not about."""
+        """The final training if it is not the cell's. Raises UsageError for data that the recipe is not made for."""
         return None
 
     def recipe_notes(self, data: DatasetSpec) -> Sequence[str]:
-        """What a plan says of a recipe that is not the cell's."""
+        """Notes for a plan about a recipe that is not the cell's."""
         return ()
 
     def start(self, trainer: Trainer, segments: Segments, tree: Tree) -> tuple[Operation, Copies]:
-        """What a tree starts from: the initial weights of the cell."""
+        """Stem and copies that a tree starts from: the initial weights of the cell."""
         return initial_copies(trainer, segments, tree)
 
     @abc.abstractmethod
     def check_choice(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:
-        """What a plan says of the choice. Raises UsageError where it cannot be made."""
+        """Notes for a plan about the choice. Raises UsageError if it cannot be made."""
 
     @abc.abstractmethod
     def choose(self, trainer: Trainer, segments: Segments) -> Chosen:
-        """The tree where none is given."""
+        """The tree, if none is given."""
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """The recipe where it is not the cell's, and the choice."""
+        """Notes about the recipe, if it is not the cell's, and about the choice."""
         segments = self.segments(data, backbone)
         self.final_recipe(data)
         notes = self.recipe_notes(data)
@@ -137,7 +143,7 @@ class ChoosingMethod(TreeMethod[C]):
 
     @abc.abstractmethod
     def check_search(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:
-        """What a plan says of the search. Raises UsageError where it cannot be made."""
+        """Notes for a plan about the search. Raises UsageError if it cannot be made."""
 
     @abc.abstractmethod
     def find(self, trainer: Trainer, segments: Segments) -> Chosen:
@@ -148,7 +154,7 @@ class ChoosingMethod(TreeMethod[C]):
         return [range(1, n_tasks + 1)] * n_segments
 
     def check_choice(self, data: DatasetSpec, backbone: Backbone, segments: Segments, budget: Budget) -> Sequence[str]:
-        """Of the search, and that its result is only a size where it is a control."""
+        """Notes of the search, and whether it serves a control."""
         notes = list(self.check_search(data, backbone, segments, budget))
         if not self.params.random_tree:
             return notes
@@ -156,7 +162,7 @@ class ChoosingMethod(TreeMethod[C]):
         return [*notes, f"control: a random tree of the size of the one that this finds, within {self._percent:g} %"]
 
     def choose(self, trainer: Trainer, segments: Segments) -> Chosen:
-        """What was found, or a draw of its size."""
+        """The tree that was found, or a random tree of its size."""
         found = self.find(trainer, segments)
         if not self.params.random_tree:
             return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from datasets.errors import UsageError
 
@@ -78,19 +78,6 @@ def is_refinement(fine: Partition, coarse: Partition) -> bool:
     """Whether every cluster of `fine` lies in one of `coarse`."""
     where = labels_of(coarse)
     return all(len({where[task] for task in cluster}) == 1 for cluster in fine)
-
-
-def all_trees(n_tasks: int, depth: int) -> Iterator[Tree]:
-    """Every tree once; their number grows as in the table of branched 2.6."""
-
-    def grow(tree: Tree) -> Iterator[Tree]:
-        if len(tree) == depth:
-            yield tree
-            return
-        for finer in refinements(tree[-1] if tree else together(n_tasks)):
-            yield from grow((*tree, finer))
-
-    return grow(())
 
 
 def nested(groupings: Iterable[Partition]) -> Tree:

@@ -1,7 +1,7 @@
 """Flow-based reduction: from gates in (0, 1) to the edges that a task keeps. Specification section 7.
 
 One task at a time. Its graph has a source s, the states 1..N and a sink t: read-ins s -> i with weight sigma(alpha_i),
-inner edges i -> j with sigma(gamma_ij), read-outs i -> t with sigma(beta_i). Edges stand in that order everywhere.
+inner edges i -> j with sigma(gamma_ij), read-outs i -> t with sigma(beta_i). Edges are in that order everywhere.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _order(score: FloatArray, edges: Iterable[int]) -> list[int]:
 
 
 def _without(graph: FlowGraph, kept: BoolArray, e: int) -> BoolArray | None:
-    """What is live once an edge is gone; None where t would be unreachable or no inner edge would remain."""
+    """The live edges without one edge; None if t would be unreachable or no inner edge would remain."""
     trial = kept.copy()
     trial[e] = False
     trial = graph.live(trial)

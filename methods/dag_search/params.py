@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from methods.contracts import MethodParams
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Score = Literal["contribution", "ratio", "magnitude", "random"]
 Stop = Literal["budget", "first_bridge", "threshold"]
@@ -23,26 +23,38 @@ RECALLED_REDUCTION: dict[str, Any] = {"score": "ratio", "stop": "first_bridge"}
 
 
 class SearchParams(MethodParams):
-    """update: what the search trains. `joint`: gates and Theta together; `alternate`: Theta on fit and gates on arch,
-    in turn, half of the steps each; `gates_only`: gates, heads and alignments, Theta stays.
-    recompute: keep no activations of the edges' operations, compute them again in the backward pass.
-    """
+    """How gates and weights are trained in the search."""
 
-    update: Literal["joint", "alternate", "gates_only"] = "joint"
-    recompute: bool = False
+    update: Literal["joint", "alternate", "gates_only"] = Field(
+        default="joint",
+        description="`joint`: gates and Theta together; `alternate`: Theta on fit and gates on arch in turn, half of "
+        "the steps each; `gates_only`: gates, heads and alignments",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="keep no activations of the edges' operations, but compute them again in the backward pass",
+    )
 
 
 class ReductionParams(MethodParams):
-    """score, stop: which edges go, and how many. budget_unit: `edges` keeps kappa inner edges for each task;
-    `union_params` cuts over all tasks until backbone and added parameters are at most `budget` x P_ref.
-    max_reads: most read-ins, and most read-outs, that a task keeps; none by default.
-    """
+    """Which edges the reduction removes, and how many."""
 
-    score: Score = "contribution"
-    stop: Stop = "budget"
-    budget_unit: Literal["edges", "union_params"] = "edges"
-    budget: Positive | None = None
-    max_reads: Annotated[int, Field(ge=1)] | None = None
+    score: Score = Field(
+        default="contribution", description="importance of an edge; `random` is the control of the search"
+    )
+    stop: Stop = Field(default="budget", description="when the reduction ends")
+    budget_unit: Literal["edges", "union_params"] = Field(
+        default="edges",
+        description="`edges` keeps kappa inner edges a task; `union_params` cuts until all tasks together fit `budget`",
+    )
+    budget: Positive | None = Field(
+        default=None,
+        description="backbone and added parameters over P_ref, read under `budget_unit: union_params`",
+    )
+    max_reads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="most read-ins, and most read-outs, that a task keeps; null sets no limit",
+    )
 
     @model_validator(mode="after")
     def _budget_has_a_unit(self) -> ReductionParams:
@@ -56,32 +68,40 @@ class ReductionParams(MethodParams):
 
 
 class DagSearchParams(MethodParams):
-    """variant: `recalled` switches the defaults that replace a recalled form of the paper back to it.
-    flow_constant: M, the longest span of an edge; `all` for N - 1. kappa: inner edges per task, N - 1 where it is null.
-    squeeze_weight: of L_sq; squeeze_reads: read-ins and read-outs are squeezed too, to kappa + 2 in all.
-    aggregate: `weighted_mean` or `sum` of what enters a state. gate_init: `zero` (all gates 0.5) or `chain` (the plain
-    backbone's edges open).
-    gate_lr: of Adam on the gates. warmup_ratio, search_ratio: in units of budget.steps.
-    read_in, read_out: switched off, tasks read the stem's feature at the first state and leave at the last one only.
-    reinit: train what was found from initial weights. batch_norm: rule during the search.
-    """
+    """The parameters of the DAG search. N: number of states, one more than the backbone has blocks."""
 
-    variant: Literal["default", "recalled"] = "default"
-    flow_constant: Annotated[int, Field(ge=1)] | Literal["all"] = 3
-    kappa: Annotated[int, Field(ge=1)] | None = None
-    squeeze_weight: Ratio = 1e-2
-    squeeze_reads: bool = False
-    aggregate: Aggregate = "weighted_mean"
-    gate_init: GateInit = "chain"
-    gate_lr: Positive = 1e-2
-    warmup_ratio: Ratio = 0.2
-    search_ratio: Positive = 0.8
-    read_in: bool = True
-    read_out: bool = True
-    search: SearchParams = SearchParams()
-    reduction: ReductionParams = ReductionParams()
-    reinit: bool = False
-    batch_norm: BatchNormRule = "per_task_stats"
+    variant: Literal["default", "recalled"] = Field(
+        default="default",
+        description="`recalled` restores the recalled forms of the paper that our defaults replace",
+    )
+    flow_constant: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        default=3,
+        description="M, the longest span of an edge; `all` for N - 1",
+    )
+    kappa: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="inner edges per task; null takes N - 1"
+    )
+    squeeze_weight: Ratio = Field(default=1e-2, description="weight of the squeeze loss L_sq")
+    squeeze_reads: bool = Field(
+        default=False, description="squeeze read-ins and read-outs too, to kappa + 2 edges in all"
+    )
+    aggregate: Aggregate = Field(default="weighted_mean", description="how what enters a state is combined")
+    gate_init: GateInit = Field(
+        default="chain",
+        description="`zero`: all gates 0.5; `chain`: the edges of the plain backbone are open",
+    )
+    gate_lr: Positive = Field(default=1e-2, description="learning rate of the gates (Adam)")
+    warmup_ratio: Ratio = Field(default=0.2, description="steps of the warm-up as a multiple of the budget's")
+    search_ratio: Positive = Field(default=0.8, description="steps of the search as a multiple of the budget's")
+    read_in: bool = Field(
+        default=True,
+        description="tasks read the stem's feature at every state; false: at the first one only",
+    )
+    read_out: bool = Field(default=True, description="tasks leave at every state; false: at the last one only")
+    search: SearchParams = Field(default=SearchParams(), description="how gates and weights are trained")
+    reduction: ReductionParams = Field(default=ReductionParams(), description="which edges are removed")
+    reinit: bool = Field(default=False, description="train the found architecture from initial weights")
+    batch_norm: BatchNormRule = Field(default="per_task_stats", description="norm rule during the search")
 
     @model_validator(mode="before")
     @classmethod

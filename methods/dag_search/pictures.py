@@ -1,4 +1,4 @@
-"""What people look at: the found topology, the paths of the gates, the overlap between tasks."""
+"""Pictures of a search: the found topology, the paths of the gates, the overlap between tasks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The central network with every edge in place, and the gates that weigh them. Sections 2, 4 and 6.
 
 Symbols: alpha[K, N] read-in logits, beta[K, N] read-out logits, gamma[K, |E|] edge logits; sigma their sigmoid. Edges
-stand in the order of `FlowGraph.edges`: read-ins, inner edges, read-outs.
+are in the order of `FlowGraph.edges`: read-ins, inner edges, read-outs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from datasets.contracts import DatasetSpec
 from methods.dag_search.flow import FlowGraph
 from methods.dag_search.space import DagSpace
-from methods.graph.norms import BatchNormRule, TaskNorms, has_statistics
+from methods.graph.norms import TaskNorms, has_statistics
 from methods.graph.operations import Operation
+from methods.graph.rules import BatchNormRule
 
 OPEN = 2.0  # logit of a chain gate under `gate_init: chain`, -OPEN of the others
 
@@ -126,7 +127,7 @@ class Supernet(nn.Module):
             self._into[j].append((e, i))
 
     def weights(self) -> Tensor:
-        """What every edge's value is multiplied by, float [K, edges]: sigma / z. Section 4."""
+        """The factor of every edge's value, float [K, edges]: sigma / z. Section 4."""
         gates = self.gates.sigma() * cast(Tensor, self._exists)
         if self.space.aggregate == "sum":
             return gates
@@ -203,9 +204,15 @@ class Supernet(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()):
             return cast(Tensor, block(align(value)))
         norms = [module for part in (align, block) for module in part.modules() if isinstance(module, _NormBase)]
-        again = lambda: (contextlib.nullcontext(), _as_lent(norms, lambda: self.norms.use(k)))  # noqa: E731
-        run = lambda x: block(align(x))  # noqa: E731
-        return cast(Tensor, checkpoint(run, value, use_reentrant=False, context_fn=again))
+
+        def run(x: Tensor) -> Tensor:
+            return cast(Tensor, block(align(x)))
+
+        def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+            """Around the first pass, and around the second one, in the backward pass."""
+            return contextlib.nullcontext(), _as_lent(norms, lambda: self.norms.use(k))
+
+        return checkpoint(run, value, use_reentrant=False, context_fn=contexts)
 
 
 def _accumulate(total: Tensor | None, value: Tensor, weight: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ L^t_n: loss of sample n under the final network of task t, in eval mode, without
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +13,9 @@ from torch import Tensor
 from datasets.contracts import Batch, DatasetSpec
 from datasets.kinds import get_kind
 from datasets.protocols import get_protocol
+from methods.dmo.parameters import MuRule
 from methods.graph.task_graph import TaskGraph
 
-MuRule = Literal["mean_of_task_means", "pooled"]
 CROSS_ENTROPIES = frozenset({"class", "semantic", "attribute", "binary_map"})  # kinds whose losses share a unit
 
 

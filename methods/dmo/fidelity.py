@@ -1,4 +1,4 @@
-"""Where each part of DMO comes from. Shown by `list dmo`; a tag is raised only by whoever read the source."""
+"""Where each part of DMO comes from; `list dmo` prints it."""
 
 from __future__ import annotations
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
 
 import networkx
 import numpy as np
 import torch
 
 from datasets.errors import UsageError, unknown
+from methods.dmo.parameters import CliqueOrder
 from methods.dmo.similarity import FloatArray
 
-CliqueOrder = Literal["size_then_mean", "size"]
 Groups = tuple[tuple[int, ...], ...]
 
 

@@ -1,4 +1,4 @@
-"""The network of a group: its graph under the norm rules, its updates, and what of it is not zero (dmo 2, 3, 5)."""
+"""The network of a group: its graph under the norm rules, its updates, and its nonzero weights (dmo 2, 3, 5)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from datasets.contracts import Batch, DatasetSpec
 from methods.contracts import LossFunction
 from methods.dmo.parameters import PublishedParams
 from methods.graph.cost import CostTable, Shape
-from methods.graph.graph_norms import with_own_norms, with_shared_statistics
-from methods.graph.norms import BatchNormRule
+from methods.graph.norms import with_own_norms
 from methods.graph.operations import Operation
+from methods.graph.rules import BatchNormRule
 from methods.graph.task_graph import Node, TaskGraph
 from methods.plain import task_losses
 
@@ -38,7 +38,7 @@ def group_graph(
             own = with_own_norms(operation) if rule == "per_task" and number > 0 else operation
             value = graph.add(own, value)
         graph.output(task, graph.add(head(task), value))
-    return with_shared_statistics(graph) if rule == "shared" else graph
+    return graph.with_shared_statistics() if rule == "shared" else graph
 
 
 def batches_of(data: DatasetSpec, task: str, batch_size: int) -> int:
@@ -65,7 +65,7 @@ def is_due(updates: int, steps: int, step: int) -> bool:
 class GroupNetwork(nn.Module):
     """A group whose tasks receive unequal numbers of updates. `network(images, tasks)` as graphs.
 
-    updates: {task: updates in a stage of `steps`}. The step is a buffer, so that a resumed training goes on with it.
+    updates: {task: updates in a stage of `steps`}. The step is a buffer, so that a resumed training continues with it.
     """
 
     step: Tensor

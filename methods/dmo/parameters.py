@@ -1,17 +1,15 @@
-"""What can be set. Defaults are those of `recipe: suite`; `recipe: published` fills in its own (dmo 4)."""
+"""The parameters of DMO. Defaults are those of `recipe: suite`; `recipe: published` fills in its own (dmo 4)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from methods.contracts import MethodParams
-from methods.dmo.difficulty import MuRule
-from methods.dmo.grouping import CliqueOrder
-from methods.dmo.pruning import MergeRule, PruneScope
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -19,57 +17,90 @@ Count = Annotated[int, Field(ge=1)]
 Threshold = Annotated[float, Field(ge=-1, le=1)]
 Quantile = Annotated[str, Field(pattern=r"^quantile:(0(\.\d+)?|1(\.0+)?)$")]
 
+MuRule = Literal["mean_of_task_means", "pooled"]
+CliqueOrder = Literal["size_then_mean", "size"]
+PruneScope = Literal["global", "layer"]
+MergeRule = Literal["hardest", "mean"]
+
+
+def kept_fraction(d: float, tau: float) -> float:
+    """q = 1 - exp(-d / tau): exp(-d / tau) is pruned. Harder tasks keep more, and a smaller tau keeps more."""
+    return -math.expm1(-d / tau)
+
 
 class PublishedParams(MethodParams):
-    """The training of the four-task scenario: SGD with cosine decay to 0, counted in epochs of batch_size images,
-    whatever the cell's batches are. retrain_epochs, retrain_lr: of the groups, null takes those of stage 1.
+    """The training of the four-task scenario: SGD with cosine decay to 0, counted in epochs whatever the cell's batches
+    are.
     """
 
-    epochs: Count = 25
-    lr: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    batch_size: Count = 64
-    retrain_epochs: Count | None = None
-    retrain_lr: Positive | None = None
+    epochs: Count = Field(default=25, description="epochs of a single-task network")
+    lr: Positive = Field(default=0.1, description="learning rate of stage 1")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="of SGD")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=5e-4, description="of SGD")
+    batch_size: Count = Field(default=64, description="images in a batch, which an epoch is counted in")
+    retrain_epochs: Count | None = Field(default=None, description="epochs of the groups; null takes those of stage 1")
+    retrain_lr: Positive | None = Field(
+        default=None, description="learning rate of the groups; null takes that of stage 1"
+    )
 
 
 class DmoParams(MethodParams):
-    """recipe: `published` trains by the article's recipe. init: all single-task networks start from the cell's initial
-    weights, or each from a stream of its own (from scratch only). alpha: S = alpha S_W + (1 - alpha) S_L. tau_sim:
-    tasks whose S is above it may share, a number or `quantile:q` of the pairs (at least three tasks); tau_bk, when set,
-    in its place. loss_axis: what loss curves are correlated over. tau: pruned fraction exp(-d / tau). mu: what a
-    sample's loss is compared with. difficulty_normalise: losses over the task's mean loss of the first cycle
-    (`initial`) or as they are; null takes `none` where all losses are cross-entropies. prune_scope: one threshold, or
-    one a tensor. keep_floor, layer_floor: least kept fraction of a network, and weights of a tensor. clique_order:
-    among cliques of one size. merge_rule: whose weight a survivor of several tasks takes. batch_norm: of a group.
-    sampler: of tasks with unequal numbers of images, under `published`. reinit: surviving weights restart from the
-    cell's initial weights. groups: a partition of the tasks, which replaces the search for one.
-    Controls: pruning `equal` keeps the same fraction of every network, `none` prunes nothing; random_groups takes
-    groups of the sizes that were found at random.
-    """
+    """The parameters of DMO. S: similarity of tasks, of weights (S_W) and of loss curves (S_L)."""
 
-    recipe: Literal["suite", "published"] = "suite"
-    init: Literal["shared", "independent"] = "shared"
-    alpha: Share = 0.5
-    tau_sim: Annotated[Threshold | Quantile, Field(union_mode="left_to_right")] = "quantile:0.667"
-    tau_bk: Threshold | None = None
-    loss_axis: Literal["cycle", "epoch"] = "cycle"
-    tau: Positive = 1.0
-    mu: MuRule = "mean_of_task_means"
-    difficulty_normalise: Literal["none", "initial"] | None = None
-    prune_scope: PruneScope = "global"
-    keep_floor: Share = 0.01
-    layer_floor: Annotated[int, Field(ge=0)] = 1
-    clique_order: CliqueOrder = "size_then_mean"
-    merge_rule: MergeRule = "hardest"
-    batch_norm: BatchNormRule = "per_task_stats"
-    sampler: Literal["equal_updates", "cycle_to_longest"] = "equal_updates"
-    reinit: bool = False
-    groups: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)] | None = None
-    pruning: Literal["difficulty", "equal", "none"] = "difficulty"
-    random_groups: bool = False
-    published: PublishedParams | None = None
+    recipe: Literal["suite", "published"] = Field(
+        default="suite",
+        description="`published` trains by the article's recipe, see `published`",
+    )
+    init: Literal["shared", "independent"] = Field(
+        default="shared",
+        description="single-task networks start from the cell's initial weights, or each from its own stream (from "
+        "scratch only)",
+    )
+    alpha: Share = Field(default=0.5, description="S = alpha S_W + (1 - alpha) S_L")
+    tau_sim: Annotated[Threshold | Quantile, Field(union_mode="left_to_right")] = Field(
+        default="quantile:0.667",
+        description="tasks whose S is above it may share: a number, or `quantile:q` of the pairs (three tasks or more)",
+    )
+    tau_bk: Threshold | None = Field(default=None, description="where it is set, it takes the place of tau_sim")
+    loss_axis: Literal["cycle", "epoch"] = Field(default="cycle", description="what loss curves are correlated over")
+    tau: Positive = Field(
+        default=1.0,
+        description="temperature of pruning: exp(-d / tau) of the weights are pruned, d the difficulty",
+    )
+    mu: MuRule = Field(default="mean_of_task_means", description="the mean loss that a sample's loss is compared with")
+    difficulty_normalise: Literal["none", "initial"] | None = Field(
+        default=None,
+        description="`initial` divides losses by the task's mean loss of the first cycle; null takes `none` where all "
+        "losses are cross-entropies",
+    )
+    prune_scope: PruneScope = Field(
+        default="global", description="one threshold for all weights, or one for each tensor"
+    )
+    keep_floor: Share = Field(default=0.01, description="least kept fraction of a network")
+    layer_floor: Annotated[int, Field(ge=0)] = Field(default=1, description="least number of kept weights of a tensor")
+    clique_order: CliqueOrder = Field(default="size_then_mean", description="order of cliques of equal size")
+    merge_rule: MergeRule = Field(
+        default="hardest",
+        description="whose weight survives where several tasks keep it: the hardest task's, or their mean",
+    )
+    batch_norm: BatchNormRule = Field(default="per_task_stats", description="norm rule of a group")
+    sampler: Literal["equal_updates", "cycle_to_longest"] = Field(
+        default="equal_updates",
+        description="updates of tasks with unequal numbers of images, read under `published`",
+    )
+    reinit: bool = Field(default=False, description="surviving weights restart from the cell's initial weights")
+    groups: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="a partition of the tasks, in place of the search for one",
+    )
+    pruning: Literal["difficulty", "equal", "none"] = Field(
+        default="difficulty",
+        description="controls: `equal` keeps one fraction of every network, `none` prunes nothing",
+    )
+    random_groups: bool = Field(default=False, description="control: random groups of the sizes that were found")
+    published: PublishedParams | None = Field(
+        default=None, description="the article's recipe, read under `recipe: published`"
+    )
 
     @property
     def threshold(self) -> float | str:
@@ -79,7 +110,7 @@ class DmoParams(MethodParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What `recipe: published` implies, where it is not given."""
+        """Defaults that `recipe: published` changes."""
         if not isinstance(values, Mapping) or values.get("recipe") != "published":
             return values
         implied = {"loss_axis": "epoch", "batch_norm": "shared", "sampler": "cycle_to_longest", "published": {}}

@@ -1,4 +1,4 @@
-"""Pictures of DMO: similarities, groups, and what is kept of each layer."""
+"""Pictures of DMO: similarities, groups, and the kept share of each layer."""
 
 from __future__ import annotations
 

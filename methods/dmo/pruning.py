@@ -1,4 +1,4 @@
-"""What survives of each network, and one sparse network of a group (dmo 2, steps 7 and 8).
+"""The weights of each network that survive, and one sparse network of a group (dmo 2, steps 7 and 8).
 
 W: the weights of all convolutions and linear layers of a backbone, n of them; a mask is a list of bool tensors with
 their shapes, True = survives.
@@ -7,17 +7,15 @@ their shapes, True = survives.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from methods.dmo.parameters import MergeRule, PruneScope
 from methods.graph.operations import Operation
 
-PruneScope = Literal["global", "layer"]
-MergeRule = Literal["hardest", "mean"]
 Masks = list[Tensor]
 
 
@@ -40,11 +38,6 @@ def with_masks(operation: Operation) -> Operation:
     layers = operation.module.named_modules()
     names = [f"{name}.weight".lstrip(".") for name, module in layers if isinstance(module, (nn.Conv2d, nn.Linear))]
     return dataclasses.replace(operation, masks={name: name for name in names})
-
-
-def kept_fraction(d: float, tau: float) -> float:
-    """q = 1 - exp(-d / tau): exp(-d / tau) is what is pruned, so harder tasks keep more, and smaller tau keeps more."""
-    return -math.expm1(-d / tau)
 
 
 def n_survivors(q: float, n: int) -> int:
@@ -70,7 +63,7 @@ def survivors(weights: Sequence[Tensor], q: float, scope: PruneScope, layer_floo
     """The largest weights in magnitude: exactly k of all, or of each tensor. Ties go to the lower index: a threshold
     would keep all of them.
 
-    layer_floor: every tensor keeps at least so many of its own largest, or all that it has.
+    layer_floor: every tensor keeps at least this number of its largest weights, or all of them.
     """
     if scope == "global":
         flat = torch.cat([weight.abs().flatten() for weight in weights])

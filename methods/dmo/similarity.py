@@ -22,7 +22,7 @@ def weight_similarity(weights: Sequence[Sequence[Tensor]]) -> FloatArray:
     """S_W: Pearson correlation of all weights of every two networks. weights: [T][tensors], equal shapes by position.
 
     Sums are accumulated in float64, a slice of every network at a time, so that memory does not grow with their size.
-    Means are taken first: what is then summed is centred, and no digits cancel. NaN where a network's weights are all
+    Means are subtracted before sums are taken, so that no digits cancel. NaN where a network's weights are all
     equal.
     """
     n = sum(tensor.numel() for tensor in weights[0])

@@ -1,4 +1,4 @@
-"""What a run of DMO says: the log that dmo 4 requires, as facts, artifacts and pictures."""
+"""What a run of DMO reports: the log that dmo 4 requires, as facts, artifacts and pictures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tell_cliques(
 def tell_groups(
     trainer: Trainer, groups: Groups, graphs: Sequence[TaskGraph], kept: Sequence[Masks], in_chans: int
 ) -> None:
-    """The groups with what is stored and what is not pruned, both (dmo 5). kept: masks of the groups."""
+    """Report the groups, with stored and with nonzero parameters (dmo 5). kept: masks of the groups."""
     data, tasks = trainer.data, trainer.data.task_names
     trainer.chosen("+".join(tasks[t] for t in group) for group in groups)
     trainer.fact("groups", len(groups))
@@ -92,13 +92,13 @@ def tell_kept(
 
 
 def n_nonzero(graph: TaskGraph, masks: Masks) -> int:
-    """nnz(M_g) + all parameters that are not prunable: the dense count without what is pruned."""
+    """nnz(M_g) + all parameters that are not prunable: the dense count without pruned weights."""
     pruned = sum(mask.numel() - int(mask.sum()) for mask in masks)
     return sum(parameter.numel() for parameter in graph.parameters()) - pruned
 
 
 def fractions(masks: Masks) -> list[float]:
-    """Of each tensor, what survives."""
+    """Report the kept share of each tensor."""
     return [float(mask.double().mean()) for mask in masks]
 
 

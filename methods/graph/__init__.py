@@ -1,1 +1,1 @@
-"""Task graphs: what every method ends in."""
+"""Task graphs, the result of every method: operations, norm rules, cost."""

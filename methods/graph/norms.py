@@ -1,20 +1,27 @@
-"""Norms of a shared network that keep statistics, and if asked weights, of each task's own while it is searched.
+"""Norms with statistics, and if asked weights, of each task's own: in a network that is searched, and in one that is
+fixed.
 
-A network whose tasks feed different activations to one batch norm needs a set of statistics per task: averaged over
-tasks they are wrong for each of them in eval mode (dag_search 5, adashare 2.7). Nothing is copied but the statistics:
-a norm is lent one task's tensors before that task's pass.
+A `TaskGraph` is `per_task_stats` by itself: weights belong to operations, statistics to nodes, so an operation that
+tasks feed with different inputs keeps a set for each. `TaskGraph.with_shared_statistics` is `shared`, `with_own_norms`
+`per_task` (soft_sharing 0, dmo 4).
+
+A searched network whose tasks feed different activations to one batch norm needs a set of statistics per task:
+averaged over tasks they are wrong for each of them in eval mode (dag_search 5, adashare 2.7). Nothing is copied but the
+statistics: `TaskNorms` lends a norm one task's tensors before that task's pass.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-BatchNormRule = Literal["shared", "per_task_stats", "per_task"]
+from methods.graph.operations import Operation, copy_sharing
+from methods.graph.rules import BatchNormRule
 
 _STATISTICS = ("running_mean", "running_var")
 _WEIGHTS = ("weight", "bias")
@@ -126,3 +133,27 @@ class TaskNorms(nn.Module):
 def has_statistics(module: nn.Module) -> bool:
     """Whether a module is a norm that gathers statistics over batches."""
     return isinstance(module, _NormBase) and module.track_running_stats
+
+
+def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Weights and biases of the norms that gather statistics, once each."""
+    norms = [part for part in module.modules() if has_statistics(part)]
+    return list({id(p): p for norm in norms for p in norm.parameters(recurse=False)}.values())
+
+
+def other_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Every parameter that belongs to no norm that gathers statistics, once each."""
+    own = {id(p) for p in norm_parameters(module)}
+    return [p for p in module.parameters() if id(p) not in own]
+
+
+def with_own_norms(operation: Operation) -> Operation:
+    """A copy of an operation under the norm rule `per_task`: its batch norms have weights and statistics of their own,
+    with the same values; every other weight stays shared. An operation without such a norm is returned as it is.
+
+    Its parameters count as `added`; those that are shared count where they came from.
+    """
+    if not norm_parameters(operation.module):
+        return operation
+    module = copy_sharing(operation.module, other_parameters(operation.module))
+    return dataclasses.replace(operation, module=module, origin="added")

@@ -1,7 +1,7 @@
-"""Operations: the modules that nodes of a task graph run, with what is needed to compare them and to build them again.
+"""Operations: the modules that nodes of a task graph run. They can be compared, and built again from a configuration.
 
 Two operations are equal when kind, configuration and tensors are the same: parameters and buffers by identity, because
-what is equal today may be trained or pruned apart; statistics of norms are left out. A kind is a registered factory
+equal values may diverge by training or pruning. Statistics of norms are left out. A kind is a registered factory
 from a JSON configuration to a fresh module, so that a graph can come back from its JSON form and a safetensors file.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from typing import Literal, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from datasets.errors import UsageError, unknown
 Origin = Literal["backbone", "added", "heads"]
 Config = Mapping[str, object]
 Factory = Callable[[Config], nn.Module]
+T = TypeVar("T")
 
 _FACTORIES: dict[str, Factory] = {}
 
@@ -52,7 +53,7 @@ class Operation:
 
     masks: {parameter: tensor of its shape, not zero where a weight is kept}, both by their names in the module: a
     buffer, or the parameter itself where pruned weights are stored as zeros. Weights that are not kept are not counted.
-    Raises UsageError for masks of what the module does not hold.
+    Raises UsageError for masks that the module does not hold.
     """
 
     kind: str
@@ -115,7 +116,7 @@ def canonical_config(config: Config) -> str:
 
 
 def statistics_names(module: nn.Module) -> set[str]:
-    """Names of the buffers that are statistics of what a norm has seen: they belong to nodes, not to operations."""
+    """Names of the buffers that are norm statistics: they belong to nodes, not to operations."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules(remove_duplicate=False)
@@ -126,8 +127,12 @@ def statistics_names(module: nn.Module) -> set[str]:
 
 def view_with_own_statistics(module: nn.Module) -> nn.Module:
     """A copy that shares every parameter with `module` and owns its buffers, norm statistics among them."""
-    memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, memo)
+    return copy_sharing(module, module.parameters())
+
+
+def copy_sharing(thing: T, kept: Iterable[nn.Parameter]) -> T:
+    """A deep copy that holds these very parameters; everything else in it is new, with equal values."""
+    return copy.deepcopy(thing, {id(parameter): parameter for parameter in kept})
 
 
 class Add(nn.Module):

@@ -1,7 +1,7 @@
-"""Task graphs: what every method ends in, and the only thing that is measured.
+"""Task graphs: the result of every method, and the only thing that is measured.
 
 A graph is built from operations. Equal operations on equal inputs become one node, so computation that tasks share is
-done once and sharing can be read off the graph; operations whose masks are different tensors are not equal. *Weights
+done once and sharing can be read off the graph. Operations whose masks are different tensors are not equal. *Weights
 belong to operations, norm statistics belong to nodes*: an operation fed with two inputs keeps one set of weights and
 two sets of statistics, so it is right for each of them.
 """
@@ -14,7 +14,7 @@ import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -23,17 +23,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from datasets.contracts import Batch
 from datasets.errors import UsageError, unknown
-from methods.graph.operations import (
-    Config,
-    Operation,
-    Origin,
-    build_module,
-    canonical_config,
-    statistics_names,
-    view_with_own_statistics,
-)
-
-FORMAT = 1  # of the JSON form
+from methods.graph.form import document_of, stored_operations, structure_of, tensor_table
+from methods.graph.operations import Operation, Origin, view_with_own_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +141,37 @@ class TaskGraph:
         """The graph without the nodes that no task needs."""
         return self.subgraph(*self.tasks)
 
+    @classmethod
+    def merged(cls, graphs: Sequence[TaskGraph]) -> TaskGraph:
+        """One graph that holds several, their tasks in order. Inputs of the same name become one input.
+
+        Modules, weights and statistics are the same objects. Raises UsageError if two graphs have a task in common.
+        """
+        whole = cls(list(dict.fromkeys(name for graph in graphs for name in graph.inputs)))
+        for graph in graphs:
+            values = {name: Value(name) for name in graph.inputs}
+            for node in graph.nodes.values():
+                arguments = tuple(values[value.name] for value in node.inputs)
+                known = whole._merged.get((node.operation.identity(), arguments))
+                # Not `add`: the node keeps its own module, and with it the statistics that it has gathered.
+                values[node.name] = known or whole._insert(
+                    Node(whole._free_name(node.operation), node.operation, arguments, node.module)
+                )
+            for task, value in graph.outputs.items():
+                whole.output(task, values[value.name])
+        return whole
+
+    def with_shared_statistics(self) -> TaskGraph:
+        """The graph under the norm rule `shared`: all nodes of an operation move and read its one set of statistics.
+
+        Weights and structure are those of this graph; the statistics are those that its operations hold.
+        """
+        shared = TaskGraph(self.inputs)
+        for node in self.nodes.values():
+            shared._insert(dataclasses.replace(node, module=node.operation.module))
+        shared.outputs = dict(self.outputs)
+        return shared
+
     def require_deployable(self) -> None:
         """Raise UsageError where a node is dead: leftovers of a search must not be counted or stored as the product."""
         dead = [self.nodes[name] for name, tasks in self.users().items() if not tasks]
@@ -206,43 +228,7 @@ class TaskGraph:
 
         Nodes are numbered by a depth-first walk from the outputs, tasks in alphabetical order; weights by first visit.
         """
-        order: dict[str, int] = {}
-        for task in sorted(self.outputs):
-            self._number(self.outputs[task], order)
-        users = self.users()
-        labels: dict[int, int] = {}
-        nodes = []
-        for name in order:
-            node = self.nodes[name]
-            weights = {
-                local: labels.setdefault(id(parameter), len(labels))
-                for local, parameter in sorted(node.module.named_parameters(remove_duplicate=False))
-            }
-            nodes.append(
-                {
-                    "kind": node.operation.kind,
-                    "config": json.loads(canonical_config(node.operation.config)),
-                    "origin": node.operation.origin,
-                    "weights": weights,
-                    "inputs": [order.get(value.name, value.name) for value in node.inputs],
-                    "tasks": sorted(users[name]),
-                }
-            )
-        outputs = {task: order.get(value.name, value.name) for task, value in sorted(self.outputs.items())}
-        return {"nodes": nodes, "outputs": outputs}
-
-    def _number(self, value: Value, order: dict[str, int]) -> None:
-        """Post-order numbering without recursion (deep graphs)."""
-        stack: list[tuple[Value, bool]] = [(value, False)]
-        while stack:
-            current, expanded = stack.pop()
-            if current.name not in self.nodes or current.name in order:
-                continue
-            if expanded:
-                order[current.name] = len(order)
-            else:
-                stack.append((current, True))
-                stack.extend((parent, False) for parent in reversed(self.nodes[current.name].inputs))
+        return structure_of(self)
 
     def hash(self) -> str:
         """sha256 of the structure: equal for equal networks, whatever the values of their weights. Spec:
@@ -254,47 +240,20 @@ class TaskGraph:
     def weights_hash(self) -> str:
         """sha256 of every weight and statistic, in the order of the JSON form: equal for bit-equal networks."""
         digest = hashlib.sha256()
-        for name, tensor in self._tensors()[1].items():
+        for name, tensor in tensor_table(self)[1].items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _tensors(self) -> tuple[dict[str, dict[str, str]], dict[str, Tensor]]:
-        """({node: {local name: tensor name}}, {tensor name: tensor}); a tied weight has one name, its first."""
-        names: dict[int, str] = {}
-        tensors: dict[str, Tensor] = {}
-        table: dict[str, dict[str, str]] = {}
-        for node in self.nodes.values():
-            table[node.name] = {}
-            for local, tensor in node.module.state_dict(keep_vars=True).items():
-                name = names.setdefault(id(tensor), f"{node.name}.{local}")
-                tensors[name] = tensor
-                table[node.name][local] = name
-        return table, tensors
-
     def to_json(self) -> dict[str, object]:
         """The graph without its tensors, which `tensors()` gives. Raises UsageError where a node is dead."""
         self.require_deployable()
-        table, _ = self._tensors()
-        nodes = [
-            {
-                "name": node.name,
-                "kind": node.operation.kind,
-                "config": json.loads(canonical_config(node.operation.config)),
-                "origin": node.operation.origin,
-                "inputs": [value.name for value in node.inputs],
-                "tensors": table[node.name],
-                **({"masks": dict(node.operation.masks)} if node.operation.masks else {}),
-            }
-            for node in self.nodes.values()
-        ]
-        outputs = {task: value.name for task, value in self.outputs.items()}
-        return {"format": FORMAT, "inputs": list(self.inputs), "nodes": nodes, "outputs": outputs}
+        return document_of(self)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and statistics by the names that the JSON form uses, detached; tied tensors once."""
         # contiguous: safetensors stores no channels_last strides
-        return {name: tensor.detach().contiguous() for name, tensor in self._tensors()[1].items()}
+        return {name: tensor.detach().contiguous() for name, tensor in tensor_table(self)[1].items()}
 
     def to_bytes(self) -> bytes:
         """The tensors as a safetensors file."""
@@ -305,16 +264,9 @@ class TaskGraph:
         """The graph of `to_json` and `tensors`. Raises UsageError for another format, a missing or mis-shaped
         tensor.
         """
-        if document.get("format") != FORMAT:
-            raise UsageError(f"Task graph has format {document.get('format')!r}; this version reads {FORMAT}.")
         graph = cls(document["inputs"])
-        parameters: dict[str, nn.Parameter] = {}
-        for entry in document["nodes"]:
-            module = build_module(entry["kind"], cast(Config, entry["config"]))
-            _fill(module, entry, tensors, parameters)
-            operation = Operation(entry["kind"], entry["config"], module, entry["origin"], entry.get("masks", {}))
-            inputs = tuple(Value(name) for name in entry["inputs"])
-            graph._insert(Node(entry["name"], operation, inputs, module))
+        for name, operation, inputs in stored_operations(document, tensors):
+            graph._insert(Node(name, operation, tuple(map(Value, inputs)), operation.module))
         graph.outputs = {task: Value(name) for task, name in document["outputs"].items()}
         return graph
 
@@ -343,27 +295,6 @@ class GraphNetwork(nn.Module):
         return predictions
 
 
-def _fill(
-    module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor], parameters: dict[str, nn.Parameter]
-) -> None:
-    """Give a fresh module the stored tensors; a weight under one name is one Parameter in the whole graph."""
-    state = module.state_dict(keep_vars=True)
-    if set(state) != set(entry["tensors"]):
-        differing = sorted(set(state) ^ set(entry["tensors"]))
-        raise UsageError(f"Node {entry['name']!r}: stored and built module differ in {', '.join(differing[:3])}.")
-    for local, name in entry["tensors"].items():
-        stored = tensors.get(name)
-        if stored is None or stored.shape != state[local].shape:
-            found = "is missing" if stored is None else f"has shape {tuple(stored.shape)}"
-            raise UsageError(f"Tensor {name!r} {found}; node {entry['name']!r} needs {tuple(state[local].shape)}.")
-        prefix, _, attribute = local.rpartition(".")
-        owner = module.get_submodule(prefix)
-        if local in statistics_names(module) or not isinstance(state[local], nn.Parameter):
-            owner._buffers[attribute] = stored.clone()
-        else:
-            owner._parameters[attribute] = parameters.setdefault(name, nn.Parameter(stored.clone()))
-
-
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Replace the norm statistics of every node by the plain mean over these batches (of fit).
@@ -386,23 +317,3 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         network.train(mode)
-
-
-def merged(graphs: Sequence[TaskGraph]) -> TaskGraph:
-    """One graph that holds several, their tasks in order. Inputs of one name are one input; weights stay as
-    they are.
-    """
-    inputs = [name for graph in graphs for name in graph.inputs]
-    whole = TaskGraph(list(dict.fromkeys(inputs)))
-    for graph in graphs:
-        values = {name: Value(name) for name in graph.inputs}
-        for node in graph.nodes.values():
-            arguments = tuple(values[value.name] for value in node.inputs)
-            known = whole._merged.get((node.operation.identity(), arguments))
-            # Not `add`: the node keeps its own module, and with it the statistics that it has gathered.
-            values[node.name] = known or whole._insert(
-                Node(whole._free_name(node.operation), node.operation, arguments, node.module)
-            )
-        for task, value in graph.outputs.items():
-            whole.output(task, values[value.name])
-    return whole

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.graph.operations import Config, Operation, build_module, register_operation
+from methods.soft_sharing.parameters import Refinement
 from methods.streams import seeded
 
-Refinement = Literal["bottleneck", "conv3x3"]
 Pooling = Literal["none", "floor", "ceil"]
 _WIDTH = 4  # a bottleneck's inner width is a quarter of what it gives
 

@@ -12,48 +12,48 @@ the batches of tasks with images of their own one batch at a time. Not supported
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
-from methods.backbones.backbone import Backbone
-from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
-from methods.graph.graph_norms import with_shared_statistics
-from methods.graph.task_graph import TaskGraph
+from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
+from methods.plain import require_tasks
 from methods.registry import register_method
 from methods.soft_sharing.parameters import TowerParams
 from methods.soft_sharing.pictures import tell_reads
-from methods.soft_sharing.towers import Units, place_channels, place_names, tower_graph, tower_passes, towers_of
-from methods.soft_sharing.training import joint_stage, require_tasks, tower_notes
-from methods.soft_sharing.units import Stitch, stitch
+from methods.soft_sharing.training import SoftSharing, joint_stage, tower_notes, tower_passes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.task_graph import TaskGraph
+    from methods.soft_sharing.towers import Units
+    from methods.soft_sharing.units import Stitch
 
 
 class CrossStitchParams(TowerParams):
-    """granularity: a number for every channel, or one for all channels of a stage. reinit: towers restart from the
-    cell's initial weights, where otherwise trained single-task networks go on. alpha_self, alpha_other: initial a_tt
-    and a_tj, rows sum to 1; a null alpha_other shares the rest equally. recipe: `published` is SGD with units at
-    unit_lr (100) times the rate. unit_weight_decay: of the units, null takes the recipe's. batch_norm: `shared` keeps
-    one set of statistics of a tower that other tasks' batches pass through too.
-    """
+    """The parameters of Cross-Stitch. Initial rows of a unit must sum to 1."""
 
-    granularity: Literal["channel", "layer"] = "channel"
-    unit_weight_decay: Annotated[float, Field(ge=0)] | None = 0.0
-
-
-def initial_alpha(n_tasks: int, own: float, other: float) -> Tensor:
-    """a [T, T]: `own` on the diagonal, `other` elsewhere."""
-    alpha = torch.full((n_tasks, n_tasks), other)
-    return alpha.fill_diagonal_(own)
+    granularity: Literal["channel", "layer"] = Field(
+        default="channel",
+        description="a number for every channel, or one for all channels of a stage",
+    )
+    unit_weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        default=0.0,
+        description="weight decay of the units; null takes the recipe's",
+    )
 
 
 def stitches(backbone: Backbone, alpha: Tensor, granularity: Literal["channel", "layer"]) -> Units:
     """A unit after every stage. alpha: [T, T], initial values for all channels."""
+    from methods.soft_sharing.towers import Units
+    from methods.soft_sharing.units import stitch
+
     alpha = alpha.to(next(backbone.module().parameters()).device)
-    widths = place_channels(backbone)[1:] if granularity == "channel" else [1] * len(backbone.stages)
+    widths = backbone.place_channels[1:] if granularity == "channel" else [1] * len(backbone.stages)
     return Units(
         {
             place: [stitch(backbone.layout, row[:, None].expand(-1, width)) for row in alpha]
@@ -63,7 +63,7 @@ def stitches(backbone: Backbone, alpha: Tensor, granularity: Literal["channel", 
 
 
 @register_method("cross_stitch")
-class CrossStitch(Method[CrossStitchParams]):
+class CrossStitch(SoftSharing[CrossStitchParams]):
     """A network for every task; after every stage each takes a learnt linear mix of all networks' features."""
 
     Params = CrossStitchParams
@@ -94,19 +94,14 @@ class CrossStitch(Method[CrossStitchParams]):
         ),
     )
 
-    def __init__(self, params: CrossStitchParams) -> None:
-        super().__init__(params)
-        self.recipe = params.recipe
-        if params.batch_norm == "shared":
-            self.final_batch_norm = "shared"
-
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What the towers cost. Raises UsageError for one task, or for initial rows that do not sum to 1."""
+        """The cost of the towers. Raises UsageError for one task, or for initial rows that do not sum to 1."""
         require_tasks(data)
-        self._alpha(len(data.tasks))
+        self._initial(len(data.tasks))
         return tower_notes(self.params, data, budget)
 
-    def _alpha(self, n_tasks: int) -> Tensor:
+    def _initial(self, n_tasks: int) -> tuple[float, float]:
+        """Initial a_tt and a_tj. Raises UsageError where rows do not sum to 1."""
         own, other = self.params.alpha_self, self.params.other(n_tasks)
         total = own + (n_tasks - 1) * other
         if abs(total - 1) > 1e-6:
@@ -114,19 +109,23 @@ class CrossStitch(Method[CrossStitchParams]):
                 f"Rows of a unit start with alpha_self {own:g} + {n_tasks - 1} x alpha_other {other:g} = {total:g}; "
                 f"expected 1, for example alpha_other {(1 - own) / (n_tasks - 1):.4g}."
             )
-        return initial_alpha(n_tasks, own, other)
+        return own, other
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Single-task networks, then all of them together with the units between them."""
-        p, data = self.params, trainer.data
+        from methods.soft_sharing.towers import tower_graph, towers_of
+        from methods.soft_sharing.units import initial_alpha
+
+        p, data, n_tasks = self.params, trainer.data, len(trainer.data.tasks)
         require_tasks(data)
+        alpha = initial_alpha(n_tasks, *self._initial(n_tasks))
         backbone = trainer.backbone()
         towers = towers_of(trainer, p.reinit)
-        units = stitches(backbone, self._alpha(len(data.tasks)), p.granularity)
+        units = stitches(backbone, alpha, p.granularity)
         graph = tower_graph(data, towers, units)
-        graph = with_shared_statistics(graph) if p.batch_norm == "shared" else graph
+        graph = graph.with_shared_statistics() if p.batch_norm == "shared" else graph
         trainer.fit(joint_stage(trainer, graph, p, passes=tower_passes(data)))
-        self._tell(trainer, units, place_names(backbone))
+        self._tell(trainer, units, backbone.place_names)
         return graph
 
     @staticmethod
@@ -141,7 +140,9 @@ class CrossStitch(Method[CrossStitchParams]):
 
 def alphas_of(units: Units) -> Mapping[int, Tensor]:
     """{place: a [T, T, C], or [T, T, 1]}, detached, on the CPU."""
+    import torch
+
     return {
-        place: torch.stack([cast(Stitch, row.module).alpha.detach().cpu() for row in rows])
+        place: torch.stack([cast("Stitch", row.module).alpha.detach().cpu() for row in rows])
         for place, rows in units.rows.items()
     }

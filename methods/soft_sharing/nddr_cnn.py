@@ -12,36 +12,30 @@ than CNNs (a linear layer on the channel axis). Not supported: the shortcut vari
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, unknown
-from methods.backbones.backbone import Backbone
-from methods.backbones.forms import Residual
-from methods.contracts import Budget, Fidelity, Method, Reference, Role, Statement, Trainer
-from methods.graph.graph_norms import with_shared_statistics
-from methods.graph.task_graph import GraphNetwork, TaskGraph
+from methods.contracts import Budget, Fidelity, Reference, Role, Statement, Trainer
+from methods.plain import require_tasks
 from methods.registry import register_method
-from methods.soft_sharing.cross_stitch import initial_alpha
 from methods.soft_sharing.parameters import Count, TowerParams
 from methods.soft_sharing.pictures import tell_reads
-from methods.soft_sharing.towers import Units, place_channels, place_names, tower_graph, tower_passes, towers_of
-from methods.soft_sharing.training import joint_stage, require_tasks, tower_notes
-from methods.soft_sharing.units import Nddr, channel_axis, nddr
+from methods.soft_sharing.training import SoftSharing, joint_stage, tower_notes, tower_passes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.task_graph import GraphNetwork, TaskGraph
+    from methods.soft_sharing.towers import Units
+    from methods.soft_sharing.units import Nddr
 
 
 class NddrCnnParams(TowerParams):
-    """stages: the places that have a layer (`stem`, `stage 1`, ..), null takes all. reinit: towers restart from the
-    cell's initial weights, where otherwise trained single-task networks go on. alpha_self, alpha_other: factors of the
-    identity blocks that W_t starts from; a null alpha_other shares the rest equally. relu: a ReLU behind the norm.
-    bn_momentum: of that norm. max_unit_params: the layers grow with T^2 C^2; more are refused. recipe: `published` is
-    SGD with poly decay, layers at unit_lr (100) times the rate. unit_weight_decay: of the layers, null takes the
-    recipe's. batch_norm: `shared` keeps one set of statistics of a tower that other tasks' batches pass through too.
-    """
+    """The parameters of NDDR-CNN. W_t: the 1x1 convolution of task t."""
 
     published_values: ClassVar[Mapping[str, object]] = {
         **TowerParams.published_values,
@@ -53,10 +47,18 @@ class NddrCnnParams(TowerParams):
         "poly": 0.9,
     }
 
-    stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    relu: bool = True
-    bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.05
-    max_unit_params: Count = 50_000_000
+    stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="places that have a layer (`stem`, `stage 1`, ..); null takes all",
+    )
+    relu: bool = Field(default=True, description="a ReLU behind the norm of each layer")
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="momentum of the norm of each layer"
+    )
+    max_unit_params: Count = Field(
+        default=50_000_000,
+        description="layers grow with T^2 C^2; more parameters than this are refused",
+    )
 
 
 _RESNET18 = (64, 64, 128, 256, 512)  # channels after stem and stages, for an example
@@ -68,7 +70,7 @@ def unit_parameters(channels: Sequence[int], n_tasks: int) -> int:
 
 
 @register_method("nddr_cnn")
-class NddrCnn(Method[NddrCnnParams]):
+class NddrCnn(SoftSharing[NddrCnnParams]):
     """A network for every task; after every stage each takes a learnt 1x1 reduction of all networks' features."""
 
     Params = NddrCnnParams
@@ -108,12 +110,6 @@ class NddrCnn(Method[NddrCnnParams]):
         ),
     )
 
-    def __init__(self, params: NddrCnnParams) -> None:
-        super().__init__(params)
-        self.recipe = params.recipe
-        if params.batch_norm == "shared":
-            self.final_batch_norm = "shared"
-
     @classmethod
     def about(cls) -> Sequence[str]:
         """How the layers grow with the tasks."""
@@ -121,7 +117,7 @@ class NddrCnn(Method[NddrCnnParams]):
         return [f"Layers grow with the square of the tasks; on resnet18, all stages and the stem: {counts}."]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What towers and layers cost. Raises UsageError for one task, for a place that the backbone has not, and for
+        """The cost of towers and layers. Raises UsageError for one task, for a place that the backbone lacks, and for
         more than max_unit_params.
         """
         require_tasks(data)
@@ -136,7 +132,7 @@ class NddrCnn(Method[NddrCnnParams]):
         return [*notes, *tower_notes(self.params, data, budget)]
 
     def _places(self, backbone: Backbone) -> list[int]:
-        names = place_names(backbone)
+        names = backbone.place_names
         for name in self.params.stages or ():
             if name not in names:
                 raise unknown(f"place for an NDDR layer on {backbone.config.name}", name, names)
@@ -144,7 +140,7 @@ class NddrCnn(Method[NddrCnnParams]):
         return [place for place, name in enumerate(names) if name in wanted]
 
     def _require_size(self, backbone: Backbone, places: Sequence[int], n_tasks: int) -> int:
-        channels = place_channels(backbone)
+        channels = backbone.place_channels
         n = unit_parameters([channels[place] for place in places], n_tasks)
         if n > self.params.max_unit_params:
             raise UsageError(
@@ -154,9 +150,12 @@ class NddrCnn(Method[NddrCnnParams]):
         return n
 
     def _units(self, backbone: Backbone, n_tasks: int) -> Units:
+        from methods.soft_sharing.towers import Units
+        from methods.soft_sharing.units import channel_axis, initial_alpha, nddr
+
         p, places = self.params, self._places(backbone)
         self._require_size(backbone, places, n_tasks)
-        channels = place_channels(backbone)
+        channels = backbone.place_channels
         alpha = initial_alpha(n_tasks, p.alpha_self, p.other(n_tasks))
         alpha = alpha.to(next(backbone.module().parameters()).device)
         rows = {
@@ -167,17 +166,19 @@ class NddrCnn(Method[NddrCnnParams]):
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Single-task networks, then all of them together with the layers between them."""
+        from methods.soft_sharing.towers import tower_graph, towers_of
+
         p, data = self.params, trainer.data
         require_tasks(data)
         backbone = trainer.backbone()
         units = self._units(backbone, len(data.tasks))
         graph = tower_graph(data, towers_of(trainer, p.reinit), units)
-        graph = with_shared_statistics(graph) if p.batch_norm == "shared" else graph
+        graph = graph.with_shared_statistics() if p.batch_norm == "shared" else graph
         stage = joint_stage(trainer, graph, p, passes=tower_passes(data))
         if not p.reinit:
-            self._tell_start(trainer, cast(GraphNetwork, stage.network))
+            self._tell_start(trainer, cast("GraphNetwork", stage.network))
         trainer.fit(stage)
-        self._tell(trainer, units, place_names(backbone))
+        self._tell(trainer, units, backbone.place_names)
         return graph
 
     @staticmethod
@@ -199,12 +200,16 @@ class NddrCnn(Method[NddrCnnParams]):
 
 def block_norms(rows: Sequence[nn.Module]) -> Tensor:
     """||W_t[:, block u]||_F / sqrt(C) of every task t and source u, float [T, T] on the CPU; alpha at the start."""
-    weights = [cast(Tensor, cast(Nddr, row).pointwise.weight).detach().cpu().flatten(1) for row in rows]
+    import torch
+
+    weights = [cast("Tensor", cast("Nddr", row).pointwise.weight).detach().cpu().flatten(1) for row in rows]
     blocks = torch.stack([weight.unflatten(1, (len(rows), -1)) for weight in weights])  # [T, C, T, C]
     return blocks.square().sum((1, 3)).sqrt() / blocks.shape[1] ** 0.5
 
 
 def _ends_rectified(backbone: Backbone, place: int) -> bool:
     """Whether the last block of a stage ends with an activation, so that nothing is negative there."""
+    from methods.backbones.forms import Residual
+
     form = backbone.blocks[backbone.stages[place - 1][-1]].form
     return isinstance(form, Residual) and form.activation is not None

@@ -1,4 +1,4 @@
-"""What can be set, for all four methods. Defaults are those of `recipe: suite` (soft_sharing 0)."""
+"""The parameters of all four methods. Defaults are those of `recipe: suite` (soft_sharing 0)."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from methods.contracts import MethodParams, OptimizerSpec
-from methods.graph.norms import BatchNormRule
+from methods.graph.rules import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Refinement = Literal["bottleneck", "conv3x3"]  # f_j of mtan
 
 
 class PublishedParams(MethodParams):
-    """The method's own training; read under `recipe: published` only.
+    """The method's own training; read under `recipe: published` only."""
 
-    steps: null takes the budget's. lr: of backbone and heads; added layers learn at unit_lr times it. decay_every,
-    decay: the rate is multiplied by decay every decay_every steps; poly: or is lr (1 - step / steps)^poly.
-    """
-
-    steps: Count | None = None
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: Positive = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 0.0
-    decay_every: Count | None = None
-    decay: Positive = 1.0
-    poly: Positive | None = None
+    steps: Count | None = Field(default=None, description="steps of the joint training; null takes the budget's")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="of backbone, heads and added layers")
+    lr: Positive = Field(
+        default=1e-3,
+        description="learning rate of backbone and heads; added layers learn at unit_lr times it",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="read by SGD only")
+    weight_decay: NonNegative = Field(default=0.0, description="of backbone and heads")
+    decay_every: Count | None = Field(
+        default=None, description="the rate is multiplied by `decay` every decay_every steps"
+    )
+    decay: Positive = Field(default=1.0, description="factor of the rate every decay_every steps")
+    poly: Positive | None = Field(default=None, description="power p: the rate is lr (1 - step / steps)^p")
 
     @model_validator(mode="after")
     def _falls_one_way(self) -> PublishedParams:
@@ -52,24 +54,36 @@ class PublishedParams(MethodParams):
 
 
 class SoftSharingParams(MethodParams):
-    """recipe: `published` trains by the method's own recipe. unit_lr: rate of added layers, times the network's; read
-    under `published` only, where added layers do not already learn at the heads' rate. unit_weight_decay: of added
-    layers, null takes the network's. batch_norm: whose statistics a shared operation has in training.
-    """
+    """Parameters of all four methods."""
 
     published_values: ClassVar[Mapping[str, object]] = {"unit_lr": 100.0, "batch_norm": "shared"}
     published_defaults: ClassVar[Mapping[str, object]] = {}
 
-    recipe: Literal["suite", "published"] = "suite"
-    unit_lr: Positive = 1.0
-    unit_weight_decay: NonNegative | None = None
-    batch_norm: BatchNormRule = "per_task_stats"
-    published: PublishedParams | None = None
+    recipe: Literal["suite", "published"] = Field(
+        default="suite",
+        description="`published` trains by the method's own recipe, see `published`",
+    )
+    unit_lr: Positive = Field(
+        default=1.0,
+        description="learning rate of added layers as a multiple of the network's, read under `published` only",
+    )
+    unit_weight_decay: NonNegative | None = Field(
+        default=None,
+        description="weight decay of added layers; null takes the network's",
+    )
+    batch_norm: BatchNormRule = Field(
+        default="per_task_stats",
+        description="norm rule of operations that several tasks run; `shared` keeps one set of statistics of each",
+    )
+    published: PublishedParams | None = Field(
+        default=None,
+        description="the method's own training, read under `recipe: published`",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What `recipe: published` implies, where it is not given."""
+        """Defaults that `recipe: published` changes."""
         if not isinstance(values, Mapping) or values.get("recipe") != "published":
             return values
         own = values.get("published") or {}
@@ -87,15 +101,21 @@ class SoftSharingParams(MethodParams):
 
 
 class TowerParams(SoftSharingParams):
-    """reinit: every tower restarts from the cell's initial weights, where otherwise trained single-task networks go on.
-    alpha_self, alpha_other: what a task takes of its own feature and of each other one at the start; null shares what
-    alpha_self leaves of 1 equally.
-    """
+    """Parameters of the methods that have a network (tower) for every task."""
 
-    reinit: bool = False
-    alpha_self: Share = 0.9
-    alpha_other: Share | None = None
-    batch_norm: Literal["shared", "per_task_stats"] = "per_task_stats"
+    reinit: bool = Field(
+        default=False,
+        description="towers restart from the cell's initial weights; otherwise trained single-task networks continue",
+    )
+    alpha_self: Share = Field(default=0.9, description="what a task takes of its own feature at the start")
+    alpha_other: Share | None = Field(
+        default=None,
+        description="what it takes of each other task's; null shares what alpha_self leaves of 1 equally",
+    )
+    batch_norm: Literal["shared", "per_task_stats"] = Field(
+        default="per_task_stats",
+        description="`shared` keeps one set of statistics of a tower that other tasks' batches pass through too",
+    )
 
     def other(self, n_tasks: int) -> float:
         """The weight of each other task at the start."""

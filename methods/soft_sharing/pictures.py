@@ -1,17 +1,19 @@
-"""What the towers read of each other, as numbers and pictures."""
+"""How much the towers read of each other, as numbers and pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from methods.contracts import Trainer
 from methods.figures import Figure, Heatmap
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def reads_panel(title: str, values: Tensor, names: Sequence[str], value_title: str) -> Heatmap:
-    """Who reads how much of whom at one place. values: [readers, sources]."""
+    """How much each task reads of each task at one place. values: [readers, sources]."""
     return Heatmap(
         title=title,
         rows=tuple(names),

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from datasets.contracts import DatasetSpec
-from methods.backbones.backbone import Backbone
 from methods.contracts import Trainer
 from methods.graph.operations import Operation, parameterless
 from methods.graph.task_graph import TaskGraph, Value
@@ -50,18 +49,8 @@ class Units:
         return [graph.add(row, *inputs) for row in self.rows[place]]
 
     def n_parameters(self) -> int:
-        """Of all rows together."""
+        """Number of parameters of all rows."""
         return sum(p.numel() for rows in self.rows.values() for row in rows for p in row.module.parameters())
-
-
-def place_names(backbone: Backbone) -> list[str]:
-    """Names of the places 0..L."""
-    return ["stem", *(f"stage {number + 1}" for number in range(len(backbone.stages)))]
-
-
-def place_channels(backbone: Backbone) -> list[int]:
-    """C of the places 0..L."""
-    return [backbone.blocks[0].in_shape.channels, *(backbone.blocks[s[-1]].out_shape.channels for s in backbone.stages)]
 
 
 def towers_of(trainer: Trainer, reinit: bool) -> list[Tower]:
@@ -100,8 +89,3 @@ def tower_graph(data: DatasetSpec, towers: Sequence[Tower], units: Units, read_o
                 feature = values[t] if read_out is None else read_out(graph, t, history[t])
                 graph.output(task, graph.add(tower.head, graph.add(tower.tail, feature)))
     return graph.pruned()  # on other tasks' images the last exchange of a tower that is not asked for leads nowhere
-
-
-def tower_passes(data: DatasetSpec) -> int:
-    """Tower passes of one step: T, or T^2 where every task has images of its own."""
-    return len(data.tasks) * len(data.inputs)

@@ -1,18 +1,31 @@
-"""The joint training that all four methods end in, and what they have to say when a run is planned."""
+"""The joint training that all four methods end in, and their notes for a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor
-
-from datasets.contracts import DatasetSpec
-from datasets.errors import UsageError
-from methods.contracts import Budget, ParameterGroup, Role, Stage, Trainer
-from methods.graph.task_graph import TaskGraph
+from methods.contracts import Budget, Method, ParameterGroup, Role, Stage, Trainer
 from methods.plain import task_losses
 from methods.soft_sharing.parameters import SoftSharingParams, TowerParams
-from methods.soft_sharing.towers import tower_passes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import DatasetSpec
+    from methods.graph.task_graph import TaskGraph
+
+S = TypeVar("S", bound=SoftSharingParams)
+
+
+class SoftSharing(Method[S]):
+    """The base of all four methods: recipe and final norm rule follow from the parameters."""
+
+    def __init__(self, params: S) -> None:
+        super().__init__(params)
+        self.recipe = params.recipe
+        if params.batch_norm != "per_task_stats":
+            self.final_batch_norm = params.batch_norm
 
 
 def parameter_groups(graph: TaskGraph, params: SoftSharingParams) -> list[ParameterGroup]:
@@ -63,14 +76,13 @@ def joint_stage(
     )
 
 
-def require_tasks(data: DatasetSpec) -> None:
-    """Raise UsageError where there is nobody to share with."""
-    if len(data.tasks) < 2:
-        raise UsageError(f"Soft sharing needs at least two tasks; the cell has {list(data.task_names)}.")
+def tower_passes(data: DatasetSpec) -> int:
+    """Tower passes of one step: T, or T^2 where every task has images of its own."""
+    return len(data.tasks) * len(data.inputs)
 
 
 def recipe_notes(params: SoftSharingParams, budget: Budget) -> list[str]:
-    """For whoever reads a plan: what the published recipe does, and what it leaves to the cell."""
+    """Notes for a plan: what the published recipe does, and what the cell must set."""
     if params.published is None:
         return []
     return [
@@ -80,7 +92,7 @@ def recipe_notes(params: SoftSharingParams, budget: Budget) -> list[str]:
 
 
 def tower_notes(params: TowerParams, data: DatasetSpec, budget: Budget) -> list[str]:
-    """What towers cost, and from what they start."""
+    """Notes for a plan: what towers cost, and which weights they start from."""
     n_tasks, notes = len(data.tasks), []
     if data.domains == "multi":
         notes.append(

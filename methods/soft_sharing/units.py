@@ -23,6 +23,12 @@ def channel_axis(layout: Layout) -> int:
     return {"nchw": 1, "nhwc": 3, "tokens": 2}[layout]
 
 
+def initial_alpha(n_tasks: int, own: float, other: float) -> Tensor:
+    """a [T, T]: `own` on the diagonal, `other` elsewhere."""
+    alpha = torch.full((n_tasks, n_tasks), other)
+    return alpha.fill_diagonal_(own)
+
+
 class Stitch(nn.Module):
     """One task's row of a Cross-Stitch unit: y = sum_j alpha_j * x_j, alpha_j one number a channel, or one for all.
 
@@ -70,7 +76,7 @@ class SubspaceStitch(nn.Module):
 
 
 class LayerMix(nn.Module):
-    """What a task reads of all its stages: sum_l beta_l h_l. beta: [L]."""
+    """A task's mix of all its stages: sum_l beta_l h_l. beta: [L]."""
 
     def __init__(self, n_stages: int) -> None:
         super().__init__()
@@ -171,7 +177,7 @@ def subspace_stitch(layout: Layout, alpha: Tensor) -> Operation:
 
 @torch.no_grad()
 def layer_mix(beta: Tensor) -> Operation:
-    """What a task reads of its stages. beta: initial values [L]."""
+    """The operation that mixes a task's stages. beta: initial values [L]."""
     operation = _operation("layer_mix", beta.device, stages=len(beta))
     cast(LayerMix, operation.module).beta.copy_(beta)
     return operation

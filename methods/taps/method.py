@@ -13,14 +13,10 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from datasets.contracts import DatasetSpec
-from methods.backbones.backbone import Backbone
 from methods.contracts import (
     Budget,
     Fidelity,
@@ -35,37 +31,50 @@ from methods.contracts import (
     Trainer,
 )
 from methods.figures import Figure, Heatmap
-from methods.graph.operations import Operation
-from methods.graph.task_graph import TaskGraph
-from methods.plain import parameter_groups, plain_graph, task_losses
+from methods.plain import require_tasks, task_losses
 from methods.registry import register_method
-from methods.soft_sharing.training import require_tasks
-from methods.taps.weights import TaskWeights, own_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datasets.contracts import DatasetSpec
+    from methods.backbones.backbone import Backbone
+    from methods.graph.operations import Operation
+    from methods.graph.task_graph import TaskGraph
+    from methods.taps.weights import TaskWeights
 
 NonNegative = Annotated[float, Field(ge=0)]
 _PUBLISHED_DELAY = 2 / 30  # the penalty waits for 2 of 30 epochs
 
 
 class TapsParams(MethodParams):
-    """base: what is frozen; `pretrained` the cell's initial weights, `joint` one network trained on all tasks first,
-    `auto` the former where the cell's weights are not random. threshold: of the scores. score_init: where they start.
-    sparsity_weight: of the mean |s| over layers, of each task. penalty_delay: share of the training without that
-    penalty. recipe: `published` trains by SGD with momentum .9 and a rate of lr that falls as a cosine. lr: read under
-    `published` only.
-    """
+    """The parameters of TAPS."""
 
-    base: Literal["auto", "pretrained", "joint"] = "auto"
-    threshold: float = 0.1
-    score_init: float = 0.15
-    sparsity_weight: NonNegative = 1.0
-    penalty_delay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    recipe: Literal["suite", "published"] = "suite"
-    lr: Annotated[float, Field(gt=0)] | None = None
+    base: Literal["auto", "pretrained", "joint"] = Field(
+        default="auto",
+        description="what is frozen: the cell's initial weights (`pretrained`), or one network trained on all tasks "
+        "first (`joint`); `auto` takes the former where the weights are not random",
+    )
+    threshold: float = Field(default=0.1, description="a task changes the layers whose score is at least this")
+    score_init: float = Field(default=0.15, description="scores at the start")
+    sparsity_weight: NonNegative = Field(default=1.0, description="weight of the mean |s| over layers, of each task")
+    penalty_delay: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="share of the training without that penalty",
+    )
+    recipe: Literal["suite", "published"] = Field(
+        default="suite",
+        description="`published` trains by SGD with momentum .9 and a rate that falls as a cosine",
+    )
+    lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="learning rate; read under `recipe: published` only, where it is 0.01 unless it is given",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What `recipe: published` implies, where it is not given."""
+        """Defaults that `recipe: published` changes."""
         if not isinstance(values, Mapping) or values.get("recipe") != "published":
             return values
         return {"penalty_delay": _PUBLISHED_DELAY, "lr": 0.01, **values}
@@ -131,7 +140,7 @@ class Taps(Method[TapsParams]):
 
     @classmethod
     def about(cls) -> Sequence[str]:
-        """What its rows are."""
+        """How to read its rows."""
         return [
             "A pass of the backbone for every task, and no interference: nothing that one task trains is read by "
             "another. `x_backbone` grows with the layers that tasks replace. With a frozen base of random weights the "
@@ -141,7 +150,7 @@ class Taps(Method[TapsParams]):
         ]
 
     def check(self, data: DatasetSpec, backbone: Backbone, budget: Budget) -> Sequence[str]:
-        """What is frozen. Raises UsageError for one task."""
+        """The frozen base. Raises UsageError for one task."""
         require_tasks(data)
         notes = []
         if self._joint(backbone):
@@ -158,14 +167,16 @@ class Taps(Method[TapsParams]):
         return self.params.base == "joint" or (self.params.base == "auto" and backbone.from_scratch)
 
     def run(self, trainer: Trainer) -> TaskGraph:
-        """The base, where there is none; then what each task changes of it."""
+        """Train a joint base if it is asked for, then the changes of each task."""
+        from methods.taps.base import copies, joint_base
+
         require_tasks(trainer.data)
         backbone = trainer.backbone()
         heads = {task: trainer.head(task) for task in trainer.data.task_names}
         joint = self._joint(backbone)
         if not joint and backbone.from_scratch:
             trainer.flag("taps-scratch: the frozen base has random weights, where the method needs a trained one.")
-        backbones = _joint_base(trainer, backbone, heads) if joint else _copies(backbone, len(heads))
+        backbones = joint_base(trainer, backbone, heads) if joint else copies(backbone, len(heads))
         network = self.network(trainer.data, backbones, heads)
         trainer.fit(self.stage(trainer, network))
         self._tell(trainer, network)
@@ -173,20 +184,18 @@ class Taps(Method[TapsParams]):
 
     def network(self, data: DatasetSpec, backbones: Sequence[Backbone], heads: Mapping[str, Operation]) -> TaskWeights:
         """All tasks over one base, before any of them changes it."""
+        from methods.taps.weights import TaskWeights
+
         return TaskWeights(data, backbones, heads, self.params.threshold, self.params.score_init)
 
     def stage(self, trainer: Trainer, network: TaskWeights) -> Stage:
-        """The training of what tasks change, on fit and arch together."""
+        """The training of the weights that tasks change, on fit and arch together."""
         p, steps = self.params, trainer.budget.steps
         own = None if p.lr is None else OptimizerSpec("sgd", p.lr, momentum=0.9, cosine=True)
         start = round(p.penalty_delay * steps)
 
         def penalty() -> Tensor:
             return p.sparsity_weight * network.sparsity() * (network.steps >= start)
-
-        @torch.no_grad()
-        def after_step() -> None:
-            network.steps += 1
 
         return Stage(
             name="taps",
@@ -201,7 +210,7 @@ class Taps(Method[TapsParams]):
             losses=task_losses(trainer.data, network),
             purpose="final",
             penalty=penalty,
-            after_step=after_step,
+            after_step=network.count_step,
             passes=len(trainer.data.tasks),
         )
 
@@ -229,39 +238,3 @@ class Taps(Method[TapsParams]):
         trainer.figure("scores", Figure(title="Which layers each task changes", panels=(panel,)))
         if bool(active.all()):
             trainer.flag("No score fell below the threshold, so every task changed every layer: nothing is shared.")
-
-
-def _copies(backbone: Backbone, n_tasks: int) -> list[Backbone]:
-    """A backbone for each task, alike but for their norms; the first is `backbone`."""
-    return [backbone, *(own_norms(backbone) for _ in range(n_tasks - 1))]
-
-
-def _joint_base(trainer: Trainer, backbone: Backbone, heads: Mapping[str, Operation]) -> list[Backbone]:
-    """Backbones of all tasks from one network trained on all of them; heads are trained with it."""
-    data = trainer.data
-    graph = plain_graph(data, data.task_names, backbone, heads.__getitem__)
-    network = graph.network()
-    trainer.fit(
-        Stage(
-            name="base",
-            network=network,
-            steps=trainer.budget.steps,
-            role=Role.FIT_ARCH,
-            train=parameter_groups(graph),
-            losses=task_losses(data, network),
-            purpose="search",
-        )
-    )
-    backbones = _copies(backbone, len(data.tasks))
-    for task, own in zip(data.task_names, backbones, strict=True):
-        _take_statistics(own, graph.subgraph(task))
-    return backbones
-
-
-@torch.no_grad()
-def _take_statistics(backbone: Backbone, graph: TaskGraph) -> None:
-    """Give a backbone the norm statistics that a single-task graph of it has gathered."""
-    nodes = [node.module for node in graph.nodes.values() if node.operation.origin == "backbone"]
-    for module, node in zip([backbone.stem, *(b.module for b in backbone.blocks), backbone.tail], nodes, strict=False):
-        for mine, gathered in zip(module.buffers(), node.buffers(), strict=True):
-            mine.copy_(gathered)

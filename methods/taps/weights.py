@@ -5,7 +5,6 @@ Symbols as in `taps`: w a layer's weight, delta what a task adds to it, s the la
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -15,8 +14,8 @@ from torch.func import functional_call
 
 from datasets.contracts import DatasetSpec
 from methods.backbones.backbone import Backbone
-from methods.graph.norms import has_statistics
-from methods.graph.operations import Operation
+from methods.graph.norms import norm_parameters
+from methods.graph.operations import Operation, copy_sharing
 from methods.graph.task_graph import TaskGraph
 
 
@@ -37,14 +36,6 @@ class _Gate(torch.autograd.Function):
 def layer_names(module: nn.Module) -> list[str]:
     """Names of the convolutions and linear layers, each once, in the module's order."""
     return [name for name, part in module.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
-
-
-def own_norms(backbone: Backbone) -> Backbone:
-    """A copy with batch norms of its own, weights and statistics; every other parameter is shared."""
-    modules = backbone.module().modules()
-    own = {id(p) for norm in modules if has_statistics(norm) for p in norm.parameters(recurse=False)}
-    memo: dict[int, object] = {id(p): p for p in backbone.module().parameters() if id(p) not in own}
-    return copy.deepcopy(backbone, memo)
 
 
 def body_graph(data: DatasetSpec, backbones: Sequence[Backbone], heads: Mapping[str, Operation]) -> TaskGraph:
@@ -75,7 +66,7 @@ class TaskWeights(nn.Module):
     """A frozen backbone that each task runs with weights, norms and a head of its own. `network(images, tasks)` as
     graphs.
 
-    backbones: of each task, alike but for their norms (`own_norms`). heads: {task: operation}.
+    backbones: of each task, alike but for their norms (`base.copies`). heads: {task: operation}.
     scores: float [T, L], s of every task and layer. steps: a buffer with the optimizer steps made.
     """
 
@@ -122,6 +113,11 @@ class TaskWeights(nn.Module):
             for name, w, gate, delta in zip(self.layers, self.base, gates, deltas, strict=True)
         }
 
+    @torch.no_grad()
+    def count_step(self) -> None:
+        """One more optimizer step was made."""
+        self.steps += 1
+
     def sparsity(self) -> Tensor:
         """The mean of |s| over the layers of a task, summed over tasks: scalar."""
         return self.scores.abs().mean(1).sum()
@@ -132,7 +128,7 @@ class TaskWeights(nn.Module):
 
     def norm_parameters(self) -> list[nn.Parameter]:
         """Weights and biases of all tasks' batch norms."""
-        return [p for norm in self.bodies.modules() if has_statistics(norm) for p in norm.parameters(recurse=False)]
+        return norm_parameters(self.bodies)
 
     def parameters_with_base(self) -> int:
         """P + sum over tasks of their active layers and, but for the first, of their norms; without heads."""
@@ -145,8 +141,8 @@ class TaskWeights(nn.Module):
     def deployed(self) -> TaskGraph:
         """The network to deploy. Active layers hold w + delta; inactive ones share w, which stays one parameter."""
         active = self.active()
-        kept: dict[int, object] = {id(p): p for p in self.bodies.parameters()}
-        backbones = [copy.deepcopy(backbone, dict(kept)) for backbone in self.backbones]
+        kept = list(self.bodies.parameters())
+        backbones = [copy_sharing(backbone, kept) for backbone in self.backbones]
         for t, backbone in enumerate(backbones):
             body, weights = backbone.module(), self.weights(t)
             for number, name in enumerate(self.layers):

@@ -17,12 +17,13 @@ from datasets.errors import UsageError
 from methods.graph.operations import Config, Operation, build_module, register_operation
 from methods.streams import seeded
 
+Code = tuple[int, int]  # where a task's code is one: [start, stop)
 _SLOPE = 0.2
 
 
-def block_code(task: int, n_tasks: int, width: int) -> tuple[int, int]:
-    """Where a task's code is one: [start, stop), blocks of equal length. Raises UsageError for more tasks than
-    places.
+def block_code(task: int, n_tasks: int, width: int) -> Code:
+    """The places where a task's code is one: [start, stop), blocks of equal length. Raises UsageError for more tasks
+    than places.
     """
     length = width // n_tasks
     if length == 0:

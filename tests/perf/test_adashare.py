@@ -20,6 +20,7 @@ from methods.adashare.method import AdaShare
 from methods.adashare.network import SearchNetwork
 from methods.adashare.parameters import AdaShareParams
 from methods.adashare.schedule import schedule
+from methods.adashare.search import search_network, search_stages, warm_up_stage
 from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.contracts import Role, Stage
 from methods.plain import parameter_groups, plain_graph, task_losses
@@ -69,9 +70,9 @@ def search(trainer: Any, **values: Any) -> tuple[SearchNetwork, Stage, Stage]:
     """The network, the warm-up and the policy phase."""
     method = AdaShare(AdaShareParams(**values))
     plan = schedule(method.params, trainer.data, trainer.budget, len(trainer.backbone().blocks))
-    network = method.search_network(trainer, plan)
-    policy = dataclasses.replace(method.search_stages(trainer, network, plan)[1], before_cycle=None)
-    return network, method.warm_up_stage(trainer, network, plan), policy
+    network = search_network(method.params, trainer, plan)
+    policy = dataclasses.replace(search_stages(method.params, trainer, network, plan)[1], before_cycle=None)
+    return network, warm_up_stage(method.params, trainer, network, plan), policy
 
 
 def test_warm_up_step_against_hard_sharing(tmp_path: Path, assert_bounded: Assert) -> None:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import methods.adashare.method
+import methods.adashare.retraining
 from benchmark.api.catalog import describe
 from benchmark.plan.cells import notes_of, plan
 from benchmark.plan.suite import Suite
@@ -28,13 +28,13 @@ from datasets.contracts import TaskSpec
 from datasets.errors import UsageError
 from methods.adashare.deployment import PolicySpace, deploy
 from methods.adashare.judging import gain
-from methods.adashare.method import AdaShare
+from methods.adashare.method import UNITS, AdaShare
 from methods.adashare.network import SearchNetwork, task_backbones
 from methods.adashare.parameters import AdaShareParams
 from methods.adashare.pictures import agreement, course_figure, policy_figure, similarity
-from methods.adashare.policy import Policy, temperature
+from methods.adashare.policy import Policy
 from methods.adashare.presets import PRESETS
-from methods.adashare.schedule import schedule
+from methods.adashare.schedule import schedule, temperature
 from methods.backbones.backbone import Backbone, BackboneConfig, count_units, create_backbone
 from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role, Score, Stage
@@ -258,13 +258,13 @@ def test_steps_roles_and_cost_of_every_stage(tmp_path: Path, monkeypatch: pytest
 def test_retraining_starts_from_the_initial_weights(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T22."""
     started: list[dict[str, torch.Tensor]] = []
-    original = methods.adashare.method.fit_graph
+    original = methods.adashare.retraining.fit_graph
 
     def watched(trainer: Any, name: str, graph: TaskGraph, steps: int) -> Any:
         started.append({name: value.clone() for name, value in graph.tensors().items()})
         return original(trainer, name, graph, steps)
 
-    monkeypatch.setattr(methods.adashare.method, "fit_graph", watched)
+    monkeypatch.setattr(methods.adashare.retraining, "fit_graph", watched)
     trainer = toy_trainer(tmp_path, steps=20)
     graph = method(retrain_init=init).run(trainer)
     policy = tuple(map(tuple, trainer.artifacts["policies"][0].tolist()))
@@ -540,6 +540,11 @@ def test_plans_that_cannot_be_carried_out_are_refused() -> None:
 def test_units_of_other_families(name: str, units: int, blocks: int) -> None:
     """T30, 2.2."""
     assert count_units(name) == (units, blocks)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_that_are_listed_are_those_of_the_models(name: str) -> None:
+    assert UNITS[name] == count_units(name)
 
 
 def test_list_says_units_and_what_is_done_where_paper_and_code_differ() -> None:

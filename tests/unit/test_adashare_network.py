@@ -19,9 +19,10 @@ from benchmark.train.stage import StageRun
 from benchmark.train.trainer import CellTrainer
 from datasets.contracts import Batch, TaskSpec
 from methods.adashare.method import AdaShare
-from methods.adashare.network import FixedNetwork, SearchNetwork, task_backbones, units_of
+from methods.adashare.network import FixedNetwork, SearchNetwork, task_backbones
 from methods.adashare.parameters import AdaShareParams
 from methods.adashare.schedule import Schedule, schedule
+from methods.adashare.search import search_network, search_stages, warm_up_stage, weight_groups
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Role
 from methods.plain import task_losses
@@ -51,8 +52,8 @@ def made(
         spec = dataclasses.replace(spec, tasks=(*spec.tasks, TaskSpec("c", "class", 3, ("accuracy",))))
     trainer = toy_trainer(folder, size=SIZE, domains=domains, steps=steps, data=spec, **options)
     method = AdaShare(AdaShareParams(**values))
-    plan = schedule(method.params, spec, trainer.budget, len(units_of(trainer.backbone())))
-    network = method.search_network(trainer, plan)
+    plan = schedule(method.params, spec, trainer.budget, len(trainer.backbone().units))
+    network = search_network(method.params, trainer, plan)
     network.end_warm_up()
     network.policies.unlock(plan.n_cycles, plan.n_cycles)
     return trainer, method, network, plan
@@ -320,10 +321,10 @@ def test_how_often_statistics_are_updated(
     """T19: shared +1 per warm-up step and +K per search step, else +1 per step and copy."""
     trainer, method, network, plan = made(tmp_path, batch_norm=rule, n_cycles=5)
     network.warming_up = True
-    trainer.fit(dataclasses.replace(method.warm_up_stage(trainer, network, plan), steps=3))
+    trainer.fit(dataclasses.replace(warm_up_stage(method.params, trainer, network, plan), steps=3))
     network.end_warm_up()
     assert [counts(part) for part in network.parts] == warm_up
-    weights, policy = method.search_stages(trainer, network, plan)
+    weights, policy = search_stages(method.params, trainer, network, plan)
     trainer.alternate([dataclasses.replace(weights, steps=4), dataclasses.replace(policy, steps=1)], 4)
     assert [counts(part) for part in network.parts] == search
 
@@ -386,7 +387,7 @@ def test_units_that_no_task_executes_are_not_run_for_their_statistics(tmp_path: 
 def test_each_phase_moves_what_it_trains_and_nothing_else(tmp_path: Path) -> None:
     """T16."""
     trainer, method, network, plan = made(tmp_path)
-    weights, policy = method.search_stages(trainer, network, plan)
+    weights, policy = search_stages(method.params, trainer, network, plan)
 
     def moved(stage: Any) -> set[str]:
         before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -406,7 +407,7 @@ def test_each_phase_moves_what_it_trains_and_nothing_else(tmp_path: Path) -> Non
 def test_the_weight_step_knows_no_regulariser(tmp_path: Path) -> None:
     """T15: what is descended in the weight phase is the sum of the weighted task losses, bit for bit."""
     trainer, method, network, plan = made(tmp_path, sparsity_weight=7.0, sharing_weight=7.0)
-    weights, policy = method.search_stages(trainer, network, plan)
+    weights, policy = search_stages(method.params, trainer, network, plan)
     assert weights.penalty is None
     assert float(policy.penalty().detach()) > 0
     run = StageRun(weights, trainer.context)
@@ -428,7 +429,7 @@ def test_optimizers_start_anew_in_the_search(tmp_path: Path) -> None:
     preset = {"recipe": "published", "published": {"preset": "cityscapes_2task", "lr_step": 2}}
     for values in ({}, preset):
         trainer, method, network, plan = made(tmp_path, **values)
-        weights, policy = method.search_stages(trainer, network, plan)
+        weights, policy = search_stages(method.params, trainer, network, plan)
         run = StageRun(weights, trainer.context)
         assert all(not optimizer.state for optimizer in run.optimizers._optimizers)
         kinds = {type(optimizer) for optimizer in run.optimizers._optimizers}
@@ -439,7 +440,7 @@ def test_optimizers_start_anew_in_the_search(tmp_path: Path) -> None:
                 rates = [group["lr"] for o in run.optimizers._optimizers for group in o.param_groups]
                 assert rates == [1e-3, 1e-4]  # backbone, heads
             assert {group["weight_decay"] for o in run.optimizers._optimizers for group in o.param_groups} == {1e-4}
-            warm = StageRun(method.warm_up_stage(trainer, network, plan), trainer.context)
+            warm = StageRun(warm_up_stage(method.params, trainer, network, plan), trainer.context)
             assert {type(optimizer) for optimizer in warm.optimizers._optimizers} == {torch.optim.Adam}
             assert warm.optimizers._optimizers[0].defaults["betas"] == (0.5, 0.999)
             found = []
@@ -457,7 +458,7 @@ def test_domainnet_searches_with_adam_and_lets_the_rate_of_heads_fall(tmp_path: 
     _, method, network, _ = made(
         tmp_path, recipe="published", published={"preset": "domainnet", "lr_step": 2, "lr_gamma": 0.5}, domains="multi"
     )
-    backbone, added, heads = method._weight_groups(network, "search")
+    backbone, added, heads = weight_groups(method.params, network, "search")
     assert (backbone.optimizer.name, backbone.optimizer.lr, backbone.optimizer.decay_every) == ("adam", 1e-5, None)
     assert (heads.optimizer.lr, heads.optimizer.decay_every, heads.optimizer.decay) == (1e-3, 2, 0.5)
     assert len(added.parameters) > 0  # each task's own norms

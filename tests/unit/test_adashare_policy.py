@@ -20,19 +20,17 @@ from pydantic import ValidationError
 from methods.adashare.parameters import AdaShareParams
 from methods.adashare.policy import (
     Policies,
-    cycles_to_unlock,
     draw_policy,
     execute_probabilities,
     logistic,
-    n_unlocked,
     official_sharing,
     official_sparsity,
     paper_sharing,
     paper_sparsity,
     relaxed,
-    temperature,
 )
 from methods.adashare.presets import PRESETS
+from methods.adashare.schedule import cycles_to_unlock, n_unlocked, temperature
 from methods.streams import generator
 
 LN2 = math.log(2)

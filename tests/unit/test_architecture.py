@@ -15,6 +15,7 @@ import pytest
 
 import benchmark
 import datasets
+import methods
 from datasets.registry import dataset_names
 from methods.backbones.backbone import supported_backbones
 from methods.registry import method_names
@@ -236,6 +237,27 @@ def test_the_public_names_of_datasets_are_there_and_cost_no_torch() -> None:
     assert not set(loaded.split()) & {"torch", "torchvision", "pandas", "scipy", "sklearn", "h5py"}
     with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
         datasets.load_dataset  # noqa: B018
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.is_relative_to(ROOT / "methods")], ids=module_of)
+def test_files_and_classes_of_methods_keep_their_size(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    assert text.count("\n") <= 450
+    assert {node.name for node in classes if (node.end_lineno or 0) - node.lineno >= 250} == set()
+
+
+def test_the_public_names_of_methods_are_loaded_when_they_are_asked_for() -> None:
+    """What plug-ins import; `import methods` alone costs nothing."""
+    heavy = "print({'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules))"
+    assert python(f"import sys, methods; {heavy}") == "set()"
+    assert python(f"import sys; from methods import Method, Statement, fit_graph; {heavy}") == "{'pydantic'}"
+    assert set(methods.__all__) == set(methods._MODULE_OF)
+    assert set(methods.__all__) < set(dir(methods))
+    for name in methods.__all__:
+        assert getattr(methods, name).__module__ == methods._MODULE_OF[name]
+    with pytest.raises(AttributeError, match="has no attribute 'Methd'"):
+        methods.Methd  # noqa: B018
 
 
 def test_a_classification_suite_never_imports_mmsegmentation() -> None:

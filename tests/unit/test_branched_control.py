@@ -29,13 +29,14 @@ from methods.branched.learning_to_branch import LearningToBranch, LearningToBran
 from methods.branched.random_tree import RandomTree, RandomTreeParams
 from methods.branched.segments import segments_of
 from methods.branched.tree_method import Chosen
-from methods.branched.trees import Tree, all_trees, apart, labels_of, read_tree, together
+from methods.branched.trees import Tree, apart, labels_of, read_tree, together
 from methods.contracts import Budget
 from methods.graph.cost import compute, size
 from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.test_trainer import Killed, kill_after, outcome
+from tests.unit.trees import all_trees
 
 CHOOSING = [
     (Branched, BranchedParams, {"granularity": "block", "budget": 2.9}),

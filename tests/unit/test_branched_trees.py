@@ -32,7 +32,6 @@ from methods.branched.selection import (
     within,
 )
 from methods.branched.trees import (
-    all_trees,
     apart,
     canonical,
     coarsenings,
@@ -45,6 +44,7 @@ from methods.branched.trees import (
     together,
 )
 from tests.unit.harness import toy_spec
+from tests.unit.trees import all_trees
 
 COUNTS = {  # branched 2.6: number of trees by depth and tasks
     1: (2, 5, 15, 52),

@@ -16,34 +16,34 @@ from benchmark.train.stage import StageRun
 from datasets.contracts import Batch
 from datasets.errors import UsageError
 from methods.backbones.backbone import BackboneConfig, create_backbone
-from methods.branched import bmtas, libmtl
-from methods.branched.bmtas import (
-    Bmtas,
-    BmtasParams,
+from methods.branched import libmtl
+from methods.branched.bmtas import Bmtas, BmtasParams
+from methods.branched.bmtas_supernet import (
+    BmtasLosses,
     BmtasSupernet,
     argmax_groupings,
     layer_costs,
     most_probable_tree,
 )
-from methods.branched.learning_to_branch import (
+from methods.branched.branching_supernet import (
     BranchingSupernet,
-    LearningToBranch,
-    LearningToBranchParams,
     lineages,
     most_probable_lineages,
     parents_of,
     tree_of,
 )
+from methods.branched.learning_to_branch import LearningToBranch, LearningToBranchParams
 from methods.branched.network import initial_copies, tree_graph
 from methods.branched.resource import expected_resource, grouping_probabilities, grouping_table
 from methods.branched.schedule import Schedule, SearchParams
 from methods.branched.segments import SizeBudget, segments_of
 from methods.branched.supernet import Labelled, Search, gumbel, mixture, norms_of
-from methods.branched.trees import all_trees, canonical, nested, of_labels
+from methods.branched.trees import canonical, nested, of_labels
 from methods.contracts import Budget, Role
 from methods.graph.cost import count
 from tests.numbers import ROUNDING, assert_same
 from tests.unit.harness import toy_spec, toy_trainer
+from tests.unit.trees import all_trees
 
 
 def partition(text: str) -> tuple:
@@ -331,7 +331,7 @@ def test_statistics_optimizers_and_alpha_through_the_phases(tmp_path: Path, monk
     trainer = toy_trainer(tmp_path, steps=20)
     network = BmtasSupernet(trainer, BmtasParams(n_cycles=6))
     plan = Schedule.of(20, network.params)
-    losses = bmtas._Losses(trainer.data, network)
+    losses = BmtasLosses(trainer.data, network)
     watch = Watch(trainer, network, Search(network, plan, losses, 4), monkeypatch)
     names = [name for name, *_ in watch.phases]
     assert names[0] == "weights"
@@ -413,7 +413,7 @@ def test_a_task_without_a_label_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("unused", "moves"), [("none", False), ("zero", True)])
 def test_what_a_step_does_not_use_is_stepped_only_where_asked(unused: str, moves: bool, tmp_path: Path) -> None:
     trainer, network = supernet(tmp_path, unused_grad=unused)
-    losses = bmtas._Losses(trainer.data, network)
+    losses = BmtasLosses(trainer.data, network)
     network.alpha.requires_grad_(False)
     optimizer = torch.optim.SGD([p for g in network.weights() for p in g.parameters], lr=0.1, weight_decay=0.1)
     batch = batch_of(trainer)

@@ -19,10 +19,8 @@ from benchmark.train.cell import RunSettings, run_cell
 from benchmark.train.stage import StageRun
 from datasets.contracts import MultiTaskDataset
 from datasets.errors import UsageError
-from methods.contracts import Fidelity, Method, MethodParams, Statement
-from methods.graph.task_graph import TaskGraph
-from methods.plain import fit_plain
-from methods.registry import get_method, register_method
+from methods import Fidelity, Method, MethodParams, Statement, TaskGraph, fit_plain, register_method
+from methods.registry import get_method
 from tests.unit.harness import ToyInput, toy_spec
 
 

@@ -19,7 +19,8 @@ from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role
-from methods.dag_search.method import DagSearch, relative_change
+from methods.dag_search import stages
+from methods.dag_search.method import DagSearch
 from methods.dag_search.params import DagSearchParams
 from methods.dag_search.reduction import reduce
 from methods.dag_search.space import DagSpace, build_space
@@ -194,7 +195,7 @@ def method_of(**params: Any) -> DagSearch:
 
 
 def supernet_in(trainer: CellTrainer, method: DagSearch, **options: Any) -> Supernet:
-    space = method._space(trainer, 3)
+    space = stages.space_of(method.params, trainer, 3)
     heads = {task: trainer.head(task) for task in trainer.data.task_names}
     gates = Gates(space.graph, len(heads), trainer.budget.cycles, "zero")
     return Supernet(space, trainer.data, heads, gates, batch_norm="per_task_stats", recompute=False, **options)
@@ -204,7 +205,7 @@ def test_warm_up_moves_weights_and_no_gate(tmp_path: Path) -> None:
     method, trainer = method_of(warmup_ratio=0.5), toy_trainer(tmp_path, steps=8)
     supernet = supernet_in(trainer, method)
     gates, weights = state_of(supernet.gates), state_of(supernet.operations)
-    method._warm_up(trainer, supernet)
+    stages.warm_up(method.params, trainer, supernet)
     assert not moved(gates, supernet.gates)
     assert moved(weights, supernet.operations)
     assert trainer.ledger.search.optimizer_steps == 4
@@ -221,7 +222,7 @@ def test_gates_only_leaves_theta_where_it_is(tmp_path: Path) -> None:
     theta = [p for op in space.operations() if op.origin == "backbone" for p in op.module.parameters()]
     added = [p for op in space.operations() if op.origin == "added" for p in op.module.parameters()]
     values, alignments = [p.detach().clone() for p in theta], [p.detach().clone() for p in added]
-    method._search(trainer, supernet, kappa=4)
+    stages.search(method.params, trainer, supernet, kappa=4)
     assert {"alpha", "beta", "gamma"} <= moved(before["gates"], supernet.gates)
     assert moved(before["heads"], supernet.heads)
     assert moved(before["norms"], supernet.norms)
@@ -236,7 +237,7 @@ def test_alternate_trains_theta_on_fit_and_gates_on_arch(tmp_path: Path) -> None
         original = loader.training
         loader.training = lambda *args, role=role, original=original: asked.append((role, args[-1])) or original(*args)
     supernet = supernet_in(trainer, method)
-    method._search(trainer, supernet, kappa=4)
+    stages.search(method.params, trainer, supernet, kappa=4)
     assert {(role, stream.rpartition("/")[2]) for role, stream in asked} == {
         (Role.FIT, "search, weights"),
         (Role.ARCH, "search"),
@@ -715,8 +716,8 @@ def test_relative_change_by_hand(tmp_path: Path) -> None:
               "u": {"up": Score(None, "percent", True, 1)}}  # fmt: skip
     after = {"t": {"up": Score(40.0, "percent", True, 1), "down": Score(0.4, "", False, 1)},
              "u": {"up": Score(1.0, "percent", True, 1)}}  # fmt: skip
-    assert relative_change(before, after) == pytest.approx((-20.0 + 20.0) / 2)
-    assert relative_change({"u": before["u"]}, {"u": after["u"]}) is None
+    assert stages.relative_change(before, after) == pytest.approx((-20.0 + 20.0) / 2)
+    assert stages.relative_change({"u": before["u"]}, {"u": after["u"]}) is None
 
 
 @pytest.mark.usefixtures("float64")

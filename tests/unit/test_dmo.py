@@ -24,20 +24,23 @@ from datasets.errors import UsageError
 from datasets.kinds.class_kind import IGNORE
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Role
+from methods.dmo import group_training
+from methods.dmo.analysis import _scale, difficulties_of, prune
 from methods.dmo.difficulty import difficulties, mean_loss, sample_losses
+from methods.dmo.group_training import merge
 from methods.dmo.grouping import groups_of, maximal_cliques, random_groups, read_groups, task_graph_of
 from methods.dmo.method import Dmo
 from methods.dmo.network import GroupNetwork, batches_of, group_graph, group_updates, is_due, macs_nonzero
-from methods.dmo.parameters import DmoParams, PublishedParams
+from methods.dmo.parameters import DmoParams, PublishedParams, kept_fraction
 from methods.dmo.pruning import (
     hardest_last,
-    kept_fraction,
     merged_weights,
     n_survivors,
     prunable,
     survivors,
 )
 from methods.dmo.similarity import combined, loss_similarity, resolved_threshold, weight_similarity
+from methods.dmo.singles import train_single
 from methods.dmo.telling import n_nonzero
 from methods.graph.cost import count, size
 from methods.graph.operations import Operation
@@ -250,7 +253,7 @@ def test_p5_losses_in_different_units() -> None:
 
 def test_p5_units_are_looked_at_when_nothing_is_said(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=4)
-    single = Dmo(DmoParams())._single(trainer, "a")
+    single = train_single(DmoParams(), trainer, "a")
     mixed = dataclasses.replace(
         trainer.data, tasks=(trainer.data.tasks[0], TaskSpec("depth", "depth", 1, ("abs_err",)))
     )
@@ -261,7 +264,7 @@ def test_p5_units_are_looked_at_when_nothing_is_said(tmp_path: Path) -> None:
         ({"difficulty_normalise": "initial"}, trainer.data, first),
         ({"difficulty_normalise": "none"}, mixed, 1.0),
     ):
-        assert Dmo(DmoParams(**params))._scale(data, single) == expected
+        assert _scale(DmoParams(**params), data, single) == expected
 
 
 @pytest.mark.usefixtures("float64")
@@ -472,20 +475,20 @@ TOGETHER = {"groups": (("a", "b"),), "keep_floor": 0.2}
 
 
 @pytest.mark.numerical
-def test_p15_what_is_pruned_stays_zero(tmp_path: Path) -> None:
+def test_p15_what_is_pruned_stays_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SGD with momentum .9 and weight decay 5e-4, ten steps."""
     trainer = toy_trainer(tmp_path, steps=10)
     assert (trainer.context.recipe.optimizer.momentum, trainer.context.recipe.optimizer.weight_decay) == (0.9, 5e-4)
     seen: list[tuple[list[Tensor], list[Tensor]]] = []
     method = Dmo(DmoParams(**TOGETHER))
-    original, masks = method._merge, []
+    masks = []
 
-    def merge(*args: Any) -> Any:
-        graph, kept = original(*args)
+    def watched_merge(*args: Any) -> Any:
+        graph, kept = merge(*args)
         masks.extend(kept)
         return graph, kept
 
-    method._merge = merge
+    monkeypatch.setattr(group_training, "merge", watched_merge)
     fit = trainer.fit
 
     def watched(stage: Any) -> object:
@@ -664,8 +667,8 @@ def test_similar_tasks_share_and_the_log_says_why(tmp_path: Path) -> None:
 def test_what_is_not_prunable_comes_from_the_hardest_task_and_heads_start_anew(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=4)
     method = Dmo(DmoParams(**TOGETHER))
-    singles = [method._single(trainer, task) for task in ("a", "b")]
-    d = method._difficulties(trainer, singles)
+    singles = [train_single(method.params, trainer, task) for task in ("a", "b")]
+    d = difficulties_of(method.params, trainer, singles)
     hardest = singles[d.index(max(d))]
     expected = {
         name: value.clone()
@@ -673,8 +676,8 @@ def test_what_is_not_prunable_comes_from_the_hardest_task_and_heads_start_anew(t
         for name, value in operation.module.state_dict(prefix=str(operation.config)).items()
         if "bn" in name
     }
-    pruned = method._prune(trainer, singles, d)
-    graph, masks = method._merge(trainer, singles, pruned, d, (0, 1))
+    pruned = prune(method.params, trainer, singles, d)
+    graph, masks = merge(method.params, trainer, singles, pruned, d, (0, 1))
     found = {
         name: value
         for node in graph.nodes.values()
@@ -697,9 +700,9 @@ def test_the_twin_restarts_under_the_same_masks(tmp_path: Path) -> None:
     again, _ = run(tmp_path / "again", TOGETHER)
     assert trainer.facts["weights kept in groups"] == again.facts["weights kept in groups"]
     method, fresh = Dmo(DmoParams(**TOGETHER, reinit=True)), toy_trainer(tmp_path / "x", steps=4)
-    singles = [method._single(fresh, task) for task in ("a", "b")]
-    d = method._difficulties(fresh, singles)
-    _, masks = method._merge(fresh, singles, method._prune(fresh, singles, d), d, (0, 1))
+    singles = [train_single(method.params, fresh, task) for task in ("a", "b")]
+    d = difficulties_of(method.params, fresh, singles)
+    _, masks = merge(method.params, fresh, singles, prune(method.params, fresh, singles, d), d, (0, 1))
     initial = prunable(body_of(fresh.backbone())).values()
     assert all(torch.equal(w, start * mask) for (w, mask), start in zip(masks, initial, strict=True))
 
@@ -718,7 +721,7 @@ def test_controls_of_pruning(pruning: str, expected: float | None, tmp_path: Pat
 def test_independent_starts_differ_and_need_a_start_from_scratch(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=2)
     method = Dmo(DmoParams(init="independent", groups=(("a", "b"),)))
-    singles = [method._single(trainer, task) for task in ("a", "b")]
+    singles = [train_single(method.params, trainer, task) for task in ("a", "b")]
     assert abs(weight_similarity([list(single.weights.values()) for single in singles])[0, 1]) < 0.05
     given = dataclasses.replace(toy_backbone(), from_scratch=False)
     with pytest.raises(UsageError, match="init: independent draws initial weights anew"):
@@ -728,7 +731,7 @@ def test_independent_starts_differ_and_need_a_start_from_scratch(tmp_path: Path)
 def test_published_curves_are_read_by_epoch(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path)
     method = Dmo(DmoParams(recipe="published", published={"epochs": 5, "batch_size": 20, "lr": 0.01}))
-    single = method._single(trainer, "a")
+    single = train_single(method.params, trainer, "a")
     assert len(single.loss) == 5
     assert trainer.ledger.search.optimizer_steps == 15
     assert (method.params.batch_norm, method.params.sampler, method.final_batch_norm) == (

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 import benchmark
 from benchmark.api.catalog import describe
@@ -46,6 +50,35 @@ def test_a_method_says_what_to_cite(name: str) -> None:
         assert all(re.fullmatch(r"([A-Z]\.(-[A-Z]\.)? )+\S.*", author) for author in reference.authors)
     keys = [reference.key for reference in references]
     assert len(set(keys)) == len(keys)
+
+
+def fields_of(params: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted names of a method's parameters, those of optional settings too."""
+    for key, field in params.model_fields.items():
+        yield prefix + key, field
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from fields_of(part, f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_parameter_of_a_method_is_explained(name: str) -> None:
+    text = " ".join(describe(name).split())
+    for key, field in fields_of(get_method(name).Params):
+        assert field.description, key
+        if not isinstance(field.default, BaseModel):
+            line = text[text.index(f" {key} = ") :]
+            assert line[: line.index(field.description)].endswith("): "), key
+
+
+def test_types_and_defaults_are_told_as_yaml_writes_them() -> None:
+    text = " ".join(describe("bmtas").split())
+    assert "lut_size = null ([int, int], null): (height, width)" in text
+    assert "fixed_tree = null ([[int, ..], ..], null): a row" in text
+    assert "published.search_epochs = 160 (int): E" in text
+    assert "published.preset = required (nyud_2task, pascal_5task): the setting" in " ".join(
+        describe("branched").split()
+    )
 
 
 def test_one_paper_has_one_entry_wherever_it_is_cited() -> None:

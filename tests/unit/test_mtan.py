@@ -19,7 +19,8 @@ from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
 from methods.soft_sharing.attention import Attention, refinement
-from methods.soft_sharing.mtan import Mtan, MtanParams, mean_masks, pooling_of, shared_stages
+from methods.soft_sharing.mtan import Mtan, MtanParams
+from methods.soft_sharing.mtan_network import attention_network, mean_masks, pooling_of, shared_stages
 from tests.unit.harness import toy_trainer
 from tests.unit.test_soft_sharing import backbone_of, batch_of, images_of, tasks_of, trainer_of
 
@@ -32,7 +33,7 @@ def resnet18() -> Backbone:
 
 
 def network(trainer: CellTrainer, **params: Any) -> tuple[TaskGraph, list[list[Operation]]]:
-    graph, attentions = Mtan(MtanParams(**params)).network(trainer, trainer.backbone())
+    graph, attentions = attention_network(MtanParams(**params), trainer, trainer.backbone())
     return graph, attentions
 
 

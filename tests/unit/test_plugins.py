@@ -133,7 +133,7 @@ def test_the_backbone_family_of_the_readme_equals_timm_and_runs(tmp_path: Path) 
         ("raise KeyError('no such thing')", r"plugin.py raised KeyError: 'no such thing'"),
         ("def broken(:", r"plugin.py raised SyntaxError"),
         (
-            "from methods.registry import register_method\n@register_method('hard_sharing')\nclass Mine: pass",
+            "from methods import register_method\n@register_method('hard_sharing')\nclass Mine: pass",
             "'hard_sharing' is registered twice",
         ),
     ],
@@ -180,11 +180,8 @@ SPARSE_SHARING = '''
 import torch
 from torch import nn
 
-from methods.contracts import Fidelity, Method, MethodParams, Statement
-from methods.graph.operations import Operation, register_operation
-from methods.plain import fit_graph
-from methods.registry import register_method
-from methods.graph.task_graph import TaskGraph
+from methods import Fidelity, Method, MethodParams, Operation, Statement, TaskGraph
+from methods import fit_graph, register_method, register_operation
 
 
 class MaskedConv(nn.Module):

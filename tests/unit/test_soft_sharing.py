@@ -23,22 +23,16 @@ from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Role
 from methods.graph.cost import compute, size
 from methods.graph.operations import Operation
-from methods.graph.task_graph import TaskGraph, merged
+from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
 from methods.registry import get_method
-from methods.soft_sharing.cross_stitch import CrossStitch, CrossStitchParams, initial_alpha, stitches
+from methods.soft_sharing.cross_stitch import CrossStitch, CrossStitchParams, stitches
 from methods.soft_sharing.nddr_cnn import NddrCnn, NddrCnnParams, unit_parameters
-from methods.soft_sharing.sluice import (
-    Sluice,
-    SluiceParams,
-    initial_beta,
-    initial_matrix,
-    last_convolution,
-    orthogonality,
-)
-from methods.soft_sharing.towers import Tower, Units, place_channels, place_names, tower_graph, towers_of
+from methods.soft_sharing.sluice import Sluice, SluiceParams
+from methods.soft_sharing.sluice_network import initial_beta, initial_matrix, last_convolution, orthogonality
+from methods.soft_sharing.towers import Tower, Units, tower_graph, towers_of
 from methods.soft_sharing.training import joint_stage, parameter_groups
-from methods.soft_sharing.units import Nddr, channel_axis, nddr, stitch, subspace_stitch
+from methods.soft_sharing.units import Nddr, channel_axis, initial_alpha, nddr, stitch, subspace_stitch
 from tests.numbers import assert_same
 from tests.unit.harness import toy_spec, toy_trainer
 
@@ -168,16 +162,16 @@ def test_x2_convex_rows_leave_identical_networks_as_they_are(n_tasks: int, tmp_p
 
 @pytest.mark.parametrize("n_tasks", [2, 3, 5, 20])
 def test_x3_rows_sum_to_one_at_the_start(n_tasks: int) -> None:
-    alpha = CrossStitch(CrossStitchParams())._alpha(n_tasks)
+    alpha = initial_alpha(n_tasks, *CrossStitch(CrossStitchParams())._initial(n_tasks))
     assert torch.allclose(alpha.sum(1), torch.ones(n_tasks))
     assert torch.equal(alpha.diagonal(), torch.full((n_tasks,), 0.9))
     assert torch.ones(n_tasks, n_tasks).sum(1).tolist() == [n_tasks] * n_tasks  # the all-ones unit of LibMTL
 
 
 def test_x3_published_five_task_rows_are_accepted_and_others_named() -> None:
-    CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._alpha(5)
+    CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._initial(5)
     with pytest.raises(UsageError, match=r"0\.8 \+ 2 x alpha_other 0\.05 = 0\.9; expected 1.*alpha_other 0\.1"):
-        CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._alpha(3)
+        CrossStitch(CrossStitchParams(alpha_self=0.8, alpha_other=0.05))._initial(3)
 
 
 def test_x4_a_loss_reaches_another_network_only_through_a_unit(tmp_path: Path) -> None:
@@ -258,8 +252,8 @@ def test_x6_c4_unit_count_on_resnet18(n_tasks: int, expected: int, resnet18: Bac
 
 
 def test_stages_and_places(resnet18: Backbone) -> None:
-    assert place_channels(resnet18) == [64, 64, 128, 256, 512]
-    assert place_names(resnet18) == ["stem", "stage 1", "stage 2", "stage 3", "stage 4"]
+    assert resnet18.place_channels == [64, 64, 128, 256, 512]
+    assert resnet18.place_names == ["stem", "stage 1", "stage 2", "stage 3", "stage 4"]
     assert [len(stage) for stage in backbone_of("test_resnet", 8).stages] == [1, 1, 1, 1]
     assert [len(stage) for stage in backbone_of("test_vit").stages] == [1, 1, 1, 3]
 
@@ -300,7 +294,7 @@ def test_n2_blocks_follow_the_order_of_towers(tmp_path: Path) -> None:
 
     def outputs(order: list[int]) -> list[Tensor]:
         rows = alpha[order][:, order]
-        channels = place_channels(trainer.backbone())
+        channels = trainer.backbone().place_channels
         units = Units({p: [nddr("nchw", r, channels[p], 0.05, True) for r in rows] for p in range(1, 5)}, 1)
         graph = tower_graph(trainer.data, [made[t] for t in order], units)
         return [graph.network().eval()(images, ("a", "b"))[task] for task in ("a", "b")]
@@ -391,7 +385,7 @@ def test_a_single_task_start_goes_on_and_is_charged(tmp_path: Path) -> None:
 @pytest.mark.numerical
 def test_towers_hold_what_single_task_training_left(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=3)
-    expected = merged([trainer.single_task(task).graph for task in ("a", "b")])
+    expected = TaskGraph.merged([trainer.single_task(task).graph for task in ("a", "b")])
     made = tower_graph(trainer.data, towers_of(trainer, False), Units({}))
     images = images_of(trainer)
     for task, value in expected.network().eval()(images, ("a", "b")).items():
@@ -564,9 +558,9 @@ def test_n1_metrics_before_the_joint_training_are_told(tmp_path: Path) -> None:
     ("n_tasks", "expected"), [(2, 1_396_480), (3, 3_139_200), (4, 5_578_240), (20, 139_264_000 + 38_400)]
 )
 def test_n3_count_on_resnet18(n_tasks: int, expected: int, resnet18: Backbone) -> None:
-    assert unit_parameters(place_channels(resnet18)[1:], n_tasks) == expected
+    assert unit_parameters(resnet18.place_channels[1:], n_tasks) == expected
     if n_tasks <= 3:
-        stages = tuple(place_names(resnet18)[1:])
+        stages = tuple(resnet18.place_names[1:])
         assert NddrCnn(NddrCnnParams(stages=stages))._units(resnet18, n_tasks).n_parameters() == expected
 
 

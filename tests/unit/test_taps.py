@@ -19,7 +19,8 @@ from methods.contracts import Budget
 from methods.graph.cost import size
 from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
-from methods.taps.method import Taps, TapsParams, _copies, _joint_base
+from methods.taps.base import copies, joint_base
+from methods.taps.method import Taps, TapsParams
 from methods.taps.weights import TaskWeights, layer_names
 from tests.numbers import assert_same
 from tests.unit.harness import toy_backbone, toy_trainer
@@ -36,7 +37,7 @@ def resnet18() -> Backbone:
 
 def network(trainer: CellTrainer, **params: Any) -> TaskWeights:
     heads = {task: trainer.head(task) for task in trainer.data.task_names}
-    return Taps(TapsParams(**params)).network(trainer.data, _copies(trainer.backbone(), len(heads)), heads)
+    return Taps(TapsParams(**params)).network(trainer.data, copies(trainer.backbone(), len(heads)), heads)
 
 
 def move_deltas(made: TaskWeights, by: float = 0.05) -> None:
@@ -206,11 +207,11 @@ def test_the_deployed_network_is_the_trained_one(name: str, domains: str, tmp_pa
 
 
 @pytest.mark.parametrize("domains", ["single", "multi"])
-def test_taps_starts_as_the_joint_base(domains: str, tmp_path: Path) -> None:
+def test_taps_starts_as_thejoint_base(domains: str, tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, domains=domains, steps=3)
     heads = {task: trainer.head(task) for task in trainer.data.task_names}
     backbone = trainer.backbone()
-    backbones = _joint_base(trainer, backbone, heads)
+    backbones = joint_base(trainer, backbone, heads)
     first = [b for m in (own.module() for own in backbones) for n, b in m.named_buffers() if n.endswith("running_mean")]
     half = len(first) // 2
     same = [torch.equal(x, y) for x, y in zip(first[:half], first[half:], strict=True)]

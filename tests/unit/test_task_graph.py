@@ -14,7 +14,7 @@ from datasets.contracts import Batch
 from datasets.errors import UsageError
 from methods.graph.cost import size
 from methods.graph.operations import Operation, parameterless, register_operation
-from methods.graph.task_graph import TaskGraph, Value, estimate_statistics, merged
+from methods.graph.task_graph import TaskGraph, Value, estimate_statistics
 from tests.numbers import assert_same
 from tests.unit.graphs import Program, build, naive, operation, operations, programs
 
@@ -190,7 +190,7 @@ def test_merged_graphs_keep_their_statistics() -> None:
     other = TaskGraph(["image"])
     other.output("flat", other.add(operation("test.linear_map", 3), other.input("image")))
     expected = graph.module().eval()({"image": IMAGE})["deep"]
-    whole = merged([graph, other])
+    whole = TaskGraph.merged([graph, other])
     assert whole.tasks == ("deep", "flat")
     assert torch.equal(whole.module().eval()({"image": IMAGE})["deep"], expected)
 
@@ -265,7 +265,7 @@ def test_masks_over_the_same_weights_stay_apart_and_each_task_runs_under_its_own
     assert len(graph.nodes) == 2
     loaded = TaskGraph.from_json(json.loads(json.dumps(graph.to_json())), graph.tensors())
     assert size(loaded, 9) == size(graph, 9)
-    for whole in (graph, loaded, merged([graph.subgraph("left"), graph.subgraph("right")])):
+    for whole in (graph, loaded, TaskGraph.merged([graph.subgraph("left"), graph.subgraph("right")])):
         got = whole.module().eval()({"image": IMAGE})
         for task, first in (("left", True), ("right", False)):
             assert torch.equal(got[task], nn.functional.conv2d(IMAGE, conv.weight * half(first))), task

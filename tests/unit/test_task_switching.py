@@ -18,13 +18,13 @@ from methods.contracts import Budget
 from methods.graph.task_graph import TaskGraph
 from methods.plain import task_losses
 from methods.task_switching.codes import AdaIN, FirstChannels, PixelNorm, Style, block_code, mapping
-from methods.task_switching.method import (
-    TaskSwitching,
-    TaskSwitchingParams,
+from methods.task_switching.method import TaskSwitching, TaskSwitchingParams
+from methods.task_switching.network import (
     conditioned_places,
     decoder_widths,
     likeness,
     place_grids,
+    switching_network,
 )
 from tests.unit.harness import toy_trainer
 from tests.unit.test_soft_sharing import backbone_of, batch_of, images_of, tasks_of, trainer_of
@@ -33,7 +33,7 @@ from tests.unit.test_soft_sharing import backbone_of, batch_of, images_of, tasks
 def network(trainer: CellTrainer, codes: list[tuple[int, int]] | None = None, **params: Any) -> TaskGraph:
     n_tasks = len(trainer.data.tasks)
     codes = codes or [block_code(t, n_tasks, 100) for t in range(n_tasks)]
-    return TaskSwitching(TaskSwitchingParams(**params)).network(trainer, trainer.backbone(), codes)
+    return switching_network(TaskSwitchingParams(**params), trainer, trainer.backbone(), codes)
 
 
 def dense_tasks(n: int, size: int) -> DatasetSpec:

@@ -50,7 +50,7 @@ from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.backbones.heads import create_head
-from methods.graph.task_graph import TaskGraph, merged
+from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph
 from tests.unit.records import make_record
 
@@ -84,7 +84,9 @@ def untrained(cell: PlannedCell, spec: DatasetSpec) -> TaskGraph:
         shared = backbone()
         return plain_graph(spec, tasks, shared, lambda task: create_head(spec.task(task), shared, 0))
 
-    return merged([graph((task,)) for task in spec.task_names]) if cell.is_reference else graph(spec.task_names)
+    return (
+        TaskGraph.merged([graph((task,)) for task in spec.task_names]) if cell.is_reference else graph(spec.task_names)
+    )
 
 
 def store_cells(root: Path, cells: list[PlannedCell]) -> dict[str, Record]:
