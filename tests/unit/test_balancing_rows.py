@@ -150,9 +150,9 @@ def test_a_balanced_row_trains_and_shares_its_single_task_networks(tmp_path: Pat
     _, plain, balanced = cells(balancing=["equal", "pcgrad"])
     settings = RunSettings(tmp_path)
     run = _CellRun(balanced, settings, Store(tmp_path), lambda progress: None)
-    key = run._single_task_key("left")
+    key = run.single_task.key("left")
     run.planned = plain
-    assert run._single_task_key("left") == key
+    assert run.single_task.key("left") == key
     estimates = {kind_of(cell): Estimate(7.0, {"left": 10.0}, None, 0, "probe") for cell in (plain, balanced)}
     assert len(estimates) == 2  # a step of either takes another time
     assert total([plain, balanced], estimates, jobs=1).seconds == pytest.approx(2 * 7 + 10)

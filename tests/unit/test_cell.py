@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-import benchmark.train.cell
+import benchmark.train.single_task
 from benchmark.plan.cells import PlannedCell, plan
 from benchmark.plan.role_data import require_batches
 from benchmark.plan.suite import Suite
@@ -89,9 +90,9 @@ def test_single_task_networks_are_trained_once_for_all_who_need_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    fit = benchmark.train.cell.fit_plain
+    fit = benchmark.train.single_task.fit_plain
     monkeypatch.setattr(
-        benchmark.train.cell,
+        benchmark.train.single_task,
         "fit_plain",
         lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps),
     )
@@ -150,6 +151,10 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise KeyError("a fault of the method")
             if self.params.how == "oom":
                 raise torch.OutOfMemoryError("tried 9 GiB")
+            if self.params.how == "oom on a CPU":
+                torch.empty(1 << 60)
+            if self.params.how == "oom in numpy":
+                np.empty(1 << 60, dtype=np.uint8)
             if self.params.how != "empty":
                 trainer.fact("ratio", float("nan"))
                 graph = fit_plain(trainer, "joint", trainer.budget.steps)[0]
@@ -165,6 +170,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("raise", "failed", "a fault of the method"),
         ("oom", "oom", "9 GiB"),
+        ("oom on a CPU", "oom", "can't allocate memory"),
+        ("oom in numpy", "oom", "Unable to allocate"),
         ("empty", "failed", "the cell has the tasks"),
     ],
 )

@@ -216,7 +216,7 @@ def test_kept_networks_of_other_code_data_or_libraries_are_not_taken_over(
 ) -> None:
     def key() -> str:
         run = _CellRun(planned(project), RunSettings(project / "out"), Store(project / "out"), lambda progress: None)
-        return run._single_task_key("a")
+        return run.single_task.key("a")
 
     first = key()
     edit(project / "mine.yaml", "hard_sharing", "single_task")
