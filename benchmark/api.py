@@ -210,6 +210,7 @@ def execute(
 
     from benchmark.cli import make_console
     from benchmark.plan.cells import missing_reference, notes_of, plan
+    from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
     from benchmark.records.store import Store
     from benchmark.train.cell import RunSettings
@@ -217,10 +218,12 @@ def execute(
     from benchmark.workers.progress import RunView
 
     console = console or make_console()
-    cells = plan(suite, data_root)
+    splits = Splits(data_root)
+    cells = plan(suite, data_root, splits)
     store = Store(out)
     store.require_writable()
-    pending = _pending(cells, store, Present(data_root), refresh_stale, console)
+    pending = _pending(cells, store, Present(splits), refresh_stale, console)
+    del splits  # workers load what they train on; until they end it would lie here for nobody
     n_jobs = _jobs(jobs, chosen)
     kept = len(cells) - len(pending)
     console.print(

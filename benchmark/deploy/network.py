@@ -27,7 +27,7 @@ from benchmark.records.networks import OF_A_PLUGIN, built_graph, load_graph
 from benchmark.records.record import Record
 from benchmark.records.store import StorageError, Store
 from datasets.errors import UnknownNameError, UsageError, unknown
-from datasets.registry import dataset_spec, require_dataset
+from datasets.registry import DataChoice, require_dataset
 from methods.graph.task_graph import TaskGraph
 from methods.registry import load_methods
 
@@ -226,13 +226,7 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
         require_dataset(data["dataset"])
     except UnknownNameError as error:
         raise UnknownNameError(f"{error} {OF_A_PLUGIN}") from error
-    spec = dataset_spec(
-        data["dataset"],
-        protocol=data["protocol"],
-        layout=data.get("layout"),
-        tasks=data["tasks"],
-        options=data.get("options"),
-    )
+    spec = DataChoice.of(data).spec()
     size, stored = value_at(record.audit, "input_size"), value_at(record.audit, "normalisation")
     if not isinstance(size, Sequence) or not isinstance(stored, Mapping):
         raise UsageError(f"Record {record.key} does not say what its network was fed; run its cell again.")

@@ -31,7 +31,7 @@ from benchmark.train.optimizers import StageOptimizers
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec
 from datasets.images.augmentation import augmentation_of
 from datasets.images.transforms import Normalise
-from datasets.registry import dataset_spec, load
+from datasets.registry import DataChoice
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.backbones.heads import create_head
 from methods.contracts import Role
@@ -136,15 +136,8 @@ class TableNetworks:
 
     def data(self) -> DatasetSpec:
         """The data set of the table, with its tasks and weights."""
-        cell = cast("Mapping[str, Any]", self.record.cell["data"])
-        spec = dataset_spec(
-            cell["dataset"],
-            protocol=cell["protocol"],
-            layout=cell.get("layout"),
-            tasks=cell["tasks"],
-            options=cell.get("options"),
-        )
-        return spec.with_weights(cell.get("task_weights", {}))
+        stored = cast("Mapping[str, Any]", self.record.cell["data"])
+        return DataChoice.of(stored).spec().with_weights(stored.get("task_weights", {}))
 
     def recipe(self) -> RecipeSettings:
         """What the table's networks were trained with."""
@@ -152,11 +145,8 @@ class TableNetworks:
 
     def training_batch(self, root: Path | None) -> Batch:
         """The first training batch, augmented as in training, on the device. Raises DatasetMissingError."""
-        spec, recipe, cell = self.data(), self.recipe(), cast("Mapping[str, Any]", self.record.cell["data"])
-        split = load(
-            spec.name, root, "train", protocol=spec.protocol, layout=spec.layout, tasks=spec.task_names,
-            options=cell.get("options"),
-        )  # fmt: skip
+        spec, recipe = self.data(), self.recipe()
+        split = DataChoice.of(cast("Mapping[str, Any]", self.record.cell["data"])).split("train", root)
         stored = cast("Mapping[str, Any]", self.record.audit["normalisation"])
         normalise = Normalise(tuple(stored["mean"]), tuple(stored["std"]), stored["bgr"])
         form = InputFormat(self.config.in_chans, normalise, self.device, self.settings.memory_format == "channels_last")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmark.plan.cells import PlannedCell, backbone_config, cell_spec, dense_form, method_params
+from benchmark.plan.role_data import Splits
 from benchmark.plan.staleness import Present
 from benchmark.records.keys import canonical_json, cell_key
 from benchmark.records.provenance import installed
@@ -74,10 +75,10 @@ def run_cell(
     A cell that has been finished meanwhile, by another run on the same folder, is not trained again: its record is
     returned. Raises StorageError where the record cannot be written.
     """
-    store = Store(settings.out)
+    store, splits = Store(settings.out), Splits(settings.data_root)
     with store.lock(planned.key, timeout_s=float("inf")):
         before = store.read(planned.key)
-        if before is not None and before.status == "done" and not _to_refresh(before, planned, settings):
+        if before is not None and before.status == "done" and not _to_refresh(before, planned, settings, splits):
             return before
         store.remove_torn(planned.document)
         attempts = before.attempts + 1 if before is not None and before.cell else 1
@@ -88,7 +89,7 @@ def run_cell(
             return store.write(dataclasses.replace(record, attempts=attempts, started=started, finished=utc_now()))
 
         try:
-            cell = _CellRun(planned, settings, store, report_progress)
+            cell = _CellRun(planned, settings, store, splits, report_progress)
             written = stored(cell.run())
         except DivergedError as error:
             return stored(_failed(planned, "diverged", error, error.stage, error.step, error.task))
@@ -104,8 +105,8 @@ def run_cell(
         return written
 
 
-def _to_refresh(record: Record, planned: PlannedCell, settings: RunSettings) -> bool:
-    return settings.refresh_stale and Present(settings.data_root).stale_reason(record, planned) is not None
+def _to_refresh(record: Record, planned: PlannedCell, settings: RunSettings, splits: Splits) -> bool:
+    return settings.refresh_stale and Present(splits).stale_reason(record, planned) is not None
 
 
 def _failed(
@@ -130,6 +131,7 @@ class _CellRun:
         planned: PlannedCell,
         settings: RunSettings,
         store: Store,
+        splits: Splits,
         report_progress: Callable[[Progress], None],
     ) -> None:
         self.planned, self.store = planned, store
@@ -137,7 +139,7 @@ class _CellRun:
         method = get_method(cell.method.name)
         self.method = method(method_params(method, cell.method.name, cell.method.params))
         self.spec = cell_spec(cell)
-        self.data = load_data(self.spec, planned, settings.data_root)
+        self.data = load_data(self.spec, planned, splits)
         self.device = torch.device(settings.device)
         config, dense = backbone_config(cell, self.spec), dense_form(planned.document)
         self.prototype = create_backbone(config, weights=planned.weights, seed=cell.seed, dense=dense)

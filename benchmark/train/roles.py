@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from benchmark.plan.cells import PlannedCell
-from benchmark.plan.role_data import content_hash, load_roles
+from benchmark.plan.role_data import Splits
 from benchmark.plan.suite import RecipeSettings
 from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from datasets.contracts import DatasetSpec, MultiTaskDataset
@@ -31,9 +30,9 @@ class LoadedData:
     roles: Mapping[str, str]
 
 
-def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
+def load_data(spec: DatasetSpec, planned: PlannedCell, found: Splits) -> LoadedData:
     """The splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
-    splits, indices = load_roles(planned.settings, spec, root)
+    splits, indices = found.of(planned.settings), found.roles(planned.settings)
     samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
     for name, parts in indices.items():
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT):
@@ -41,7 +40,7 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> Loa
             samples[role][name] = RoleSamples(splits[part.split].inputs[name], part.indices)
         both = np.union1d(parts["fit"].indices, parts["arch"].indices)
         samples[Role.FIT_ARCH][name] = RoleSamples(splits["train"].inputs[name], both)
-    content = content_hash(splits)
+    content = found.content(planned.settings)
     _check_labels(spec, splits, content)
     roles = {
         role.value: role_hash(

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import benchmark.train.single_task
-from benchmark.plan.cells import PlannedCell, plan
-from benchmark.plan.role_data import require_batches
-from benchmark.plan.suite import Suite
+from benchmark.plan.cells import PlannedCell, _checked, plan, resolve
+from benchmark.plan.role_data import Splits, require_batches
+from benchmark.plan.suite import RecipeSettings, Suite
 from benchmark.records.store import Store
 from benchmark.train.cell import RunSettings, run_cell
 from benchmark.train.stage import StageRun
@@ -274,13 +274,23 @@ def test_a_batch_must_fit_into_what_is_left_for_training(
     """Of 20 images 2 are held out to select, and 4 of the others are arch."""
     spec = dataclasses.replace(toy_spec(), splits={"train": 20, "test": 5})
     made = {split: MultiTaskDataset(spec, split, {"image": ToyInput(n, 0)}) for split, n in spec.splits.items()}
-    monkeypatch.setattr("benchmark.plan.role_data.load", lambda name, root, split, **options: made[split])
     cell = cells(recipe={"batch_size": batch_size})[0].settings
+    splits = Splits(None)
+    monkeypatch.setattr(splits, "of", lambda cell: made)
     if role is None:
-        require_batches(cell, spec, alternates, None)
+        require_batches(cell, spec, alternates, splits)
         return
     with pytest.raises(UsageError, match=f"batch_size is {batch_size}; .* {role}.* at most {role.split()[0]}"):
-        require_batches(cell, spec, alternates, None)
+        require_batches(cell, spec, alternates, splits)
+
+
+def test_a_backbone_is_looked_at_in_every_size_that_it_is_trained_on() -> None:
+    """Whole images leave maps of 2x2, crops maps of 1x1, and both are one backbone on one data set."""
+    whole = cells(recipe={"batch_size": 1})[0]
+    crop = {"augmentation": [{"name": "scale_crop", "size": [32, 32]}]}
+    cropped = resolve(whole.settings.model_copy(update={"recipe": RecipeSettings(batch_size=1, **crop)}))
+    with pytest.raises(UsageError, match="images of 32x32 become a map of 1x1"):
+        _checked([whole, cropped], Splits(None))
 
 
 def test_a_batch_of_one_is_fine_where_maps_are_larger() -> None:
