@@ -23,7 +23,9 @@ from benchmark.records.measurements import (
     SpeedSettings,
 )
 from benchmark.records.record import Record, graph_hash, is_reference, seed_of_record
+from benchmark.records.store import Store
 from benchmark.speed.timing import SLOT_S, WarmUpRule
+from datasets.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,9 @@ def is_measured(
     return found.measurement.versions.get("package_hash") == package and found.measurement.device == device
 
 
-# One process
-
-
-# The light measurement of `run`
+def done_record(store: Store, key: str) -> Record:
+    """The record of a network that is to be measured. Raises UsageError where it is gone meanwhile."""
+    record = store.read(key)
+    if record is None or record.status != "done":
+        raise UsageError(f"Record {key} is gone; it was there when the measurement was planned.")
+    return record

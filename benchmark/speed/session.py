@@ -13,10 +13,10 @@ import torch
 from benchmark.records.measurements import SCHEMA, TRAIN, MeasurementFile, NetworkEntry
 from benchmark.records.networks import load_graph
 from benchmark.records.provenance import environment, versions
-from benchmark.records.record import Record, graph_hash, is_reference, method_of, params_of, seed_of_record, utc_now
+from benchmark.records.record import graph_hash, is_reference, method_of, params_of, seed_of_record, utc_now
 from benchmark.records.store import Store
 from benchmark.speed.device import CudaDevice, device_name, device_state
-from benchmark.speed.jobs import SpeedJob, TableJob
+from benchmark.speed.jobs import SpeedJob, TableJob, done_record
 from benchmark.speed.measure import COPY, REFERENCE, Measurement, Sampled, measure_pairs, measure_slots
 from benchmark.speed.networks import TableNetworks, compile_now
 from benchmark.speed.timing import Failure, Network, ReferenceFailedError, failure_of
@@ -35,7 +35,7 @@ class _Session:
         self.job, self.table = job, table
         self.store = Store(job.root)
         self.device = torch.device(job.device)
-        self.records = {key: self._record(key) for key in table.wanted}
+        self.records = {key: done_record(self.store, key) for key in table.wanted}
         self.parts = TableNetworks(next(iter(self.records.values())), job.settings, self.device)
         self.compiled: dict[str, dict[str, Any]] = {}
         modes = {mode for modes in table.wanted.values() for mode in modes}
@@ -44,12 +44,6 @@ class _Session:
             raise UsageError("train-step has a reference of its own; measure it apart from the other modes.")
         self._batch = self.parts.training_batch(job.data_root) if self.trains else None
         self._graphs: dict[str, TaskGraph] = {}
-
-    def _record(self, key: str) -> Record:
-        record = self.store.read(key)
-        if record is None or record.status != "done":
-            raise UsageError(f"Record {key} is gone; it was there when the measurement was planned.")
-        return record
 
     @property
     def names(self) -> list[Name]:
