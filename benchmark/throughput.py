@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from benchmark.records.record import Record
     from benchmark.show.speed import NamedMeasurement
-    from benchmark.speed.jobs import SpeedJob, SpeedProtocol
+    from benchmark.speed.jobs import SpeedJob
+    from benchmark.speed.timing import SpeedProtocol
 
 EXIT_NOT_MEASURED = 1
 
@@ -37,8 +38,9 @@ def measure(
     from benchmark.records.measurements import failures_of
     from benchmark.records.store import Store
     from benchmark.show.speed import NamedMeasurement
-    from benchmark.speed.jobs import SpeedProtocol, networks_of
+    from benchmark.speed.jobs import networks_of
     from benchmark.speed.process import run_job
+    from benchmark.speed.timing import SpeedProtocol
     from benchmark.tables.labels import row_labels, table_head
 
     tables = networks_of(Store(directory).load_all())
@@ -141,7 +143,7 @@ def throughput(
     from benchmark.cli import make_console
     from benchmark.records.store import write_atomic
     from benchmark.show.speed import as_csv, check_plot, draw_speed
-    from benchmark.speed.jobs import SpeedProtocol
+    from benchmark.speed.timing import SpeedProtocol
 
     try:
         choices = Choices(

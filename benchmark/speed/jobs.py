@@ -15,8 +15,6 @@ from benchmark.records.keys import row_key, table_key, value_at
 from benchmark.records.measurements import (
     JOINT,
     MIXED,
-    PAIRS,
-    ROUNDS,
     TASK,
     TRAIN,
     SpeedResults,
@@ -24,18 +22,8 @@ from benchmark.records.measurements import (
 )
 from benchmark.records.record import Record, graph_hash, is_reference, seed_of_record
 from benchmark.records.store import Store
-from benchmark.speed.timing import SLOT_S, WarmUpRule
+from benchmark.speed.timing import SpeedProtocol
 from datasets.errors import UsageError
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeedProtocol:
-    """How often and how long. pairs: on a CPU, per network; rounds and slot_s: on CUDA."""
-
-    pairs: int = PAIRS
-    rounds: int = ROUNDS
-    slot_s: float = SLOT_S
-    warm_up: WarmUpRule = dataclasses.field(default_factory=WarmUpRule)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from benchmark.records.measurements import JOINT, MIXED, TASK, failures_of, ligh
 from benchmark.records.provenance import cpu_name, package_hash
 from benchmark.records.record import is_reference
 from benchmark.records.store import Store
-from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, is_measured, modes_of, networks_of
+from benchmark.speed.jobs import SpeedJob, TableJob, is_measured, modes_of, networks_of
 from benchmark.speed.process import run_job
-from benchmark.speed.timing import WarmUpRule
+from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ from benchmark.records.record import graph_hash, is_reference, method_of, params
 from benchmark.records.store import Store
 from benchmark.speed.device import CudaDevice, device_name, device_state
 from benchmark.speed.jobs import SpeedJob, TableJob, done_record
-from benchmark.speed.measure import COPY, REFERENCE, Measurement, Sampled, measure_pairs, measure_slots
+from benchmark.speed.measure import Measurement, Sampled, measure_pairs, measure_slots
 from benchmark.speed.networks import TableNetworks, compile_now
-from benchmark.speed.timing import Failure, Network, ReferenceFailedError, failure_of
+from benchmark.speed.timing import COPY, REFERENCE, Contest, Failure, Network, ReferenceFailedError, failure_of
 from benchmark.train.memory import peak_bytes, reset_peak
 from datasets.errors import UsageError
 from methods.graph.task_graph import TaskGraph
@@ -139,16 +139,11 @@ def _measure(session: _Session) -> tuple[Measurement, dict[str, Sampled | Failur
     for name in (REFERENCE, COPY):
         if name in failures:
             raise ReferenceFailedError(failures[name])
-    reference, copy = good.pop(REFERENCE), good.pop(COPY)
-    rule = session.job.protocol
+    contest, protocol = Contest.of(good), session.job.protocol
     if session.device.type == "cuda":
-        device = CudaDevice(session.device)
-        measured = measure_slots(
-            reference, copy, good, device, rounds=rule.rounds, rule=rule.warm_up, slot_s=rule.slot_s
-        )
+        measured = measure_slots(contest, CudaDevice(session.device), protocol)
     else:
-        threads = session.job.settings.threads
-        measured = measure_pairs(reference, copy, good, pairs=rule.pairs, rule=rule.warm_up, threads=threads)
+        measured = measure_pairs(contest, protocol, threads=session.job.settings.threads)
     return measured, {**measured.networks, **failures}
 
 

@@ -39,11 +39,11 @@ from benchmark.records.store import Store
 from benchmark.show import speed as show_speed
 from benchmark.show.speed import CSV_COLUMNS, NamedMeasurement, as_csv, draw_speed
 from benchmark.speed import light, process
-from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, is_measured, modes_of, networks_of
+from benchmark.speed.jobs import SpeedJob, TableJob, is_measured, modes_of, networks_of
 from benchmark.speed.light import LIGHT_PROTOCOL, measure_light
 from benchmark.speed.networks import TableNetworks, guarded
 from benchmark.speed.session import measure_memory, measure_table
-from benchmark.speed.timing import WarmUpRule
+from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 from benchmark.workers.processes import messages_of
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
