@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ from benchmark.speed.light import LIGHT_PROTOCOL, measure_light
 from benchmark.speed.networks import TableNetworks, guarded
 from benchmark.speed.session import measure_memory, measure_table
 from benchmark.speed.timing import SpeedProtocol, WarmUpRule
-from benchmark.workers.processes import messages_of
+from benchmark.workers.processes import end_of, messages_of
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
@@ -547,6 +548,16 @@ def test_a_measuring_process_that_dies_is_one_line() -> None:
     messages = messages_of(os._exit, 1)  # which takes no connection and ends in a TypeError
     with pytest.raises(UsageError, match="ended with exit code 1"):
         next(messages)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(-9, "signal 9 (out of memory, or a crash in native code)"), (3, "exit code 3; its message stands above")],
+)
+def test_how_a_process_ended_is_said_in_words(code: int, said: str) -> None:
+    process = mock.Mock(exitcode=code)
+    assert end_of(process) == said
+    process.join.assert_called_once_with()
 
 
 def test_what_the_measuring_process_cannot_do_is_one_line(tmp_path: Path) -> None:
