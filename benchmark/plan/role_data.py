@@ -63,10 +63,10 @@ def _key(cell: Cell) -> bytes:
 
 
 def require_batches(cell: Cell, spec: DatasetSpec, alternates: bool, splits: Splits) -> None:
-    """Raise UsageError where a role that is trained on has fewer samples than a batch.
+    """Raise UsageError if a role that is trained on has fewer samples than a batch.
 
-    alternates: whether fit and arch are trained on apart. Data are loaded only where that is not plain from their
-    number: whole scenes may be held out, hence half of what the fractions promise.
+    alternates: whether fit and arch are trained on separately. Data are loaded only if the number of samples does not
+    settle it: whole scenes may be held out, so a role may get as few as half of its fraction.
     """
     selection, batch = cell.selection, cell.recipe.batch_size
     held_out = 0.0 if "val" in spec.splits or selection.select_on == "test" else selection.holdout_fraction

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from benchmark.plan.cells import dense_form
 from benchmark.plan.suite import BalancingSettings, RecipeSettings
-from benchmark.records.keys import value_at
 from benchmark.records.measurements import JOINT, MIXED, TASK, SpeedSettings
 from benchmark.records.record import Record
 from benchmark.speed.timing import Call, Failure, Network, failure_of
@@ -50,9 +49,9 @@ class TableNetworks:
 
     def __init__(self, record: Record, settings: SpeedSettings, device: torch.device) -> None:
         self.record, self.settings, self.device = record, settings, device
-        size = cast("Sequence[int]", value_at(record.audit, "input_size"))
-        self.input_size = (int(size[0]), int(size[1]))
-        block = dict(cast("Mapping[str, Any]", record.cell["backbone"]))
+        height, width = record.audit["input_size"]
+        self.input_size = (height, width)
+        block: dict[str, Any] = dict(record.cell["backbone"])
         block.pop("weights")  # other values in the same tensors take the same time
         self.config = BackboneConfig(**block, image_size=self.input_size)
         self._images: dict[str, Tensor] = {}
@@ -136,7 +135,7 @@ class TableNetworks:
 
     def data(self) -> DatasetSpec:
         """The data set of the table, with its tasks and weights."""
-        stored = cast("Mapping[str, Any]", self.record.cell["data"])
+        stored = self.record.cell["data"]
         return DataChoice.of(stored).spec().with_weights(stored.get("task_weights", {}))
 
     def recipe(self) -> RecipeSettings:
@@ -146,9 +145,10 @@ class TableNetworks:
     def training_batch(self, root: Path | None) -> Batch:
         """The first training batch, augmented as in training, on the device. Raises DatasetMissingError."""
         spec, recipe = self.data(), self.recipe()
-        split = DataChoice.of(cast("Mapping[str, Any]", self.record.cell["data"])).split("train", root)
-        stored = cast("Mapping[str, Any]", self.record.audit["normalisation"])
-        normalise = Normalise(tuple(stored["mean"]), tuple(stored["std"]), stored["bgr"])
+        split = DataChoice.of(self.record.cell["data"]).split("train", root)
+        stored = self.record.audit["normalisation"]
+        mean, std = ((red, green, blue) for red, green, blue in (stored["mean"], stored["std"]))
+        normalise = Normalise(mean, std, stored["bgr"])
         form = InputFormat(self.config.in_chans, normalise, self.device, self.settings.memory_format == "channels_last")
         inputs = {}
         for name, samples in split.inputs.items():

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from benchmark.records.measurements import MeasurementFile, NetworkEntry, write_measurement
-from benchmark.records.record import graph_hash
 from benchmark.records.store import Store
 from benchmark.speed.jobs import SpeedJob, TableJob, done_record
 from benchmark.workers.processes import messages_of
@@ -73,7 +72,7 @@ def _with_memory(job: SpeedJob, measurement: MeasurementFile, entry: NetworkEntr
         return entry
     store = Store(job.root)
     keys = next(table.wanted for table in job.tables if table.table == measurement.table)
-    key = next(key for key in keys if graph_hash(done_record(store, key)) == entry.graph)
+    key = next(key for key in keys if done_record(store, key).graph_hash == entry.graph)
     messages = messages_of(weigh, job.settings.threads, job, TableJob(measurement.table, {key: (entry.mode,)}))
     with contextlib.closing(messages):
         message = next(messages)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmark.plan.cells import PlannedCell, backbone_config, cell_spec, dense_form, method_params
 from benchmark.plan.role_data import Splits
 from benchmark.plan.staleness import Present
+from benchmark.records.documents import Audit, ErrorEntry
 from benchmark.records.keys import canonical_json, cell_key
 from benchmark.records.provenance import installed
-from benchmark.records.record import ErrorEntry, Record, curve_json, metrics_json, utc_now
+from benchmark.records.record import Record, curve_json, metrics_json, utc_now
 from benchmark.records.store import Store, traceback_file, write_atomic
-from benchmark.train.description import audit_of, cost_of, environment_of, versions_of, write_artifacts
+from benchmark.train.description import audit_of, cost_of, environment_of, plain_json, versions_of, write_artifacts
 from benchmark.train.loaders import InputFormat
 from benchmark.train.memory import is_out_of_memory, peak_bytes, reset_peak
 from benchmark.train.roles import load_data, role_loaders
@@ -80,7 +79,7 @@ def run_cell(
         before = store.read(planned.key)
         if before is not None and before.status == "done" and not _to_refresh(before, planned, settings, splits):
             return before
-        store.remove_torn(planned.document)
+        store.remove_torn(planned)
         attempts = before.attempts + 1 if before is not None and before.cell else 1
         started = utc_now()
         traceback_file(settings.out, planned.key).unlink(missing_ok=True)  # of an earlier attempt
@@ -219,8 +218,8 @@ class _CellRun:
             n_evaluated=n_evaluated,
             selected={"step": trainer.selected.get("step", cell.budget.steps)},
             metrics=metrics_json(metrics),
-            size=_plain(size(graph, self.prototype.n_parameters())),
-            compute=_plain(compute(graph, shapes)),
+            size=plain_json(size(graph, self.prototype.n_parameters())),
+            compute=plain_json(compute(graph, shapes)),
             cost=cost_of(trainer, graph, peaks),
             audit=self._audit(),
             reused_from=list(trainer.ledger.reused_from),
@@ -229,7 +228,7 @@ class _CellRun:
             graph={"hash": graph.hash(), "file": f"artifacts/{key[:2]}/{key}/graph.json"},
         )
 
-    def _audit(self) -> dict[str, Any]:
+    def _audit(self) -> Audit:
         return audit_of(self.planned, self.method, self.normalise, self.trainer)
 
 
@@ -241,9 +240,3 @@ def _state_hash(backbone: Backbone) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass as JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))
-    return plain

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmark.plan.cells import PlannedCell
+from benchmark.records.documents import Audit, CostDocument, EnvironmentDocument, Reference
 from benchmark.records.provenance import environment, versions
 from benchmark.records.store import Store
 from benchmark.train.trainer import FIGURE_PREFIX, CellTrainer
@@ -20,17 +21,15 @@ from methods.contracts import Method, MethodParams
 from methods.graph.task_graph import TaskGraph
 
 
-def audit_of(
-    planned: PlannedCell, method: Method[MethodParams], normalise: Normalise, trainer: CellTrainer
-) -> dict[str, Any]:
+def audit_of(planned: PlannedCell, method: Method[MethodParams], normalise: Normalise, trainer: CellTrainer) -> Audit:
     """What a fair comparison must hold equal or say (measurement 6); read by tables, never by training.
 
     What the cell, the versions and the costs say already is read from there.
     """
     spec, backbone = trainer.data, planned.settings.backbone.name
-    reference = "shared" if method.is_comparison_reference else None
+    compared: Reference | None = "shared" if method.is_comparison_reference else None
     return {
-        "reference": "single_task" if method.is_single_task_reference else reference,
+        "reference": "single_task" if method.is_single_task_reference else compared,
         "random_architecture": method.is_random_architecture,
         "non_default_params": method.params.model_dump(mode="json", exclude_defaults=True),
         "tuning_trials": 1,  # one setting a row: the published defaults, or what the suite's author wrote
@@ -45,7 +44,7 @@ def audit_of(
         "weights_tag": pretrained_tag(backbone) if planned.weights == "pretrained" else "",
         "weights_entry": trainer.context.prototype.weights_entry,
         "fidelity": sorted({statement.tag for statement in method.fidelity.statements}),
-        "normalisation": dataclasses.asdict(normalise),
+        "normalisation": plain_json(normalise),
         "units": {task.name: task.unit for task in spec.tasks},
         "batch_norm": method.final_batch_norm,
         "input_size": list(spec.native_size),
@@ -55,14 +54,14 @@ def audit_of(
     }
 
 
-def cost_of(trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> dict[str, Any]:
+def cost_of(trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> CostDocument:
     """peaks: bytes in training, and in the evaluation on report; None where the system does not tell."""
     ledger = trainer.ledger
     cut_short = trainer.context.step_limit is not None
     return {
         "weight_steps": trainer.weight_steps(graph),
-        "search": dataclasses.asdict(ledger.search),
-        "final": dataclasses.asdict(ledger.final),
+        "search": plain_json(ledger.search),
+        "final": plain_json(ledger.final),
         "peak_bytes": max((peak for peak in peaks if peak is not None), default=None),
         "evaluation_peak_bytes": peaks[1],
         "evaluation_seconds": ledger.evaluation_seconds,
@@ -101,7 +100,7 @@ def versions_of(planned: PlannedCell, device: torch.device, *, data: str, weight
     )
 
 
-def environment_of(device: torch.device) -> dict[str, Any]:
+def environment_of(device: torch.device) -> EnvironmentDocument:
     """The machine, and the switches of this process."""
     return environment(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -109,3 +108,8 @@ def environment_of(device: torch.device) -> dict[str, Any]:
         determinism={"algorithms": torch.are_deterministic_algorithms_enabled()},
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
     )
+
+
+def plain_json(value: Any) -> Any:
+    """A dataclass as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
