@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -255,6 +255,43 @@ def load(
         folder, layout = find_layout(name, root, layout)
     spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks, options=options)
     return loader.load(folder, cast("Split", split), spec, read_options(name, options))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataChoice:
+    """A data set as it is asked for. layout: None takes the usual one for its spec, and for its splits the one on disk.
+    tasks: None takes the default ones. options: of the data set, not yet checked.
+    """
+
+    dataset: str
+    protocol: str = "standard"
+    layout: str | None = None
+    tasks: tuple[str, ...] | None = None
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> DataChoice:
+        """The choice in the `data` of a stored cell."""
+        tasks, options = tuple(stored["tasks"]), dict(stored.get("options") or {})
+        return cls(stored["dataset"], stored["protocol"], stored.get("layout"), tasks, options)
+
+    def spec(self) -> DatasetSpec:
+        """As `dataset_spec`."""
+        return dataset_spec(
+            self.dataset, protocol=self.protocol, layout=self.layout, tasks=self.tasks, options=self.options
+        )
+
+    def split(self, name: str, root: Path | str | None) -> MultiTaskDataset:
+        """As `load`."""
+        return load(
+            self.dataset,
+            root,
+            name,
+            protocol=self.protocol,
+            layout=self.layout,
+            tasks=self.tasks,
+            options=self.options,
+        )
 
 
 def read_options(name: str, options: Mapping[str, object] | DatasetOptions | None) -> DatasetOptions:

@@ -176,15 +176,18 @@ def execute(
     jobs: worker processes, None for one a core, or one on CUDA. Raises UsageError before the first step.
     """
     from benchmark.plan.cells import missing_reference, notes_of, plan
+    from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
     from benchmark.workers.executors import LocalExecutor
     from benchmark.workers.progress import RunView
 
-    cells = plan(suite, settings.data_root)
+    splits = Splits(settings.data_root)
+    cells = plan(suite, settings.data_root, splits)
     keys = [cell.key for cell in cells]
     store = Store(settings.out)
     store.require_writable()
-    pending = _pending(cells, store, Present(settings.data_root), settings.refresh_stale, console)
+    pending = _pending(cells, store, Present(splits), settings.refresh_stale, console)
+    del splits  # workers load what they train on; until they end it would lie here for nobody
     n_jobs = _jobs(jobs, settings.device)
     say(
         console,

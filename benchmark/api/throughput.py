@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from benchmark.records.record import Record
-    from benchmark.speed.jobs import SpeedJob, SpeedProtocol
+    from benchmark.speed.jobs import SpeedJob
+    from benchmark.speed.timing import SpeedProtocol
 
 EXIT_NOT_MEASURED = 1
 
@@ -46,7 +47,7 @@ def throughput(request: ThroughputRequest, console: Console) -> int:
     """Measure, print and write what is asked for; returns 0, or EXIT_NOT_MEASURED where a network was not measured.
     Raises UsageError.
     """
-    from benchmark.speed.jobs import SpeedProtocol
+    from benchmark.speed.timing import SpeedProtocol
 
     if request.plot is not None:
         check_plot(request.plot)

@@ -26,7 +26,7 @@ from benchmark.records.networks import OF_A_PLUGIN, built_graph, load_graph
 from benchmark.records.record import Record
 from benchmark.records.store import StorageError, Store
 from datasets.errors import UnknownNameError, UsageError, first_fault, unknown
-from datasets.registry import dataset_spec, require_dataset
+from datasets.registry import DataChoice, require_dataset
 from methods.graph.task_graph import TaskGraph
 from methods.registry import load_methods
 
@@ -224,13 +224,7 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
         require_dataset(data["dataset"])
     except UnknownNameError as error:
         raise UnknownNameError(f"{error} {OF_A_PLUGIN}") from error
-    spec = dataset_spec(
-        data["dataset"],
-        protocol=data["protocol"],
-        layout=data.get("layout"),
-        tasks=data["tasks"],
-        options=data.get("options"),
-    )
+    spec = DataChoice.of(data).spec()
     size, stored = record.audit.get("input_size"), record.audit.get("normalisation")
     if size is None or stored is None:
         raise UsageError(f"Record {record.key} does not say what its network was fed; run its cell again.")

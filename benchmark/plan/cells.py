@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmark.plan.balancing import EQUAL, entry_of, resolved
 from benchmark.plan.program import Program, program_of
-from benchmark.plan.role_data import load_splits, require_batches
+from benchmark.plan.role_data import Splits, require_batches
 from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
 from benchmark.records.documents import CellDocument
 from benchmark.records.keys import canonical_json, cell_key, flat_params, table_key
@@ -26,7 +26,7 @@ from datasets.images.augmentation import augmentation, augmented_size, canonical
 from datasets.images.transforms import one_channel
 from datasets.on_disk.sample_checks import faults, require
 from datasets.protocols import get_protocol
-from datasets.registry import dataset_spec, find_layout, get_dataset, is_core, read_options
+from datasets.registry import find_layout, get_dataset, is_core, read_options
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
 from methods.backbones.decoders import DenseForm
 from methods.backbones.heads import create_head
@@ -75,11 +75,12 @@ class PlannedCell:
         return f"{method} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
 
 
-def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
+def plan(suite: Suite, data_root: Path | None = None, splits: Splits | None = None) -> list[PlannedCell]:
     """All cells of a suite, baselines of Delta_m first so that others find their networks.
 
-    data_root: folder of the data sets; their lists are read and their files counted here. A cell with one task appears
-    once, whatever loss balancing the suite asks for. Raises UsageError.
+    data_root: folder of the data sets; their lists are read and their files counted here. splits: keeps what is loaded
+    of them, for whoever asks next. A cell with one task appears once, whatever loss balancing the suite asks for.
+    Raises UsageError.
     """
     cells: dict[str, PlannedCell] = {}
     for asked in suite.cells():
@@ -88,7 +89,7 @@ def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
             cells[cell.key] = cell
         elif cell.settings.recipe.balancing.name == asked.recipe.balancing.name:
             raise UsageError(f"Suite {suite.name!r} asks twice for the cell {cell.title}.")
-    return sorted(_checked(list(cells.values()), data_root), key=lambda cell: not cell.is_reference)
+    return sorted(_checked(list(cells.values()), splits or Splits(data_root)), key=lambda cell: not cell.is_reference)
 
 
 def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
@@ -118,12 +119,12 @@ def dense_form(document: Mapping[str, Any]) -> DenseForm:
     return DenseForm.of(document["head"]["dense"], document["head"].get("hidden"))
 
 
-def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[PlannedCell]:
+def _checked(cells: Sequence[PlannedCell], splits: Splits) -> list[PlannedCell]:
     """The cells with the notes of their methods and data.
 
-    Each distinct data set is listed and checked once, and each distinct backbone is built once and passed to each
-    distinct method. Missing or wrong files, sizes, options and weights that do not fit, and methods that cannot run on
-    a backbone, are so found before the first step. Raises UsageError.
+    Each distinct data set is listed and checked once, and each distinct backbone, at the size of image that it is
+    trained on, is built once and passed to each distinct method. Missing or wrong files, sizes, options and weights
+    that do not fit, and methods that cannot run on a backbone, are so found before the first step. Raises UsageError.
     """
     listed: set[bytes] = set()
     backbones: dict[bytes, Backbone] = {}
@@ -135,16 +136,15 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
         data = canonical_json([cell.document["data"], cell.settings.backbone.in_chans])
         if data not in listed:
             listed.add(data)
-            _check_data(cell.settings, spec, data_root)
-        key = canonical_json([cell.document["backbone"], cell.document["data"]])
+            _check_data(cell.settings, spec, splits)
+        config = backbone_config(cell.settings, spec)
+        key = canonical_json([*(cell.document[part] for part in ("backbone", "data", "head")), config.image_size])
         if key not in backbones:
             # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
             # them.
             weights = "none" if cell.weights == "pretrained" else cell.weights
-            config, dense = backbone_config(cell.settings, spec), dense_form(cell.document)
-            backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense)
-        document = cell.document
-        pair = canonical_json([document["method"], document["backbone"], document["data"], document["budget"]])
+            backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense_form(cell.document))
+        pair = canonical_json([key.decode(), cell.document["method"], cell.document["budget"]])
         if pair not in notes:
             name, budget = cell.settings.method.name, cell.settings.budget
             method = get_method(name)
@@ -162,7 +162,7 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
         if batches not in listed:
             listed.add(batches)
             _require_statistics(cell.settings, spec, backbones[key])
-            require_batches(cell.settings, spec, alternates[pair], data_root)
+            require_batches(cell.settings, spec, alternates[pair], splits)
         loaded = _weights_note(cell, backbones[key])
         checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=_data_notes(cell, spec)))
     return checked
@@ -195,7 +195,7 @@ def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
     return (f"weights are {backbone.weights_entry!r} of {cell.weights}",) if backbone.weights_entry else ()
 
 
-def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
+def _check_data(cell: Cell, spec: DatasetSpec, splits: Splits) -> None:
     """Load every split of a data set that is not part of the core, and make the checks that take seconds.
 
     Raises UsageError for files that are absent, miscounted, truncated, of another size or illegal, and for colour
@@ -204,7 +204,7 @@ def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
     one = cell.backbone.in_chans == 1
     if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
         return
-    for listed in load_splits(cell, spec, data_root).values():
+    for listed in splits.of(cell).values():
         require(listed, faults)
         for part in listed.inputs.values():
             if one:
@@ -325,11 +325,7 @@ def _only_if_asked(settings: Settings, field: str, usual: object) -> dict[str, o
 
 def cell_spec(cell: Cell) -> DatasetSpec:
     """The data set's spec with the tasks and weights that the cell asks for."""
-    data = cell.data
-    spec = dataset_spec(
-        data.dataset, protocol=data.protocol, layout=data.layout, tasks=data.tasks, options=data.options
-    )
-    return spec.with_weights(data.task_weights)
+    return cell.data.choice.spec().with_weights(cell.data.task_weights)
 
 
 def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:

@@ -2,59 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from benchmark.plan.suite import Cell
-from benchmark.records.keys import cell_key
+from benchmark.records.keys import canonical_json, cell_key
 from datasets.contracts import DatasetSpec, MultiTaskDataset
 from datasets.errors import UsageError
-from datasets.registry import load
 from datasets.roles import RoleIndices, RoleName, role_indices
 
 Roles = Mapping[str, Mapping[RoleName, RoleIndices]]  # {input: {role: samples}}
 
 
-def load_splits(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> dict[str, MultiTaskDataset]:
-    """The splits of a cell's data set with the tasks of `spec`. Raises DatasetMissingError."""
-    data = cell.data
-    return {
-        split: load(
-            data.dataset,
-            data_root,
-            split,
-            protocol=data.protocol,
-            layout=data.layout,
-            tasks=spec.task_names,
-            options=data.options,
+class Splits:
+    """The splits of cells' data, each choice of data loaded once and hashed once, as long as this object lives.
+
+    root: folder of the data sets.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self._loaded: dict[bytes, dict[str, MultiTaskDataset]] = {}
+        self._contents: dict[bytes, str] = {}
+
+    def of(self, cell: Cell) -> dict[str, MultiTaskDataset]:
+        """{name: split with the cell's tasks}. Raises DatasetMissingError."""
+        choice, key = cell.data.choice, _key(cell)
+        if key not in self._loaded:
+            self._loaded[key] = {name: choice.split(name, self.root) for name in choice.spec().splits}
+        return self._loaded[key]
+
+    def content(self, cell: Cell) -> str:
+        """What the samples of all splits hold, 32 hex digits: the data hash of a record."""
+        key = _key(cell)
+        if key not in self._contents:
+            parts = {
+                f"{name}/{part}": data.content_hash()
+                for name, split in self.of(cell).items()
+                for part, data in split.inputs.items()
+            }
+            self._contents[key] = cell_key(parts)
+        return self._contents[key]
+
+    def roles(self, cell: Cell) -> Roles:
+        """Which samples have which role."""
+        splits, selection = self.of(cell), cell.selection
+        return role_indices(
+            splits["train"],
+            splits.get("val"),
+            splits["test"],
+            arch_fraction=selection.arch_fraction,
+            hold_out_fraction=selection.holdout_fraction,
+            select_on=selection.select_on,
         )
-        for split in spec.splits
-    }
 
 
-def content_hash(splits: Mapping[str, MultiTaskDataset]) -> str:
-    """Hash of the samples of all splits, 32 hex digits: the data hash of a record."""
-    return cell_key(
-        {f"{name}/{key}": part.content_hash() for name, split in splits.items() for key, part in split.inputs.items()}
-    )
+def _key(cell: Cell) -> bytes:
+    return canonical_json(dataclasses.asdict(cell.data.choice))
 
 
-def load_roles(cell: Cell, spec: DatasetSpec, root: Path | None) -> tuple[dict[str, MultiTaskDataset], Roles]:
-    """({split: data}, roles). Raises DatasetMissingError."""
-    selection = cell.selection
-    splits = load_splits(cell, spec, root)
-    indices = role_indices(
-        splits["train"],
-        splits.get("val"),
-        splits["test"],
-        arch_fraction=selection.arch_fraction,
-        hold_out_fraction=selection.holdout_fraction,
-        select_on=selection.select_on,
-    )
-    return splits, indices
-
-
-def require_batches(cell: Cell, spec: DatasetSpec, alternates: bool, root: Path | None) -> None:
+def require_batches(cell: Cell, spec: DatasetSpec, alternates: bool, splits: Splits) -> None:
     """Raise UsageError if a role that is trained on has fewer samples than a batch.
 
     alternates: whether fit and arch are trained on separately. Data are loaded only if the number of samples does not
@@ -65,7 +73,7 @@ def require_batches(cell: Cell, spec: DatasetSpec, alternates: bool, root: Path 
     share = min(selection.arch_fraction, 1 - selection.arch_fraction) if alternates else 1.0
     if 2 * batch <= share * (1 - held_out) * min(spec.count("train", name) for name in spec.inputs):
         return
-    for name, roles in load_roles(cell, spec, root)[1].items():
+    for name, roles in splits.roles(cell).items():
         fit, arch = len(roles["fit"].indices), len(roles["arch"].indices)
         fewest, role = min((fit, "fit"), (arch, "arch")) if alternates else (fit + arch, "fit and arch together")
         if batch > fewest:

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from datasets.registry import DataChoice
 from datasets.settings import Checked
 
 MAX_SWEEP = 1_000  # rows of one entry: combinations multiply
@@ -166,6 +167,11 @@ class DataSettings(Settings):
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="of this data set, see `list NAME`"
     )
+
+    @property
+    def choice(self) -> DataChoice:
+        """What of it decides which samples there are."""
+        return DataChoice(self.dataset, self.protocol, self.layout, self.tasks, self.options)
 
     @field_validator("tasks")
     @classmethod

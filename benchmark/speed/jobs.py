@@ -13,25 +13,15 @@ from pathlib import Path
 from benchmark.records.measurements import (
     JOINT,
     MIXED,
-    PAIRS,
-    ROUNDS,
     TASK,
     TRAIN,
     SpeedResults,
     SpeedSettings,
 )
 from benchmark.records.record import Record
-from benchmark.speed.timing import SLOT_S, WarmUpRule
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeedProtocol:
-    """How often and how long. pairs: on a CPU, per network; rounds and slot_s: on CUDA."""
-
-    pairs: int = PAIRS
-    rounds: int = ROUNDS
-    slot_s: float = SLOT_S
-    warm_up: WarmUpRule = dataclasses.field(default_factory=WarmUpRule)
+from benchmark.records.store import Store
+from benchmark.speed.timing import SpeedProtocol
+from datasets.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +97,9 @@ def is_measured(
     return found.measurement.versions.get("package_hash") == package and found.measurement.device == device
 
 
-# One process
-
-
-# The light measurement of `run`
+def done_record(store: Store, key: str) -> Record:
+    """The record of a network that is to be measured. Raises UsageError where it is gone meanwhile."""
+    record = store.read(key)
+    if record is None or record.status != "done":
+        raise UsageError(f"Record {key} is gone; it was there when the measurement was planned.")
+    return record

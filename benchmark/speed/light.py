@@ -9,9 +9,9 @@ from collections.abc import Collection, Sequence
 from benchmark.records.measurements import JOINT, MIXED, TASK, failures_of, light_settings, read_speed
 from benchmark.records.provenance import cpu_name, package_hash
 from benchmark.records.store import Store
-from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, is_measured, modes_of, networks_of
+from benchmark.speed.jobs import SpeedJob, TableJob, is_measured, modes_of, networks_of
 from benchmark.speed.process import run_job
-from benchmark.speed.timing import WarmUpRule
+from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,16 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from benchmark.records.measurements import PAIRS, ROUNDS, Form, Spread, StepTimes, is_noisy
+import numpy as np
+
+from benchmark.records.measurements import Form, Spread, StepTimes, is_noisy
 from benchmark.speed.timing import (
     CONTENDED_SHARE,
+    COPY,
     HOST_BOUND_RATIO,
+    REFERENCE,
     Clock,
+    Contest,
     Device,
     Failure,
     Network,
@@ -19,6 +24,7 @@ from benchmark.speed.timing import (
     ReferenceFailedError,
     Residency,
     Slot,
+    SpeedProtocol,
     WarmUp,
     WarmUpRule,
     abba_pairs,
@@ -29,7 +35,6 @@ from benchmark.speed.timing import (
     warm_up,
 )
 
-REFERENCE, COPY = "ref", "ref'"
 _NS_PER_MS, _NS_PER_S = 1e6, 1e9
 
 
@@ -78,50 +83,28 @@ class Measurement:
         return self.copy.r
 
 
-def quantile(values: Sequence[float], q: float) -> float:
-    """The q-quantile, 0 <= q <= 1, linear between order statistics (numpy's default)."""
-    ordered = sorted(values)
-    position = q * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
-
-
 def step_times(values_ms: Sequence[float]) -> StepTimes:
     """Median, 10 % and 90 % quantiles and interquartile range of times in milliseconds."""
-    return StepTimes(
-        median=statistics.median(values_ms),
-        p10=quantile(values_ms, 0.1),
-        p90=quantile(values_ms, 0.9),
-        iqr=quantile(values_ms, 0.75) - quantile(values_ms, 0.25),
-    )
+    p10, p25, median, p75, p90 = np.quantile(values_ms, (0.1, 0.25, 0.5, 0.75, 0.9)).tolist()
+    return StepTimes(median, p10, p90, iqr=p75 - p25)
 
 
 # CPU
 
 
 def measure_pairs(
-    reference: Network,
-    copy: Network,
-    networks: Mapping[str, Network],
+    contest: Contest[Network],
+    protocol: SpeedProtocol,
     *,
-    pairs: int = PAIRS,
-    rule: WarmUpRule | None = None,
     threads: int = 1,
     clock: Clock = time.perf_counter_ns,
     process_clock: Clock = time.process_time_ns,
 ) -> Measurement:
     """Warm up and alternate single calls. Raises ReferenceFailedError where ref or ref' fails."""
-    everything = {REFERENCE: reference, COPY: copy, **networks}
-    warm, failed = _warm_up_all(everything, rule or WarmUpRule(), clock)
-    run = abba_pairs(
-        reference.step,
-        {name: network.step for name, network in networks.items() if name in warm},
-        pairs,
-        copy=copy.step,
-        clock=clock,
-        process_clock=process_clock,
-    )
+    networks, reference, copy = contest.networks, contest.reference, contest.copy
+    warm, failed = _warm_up_all(contest.named, protocol.warm_up, clock)
+    calls = Contest.of({name: network.step for name, network in contest.named.items() if name in warm})
+    run = abba_pairs(calls, protocol.pairs, clock=clock, process_clock=process_clock)
     failed |= run.failures
     sampled = {name: _of_pairs(networks[name], reference, times, warm[name]) for name, times in run.networks.items()}
     own = _of_pairs(copy, reference, run.copy, warm[COPY])
@@ -196,42 +179,28 @@ def _of_calls(
 
 
 def measure_slots(
-    reference: Network,
-    copy: Network,
-    networks: Mapping[str, Network],
+    contest: Contest[Network],
     device: Device,
+    protocol: SpeedProtocol,
     *,
-    rounds: int = ROUNDS,
-    rule: WarmUpRule | None = None,
-    slot_s: float | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> Measurement:
     """Warm up one network after another, decide who stays on the device, and give slots in turn.
 
     Raises ReferenceFailedError where ref or ref' fails.
     """
-    everything = {REFERENCE: reference, COPY: copy, **networks}
+    networks, reference, copy = contest.networks, contest.reference, contest.copy
     found: dict[str, WarmUp | Failure] = {}
     peaks: dict[str, int] = {}
-    for name, network in everything.items():
-        found[name], peaks[name] = _warm_up_on(device, network, rule or WarmUpRule(), clock)
+    for name, network in contest.named.items():
+        found[name], peaks[name] = _warm_up_on(device, network, protocol.warm_up, clock)
     warm, failed = _split(found)
-    ready = {name: everything[name] for name in warm}
+    ready = {name: contest.named[name] for name in warm}
     stays = residency(ready.values(), [peaks[name] for name in warm], device.total_bytes)
     if stays == "all":
         stays, ready = _loaded(ready)
-    limit = {} if slot_s is None else {"slot_s": slot_s}
-    steps = {name: steps_per_slot(result.median_ns, **limit) for name, result in warm.items()}
-    run = slots(
-        ready[REFERENCE],
-        {name: network for name, network in ready.items() if name in networks},
-        steps,
-        device,
-        rounds,
-        copy=ready[COPY],
-        reference_steps=steps[REFERENCE],
-        clock=clock,
-    )
+    steps = {name: steps_per_slot(result.median_ns, protocol.slot_s) for name, result in warm.items()}
+    run = slots(Contest.of(ready), steps, device, protocol.rounds, clock=clock)
     failed |= run.failures
     base = [reference.images * slot.n_steps / slot.wall_ns for slot in run.reference]
     sampled = {

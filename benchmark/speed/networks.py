@@ -30,7 +30,7 @@ from benchmark.train.optimizers import StageOptimizers
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec
 from datasets.images.augmentation import augmentation_of
 from datasets.images.transforms import Normalise
-from datasets.registry import dataset_spec, load
+from datasets.registry import DataChoice
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.backbones.heads import create_head
 from methods.contracts import Role
@@ -135,15 +135,8 @@ class TableNetworks:
 
     def data(self) -> DatasetSpec:
         """The data set of the table, with its tasks and weights."""
-        cell = self.record.cell["data"]
-        spec = dataset_spec(
-            cell["dataset"],
-            protocol=cell["protocol"],
-            layout=cell.get("layout"),
-            tasks=cell["tasks"],
-            options=cell.get("options"),
-        )
-        return spec.with_weights(cell.get("task_weights", {}))
+        stored = self.record.cell["data"]
+        return DataChoice.of(stored).spec().with_weights(stored.get("task_weights", {}))
 
     def recipe(self) -> RecipeSettings:
         """What the table's networks were trained with."""
@@ -151,11 +144,8 @@ class TableNetworks:
 
     def training_batch(self, root: Path | None) -> Batch:
         """The first training batch, augmented as in training, on the device. Raises DatasetMissingError."""
-        spec, recipe, cell = self.data(), self.recipe(), self.record.cell["data"]
-        split = load(
-            spec.name, root, "train", protocol=spec.protocol, layout=spec.layout, tasks=spec.task_names,
-            options=cell.get("options"),
-        )  # fmt: skip
+        spec, recipe = self.data(), self.recipe()
+        split = DataChoice.of(self.record.cell["data"]).split("train", root)
         stored = self.record.audit["normalisation"]
         mean, std = ((red, green, blue) for red, green, blue in (stored["mean"], stored["std"]))
         normalise = Normalise(mean, std, stored["bgr"])

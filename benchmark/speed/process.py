@@ -4,52 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from benchmark.records.measurements import MeasurementFile, NetworkEntry, write_measurement
-from benchmark.records.record import Record
 from benchmark.records.store import Store
-from benchmark.speed.jobs import SpeedJob, TableJob
+from benchmark.speed.jobs import SpeedJob, TableJob, done_record
 from benchmark.workers.processes import messages_of
 from datasets.errors import UsageError
 
 
 def work(connection: Connection, job: SpeedJob) -> None:
     """Body of a measuring process: sends each measurement, then None; a text where it cannot go on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    with _prepared(connection, job):
+        from benchmark.speed.session import measure_table
+
+        for table in job.tables:
+            connection.send(measure_table(job, table))
+            connection.recv()  # the parent may use the machine before the next table
+        connection.send(None)
+
+
+def weigh(connection: Connection, job: SpeedJob, table: TableJob) -> None:
+    """Body of a process that measures memory: of the one network in `table`, in its one mode."""
+    with _prepared(connection, job):
+        from benchmark.speed.session import measure_memory
+
+        connection.send(measure_memory(job, table))
+
+
+@contextlib.contextmanager
+def _prepared(connection: Connection, job: SpeedJob) -> Iterator[None]:
+    """Within the block the process is as its job wants it; what a user can mend is sent as a text."""
     try:
         from benchmark.plan.plugins import load_plugins
         from benchmark.speed.device import configure_for_speed
-        from benchmark.speed.session import measure_table
         from methods.registry import load_methods
 
         configure_for_speed(job.settings)
         load_methods()  # a method's module registers the operations of its graphs
         load_plugins(job.plugins)
-        for table in job.tables:
-            connection.send(measure_table(job, table))
-            connection.recv()  # the parent may use the machine before the next table
-        connection.send(None)
-    except UsageError as error:
-        connection.send(str(error))
-
-
-def weigh(connection: Connection, job: SpeedJob, table: TableJob) -> None:
-    """Body of a process that measures memory: of the one network in `table`, in its one mode."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        from benchmark.plan.plugins import load_plugins
-        from benchmark.speed.device import configure_for_speed
-        from benchmark.speed.session import measure_memory
-        from methods.registry import load_methods
-
-        configure_for_speed(job.settings)
-        load_methods()
-        load_plugins(job.plugins)
-        connection.send(measure_memory(job, table))
+        yield
     except UsageError as error:
         connection.send(str(error))
 
@@ -75,18 +70,12 @@ def _with_memory(job: SpeedJob, measurement: MeasurementFile, entry: NetworkEntr
     """The entry with its memory, from a process that runs this network alone. Where that fails, without."""
     if entry.status != "done":
         return entry
+    store = Store(job.root)
     keys = next(table.wanted for table in job.tables if table.table == measurement.table)
-    key = next(key for key in keys if _read(job.root, key).graph_hash == entry.graph)
+    key = next(key for key in keys if done_record(store, key).graph_hash == entry.graph)
     messages = messages_of(weigh, job.settings.threads, job, TableJob(measurement.table, {key: (entry.mode,)}))
     with contextlib.closing(messages):
         message = next(messages)
     if isinstance(message, str):
         raise UsageError(message)
     return dataclasses.replace(entry, memory=message)
-
-
-def _read(root: Path, key: str) -> Record:
-    record = Store(root).read(key)
-    if record is None or record.status != "done":
-        raise UsageError(f"Record {key} is gone; it was there when the measurement was planned.")
-    return record

@@ -14,13 +14,13 @@ from benchmark.records.documents import EnvironmentDocument
 from benchmark.records.measurements import SCHEMA, TRAIN, MeasurementFile, NetworkEntry
 from benchmark.records.networks import load_graph
 from benchmark.records.provenance import environment, versions
-from benchmark.records.record import Record, utc_now
+from benchmark.records.record import utc_now
 from benchmark.records.store import Store
 from benchmark.speed.device import CudaDevice, device_name, device_state
-from benchmark.speed.jobs import SpeedJob, TableJob
-from benchmark.speed.measure import COPY, REFERENCE, Measurement, Sampled, measure_pairs, measure_slots
+from benchmark.speed.jobs import SpeedJob, TableJob, done_record
+from benchmark.speed.measure import Measurement, Sampled, measure_pairs, measure_slots
 from benchmark.speed.networks import TableNetworks, compile_now
-from benchmark.speed.timing import Failure, Network, ReferenceFailedError, failure_of
+from benchmark.speed.timing import COPY, REFERENCE, Contest, Failure, Network, ReferenceFailedError, failure_of
 from benchmark.train.memory import peak_bytes, reset_peak
 from datasets.errors import UsageError
 from methods.graph.task_graph import TaskGraph
@@ -36,7 +36,7 @@ class _Session:
         self.job, self.table = job, table
         self.store = Store(job.root)
         self.device = torch.device(job.device)
-        self.records = {key: self._record(key) for key in table.wanted}
+        self.records = {key: done_record(self.store, key) for key in table.wanted}
         self.parts = TableNetworks(next(iter(self.records.values())), job.settings, self.device)
         self.compiled: dict[str, dict[str, Any]] = {}
         modes = {mode for modes in table.wanted.values() for mode in modes}
@@ -45,12 +45,6 @@ class _Session:
             raise UsageError("train-step has a reference of its own; measure it apart from the other modes.")
         self._batch = self.parts.training_batch(job.data_root) if self.trains else None
         self._graphs: dict[str, TaskGraph] = {}
-
-    def _record(self, key: str) -> Record:
-        record = self.store.read(key)
-        if record is None or record.status != "done":
-            raise UsageError(f"Record {key} is gone; it was there when the measurement was planned.")
-        return record
 
     @property
     def names(self) -> list[Name]:
@@ -146,16 +140,11 @@ def _measure(session: _Session) -> tuple[Measurement, dict[str, Sampled | Failur
     for name in (REFERENCE, COPY):
         if name in failures:
             raise ReferenceFailedError(failures[name])
-    reference, copy = good.pop(REFERENCE), good.pop(COPY)
-    rule = session.job.protocol
+    contest, protocol = Contest.of(good), session.job.protocol
     if session.device.type == "cuda":
-        device = CudaDevice(session.device)
-        measured = measure_slots(
-            reference, copy, good, device, rounds=rule.rounds, rule=rule.warm_up, slot_s=rule.slot_s
-        )
+        measured = measure_slots(contest, CudaDevice(session.device), protocol)
     else:
-        threads = session.job.settings.threads
-        measured = measure_pairs(reference, copy, good, pairs=rule.pairs, rule=rule.warm_up, threads=threads)
+        measured = measure_pairs(contest, protocol, threads=session.job.settings.threads)
     return measured, {**measured.networks, **failures}
 
 

@@ -13,7 +13,8 @@ from datasets.errors import UsageError, unknown
 if TYPE_CHECKING:
     from benchmark.records.measurements import SpeedSettings
     from benchmark.records.record import Record
-    from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob
+    from benchmark.speed.jobs import SpeedJob, TableJob
+    from benchmark.speed.timing import SpeedProtocol
 
 
 INFERENCE = ("joint", "mixed", "task")

@@ -14,7 +14,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 from benchmark.records.measurements import PAIRS, ROUNDS
 
@@ -30,6 +30,8 @@ RESIDENT_SHARE = 0.6  # of the device's memory: above it, networks wait outside 
 _SECOND = 1_000_000_000
 
 Residency = Literal["all", "moved"]
+T = TypeVar("T")
+REFERENCE, COPY = "ref", "ref'"
 
 
 def _nothing() -> None:
@@ -151,6 +153,36 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+@dataclasses.dataclass(frozen=True)
+class SpeedProtocol:
+    """How often and how long. pairs: on a CPU, per network; rounds and slot_s: on CUDA."""
+
+    pairs: int = PAIRS
+    rounds: int = ROUNDS
+    slot_s: float = SLOT_S
+    warm_up: WarmUpRule = dataclasses.field(default_factory=WarmUpRule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest(Generic[T]):
+    """What takes turns: the reference (ref), a second copy of it (ref'), and the networks by name."""
+
+    reference: T
+    copy: T
+    networks: Mapping[str, T]
+
+    @classmethod
+    def of(cls, named: Mapping[str, T]) -> Contest[T]:
+        """The contest whose `named` these are."""
+        others = {name: part for name, part in named.items() if name not in (REFERENCE, COPY)}
+        return cls(named[REFERENCE], named[COPY], others)
+
+    @property
+    def named(self) -> dict[str, T]:
+        """All by name, `ref` and `ref'` among them."""
+        return {REFERENCE: self.reference, COPY: self.copy, **self.networks}
+
+
 # CPU: pairs of single calls
 
 
@@ -206,23 +238,21 @@ class _Pairs:
 
 
 def abba_pairs(
-    reference: Call,
-    networks: Mapping[str, Call],
+    calls: Contest[Call],
     pairs: int = PAIRS,
     *,
-    copy: Call | None = None,
     clock: Clock = time.perf_counter_ns,
     process_clock: Clock = time.process_time_ns,
 ) -> PairedRun:
     """Single calls in ABBA order: ref A A ref | ref B B ref | ref ref' ref' ref | again from A; each half is a pair.
 
-    copy: ref', a second copy of the reference; None calls the reference itself in its place. A network that raises is
-    not called again and stands under `failures`; ReferenceFailedError where ref or ref' raises.
+    A network that raises is not called again and stands under `failures`; ReferenceFailedError where ref or ref'
+    raises.
     """
     if pairs < 1:
         raise ValueError(f"{pairs} pairs; at least one is needed.")
-    taken = {name: _Pairs(reference, network, clock) for name, network in networks.items()}
-    own = _Pairs(reference, copy or reference, clock)
+    taken = {name: _Pairs(calls.reference, network, clock) for name, network in calls.networks.items()}
+    own = _Pairs(calls.reference, calls.copy, clock)
     failures: dict[str, Failure] = {}
     with no_garbage_collection():
         wall, process = clock(), process_clock()
@@ -309,36 +339,33 @@ def steps_per_slot(median_step_ns: float, slot_s: float = SLOT_S) -> int:
 
 
 def slots(
-    reference: Network,
-    networks: Mapping[str, Network],
+    contest: Contest[Network],
     steps: Mapping[str, int],
     device: Device,
     rounds: int = ROUNDS,
     *,
-    copy: Network,
-    reference_steps: int,
     clock: Clock = time.perf_counter_ns,
 ) -> SlotRun:
-    """In each round one slot for every network in the same order: ref, A, B, C, ref'. steps: {name: steps of a slot}.
+    """In each round one slot for every network in the same order: ref, A, B, C, ref'.
 
-    Two synchronisations a slot, none in it. A network that raises gets no further slot and stands under `failures`;
-    ReferenceFailedError where ref or ref' raises.
+    steps: of a slot, by name; ref' makes those of ref. Two synchronisations a slot, none in it. A network that raises
+    gets no further slot and stands under `failures`; ReferenceFailedError where ref or ref' raises.
     """
-    taken: dict[str, list[Slot]] = {name: [] for name in networks}
+    taken: dict[str, list[Slot]] = {name: [] for name in contest.networks}
     first: list[Slot] = []
     last: list[Slot] = []
     failures: dict[str, Failure] = {}
     with no_garbage_collection():
         for _ in range(rounds):
-            first.append(_reference_slot(reference, reference_steps, device, clock))
-            for name, network in networks.items():
+            first.append(_reference_slot(contest.reference, steps[REFERENCE], device, clock))
+            for name, network in contest.networks.items():
                 if name in failures:
                     continue
                 try:
                     taken[name].append(_slot(network, steps[name], device, clock))
                 except Exception as error:  # as in the warm-up
                     failures[name] = failure_of(error)
-            last.append(_reference_slot(copy, reference_steps, device, clock))
+            last.append(_reference_slot(contest.copy, steps[REFERENCE], device, clock))
     good = {name: tuple(found) for name, found in taken.items() if name not in failures}
     return SlotRun(tuple(first), good, tuple(last), failures)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path, version: str) -> None:
         self.folder, self.version = folder, version
+        self._saved = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last file was written, or since the cell began."""
+        return time.monotonic() - self._saved
 
     def _path(self, number: int, kind: str) -> Path:
         return self.folder / f"stage-{number:03d}.{kind}.pt"
@@ -36,6 +43,7 @@ class Checkpoints:
         write_atomic(self._path(number, "end" if finished else "partial"), buffer.getvalue())
         if finished:
             self._path(number, "partial").unlink(missing_ok=True)
+        self._saved = time.monotonic()
 
     def load(self, number: int, signature: list[Any]) -> tuple[dict[str, Any], bool] | None:
         """(payload, finished) of a stage, or None where there is nothing that this code, asked for this

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from benchmark.plan.cells import PlannedCell
-from benchmark.plan.role_data import content_hash, load_roles
-from benchmark.train.loaders import RoleSamples
+from benchmark.plan.role_data import Splits
+from benchmark.plan.suite import RecipeSettings
+from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from datasets.contracts import DatasetSpec, MultiTaskDataset
+from datasets.images.augmentation import augmentation_of
+from datasets.kinds import get_kind
 from datasets.on_disk.sample_checks import label_faults, require
 from datasets.registry import get_dataset, is_core
 from datasets.roles import role_hash
@@ -28,9 +30,9 @@ class LoadedData:
     roles: Mapping[str, str]
 
 
-def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> LoadedData:
+def load_data(spec: DatasetSpec, planned: PlannedCell, found: Splits) -> LoadedData:
     """The splits of a data set and the samples of each role (measurement 1.4). Raises DatasetMissingError."""
-    splits, indices = load_roles(planned.settings, spec, root)
+    splits, indices = found.of(planned.settings), found.roles(planned.settings)
     samples: dict[Role, dict[str, RoleSamples]] = {role: {} for role in Role}
     for name, parts in indices.items():
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT):
@@ -38,7 +40,7 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> Loa
             samples[role][name] = RoleSamples(splits[part.split].inputs[name], part.indices)
         both = np.union1d(parts["fit"].indices, parts["arch"].indices)
         samples[Role.FIT_ARCH][name] = RoleSamples(splits["train"].inputs[name], both)
-    content = content_hash(splits)
+    content = found.content(planned.settings)
     _check_labels(spec, splits, content)
     roles = {
         role.value: role_hash(
@@ -47,6 +49,24 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, root: Path | None) -> Loa
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
     }
     return LoadedData(splits, samples, content, roles)
+
+
+def role_loaders(
+    data: LoadedData, spec: DatasetSpec, recipe: RecipeSettings, form: InputFormat, seed: int
+) -> dict[Role, RoleLoader]:
+    """The batches of each role. form: of the images that networks are fed."""
+    loaders = {}
+    for role, samples in data.samples.items():
+        inputs = {}
+        for name, part in samples.items():
+            tasks = [task for task in spec.task_names if spec.input_of(task) == name]
+            augment = augmentation_of(recipe.augmentation, spec, name)
+            valid = {task: get_kind(spec.task(task).kind).valid for task in tasks}
+            inputs[name] = InputLoader(
+                part, tasks, form, augment=augment, seed=seed, workers=recipe.workers, valid=valid
+            )
+        loaders[role] = RoleLoader(role, spec, inputs, recipe.batch_size, seed)
+    return loaders
 
 
 _CHECKED: set[tuple[str, str]] = set()  # (content, spec) of the data whose labels this process has read

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from benchmark.workers.processes import interrupts_wait, thread_variables, without_main
+from benchmark.workers.processes import end_of, spawned
 
 if TYPE_CHECKING:
     from benchmark.plan.cells import PlannedCell
@@ -85,7 +83,6 @@ def _receive(connection: Connection) -> tuple[int, PlannedCell] | None:
 
 def _serve(connection: Connection, settings: RunSettings) -> None:
     """Receive (number, cell), run it, report; None ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     from benchmark.plan.plugins import load_plugins
     from benchmark.records.store import StorageError
     from benchmark.train.cell import configure_process, run_cell
@@ -123,7 +120,6 @@ class LocalExecutor:
 
     def __init__(self, settings: RunSettings, jobs: int) -> None:
         self.settings, self.jobs = settings, jobs
-        self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
 
     def run(self, cells: Sequence[PlannedCell]) -> Iterator[Event]:
@@ -162,30 +158,23 @@ class LocalExecutor:
                 yield Event("finished", number, worker.number, status=status, message=text, seconds=seconds)
 
     def _died(self, worker: _Worker) -> Iterator[Event]:
-        """A worker ended without a word (out of memory, a crash in native code): fail its cell, start another."""
-        worker.process.join()
+        """A worker ended without a word: fail its cell, start another."""
+        how = end_of(worker.process)
         worker.connection.close()
-        code = worker.process.exitcode
         self._workers[self._workers.index(worker)] = self._start(worker.number)
         if worker.cell is None:
-            raise RuntimeError(f"A worker process ended with code {code} before it could take a cell.")
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            raise RuntimeError(f"A worker process could take no cell: it ended with {how}.")
         yield Event(
             "finished",
             worker.cell,
             worker.number,
             status="failed",
-            message=f"The worker process ended with {how} (out of memory, or a crash in native code).",
+            message=f"The worker process ended with {how}.",
             seconds=time.monotonic() - worker.started,
         )
 
     def _start(self, number: int) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self.settings), daemon=True)
-        with thread_variables(self.settings.threads), without_main(), interrupts_wait():
-            process.start()
-        theirs.close()  # so that the worker's death is an end of file here
-        return _Worker(number, process, ours)
+        return _Worker(number, *spawned(_work, self.settings.threads, self.settings))
 
     def _stop(self) -> None:
         for worker in self._workers:

@@ -10,6 +10,8 @@ import sys
 import threading
 import types
 from collections.abc import Generator, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from datasets.errors import UsageError
@@ -66,30 +68,49 @@ def thread_variables(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def messages_of(target: Any, threads: int, *arguments: object) -> Generator[Any, None, None]:
-    """What a fresh process sends. Raises UsageError where it dies; ends it when left."""
+def spawned(target: Any, threads: int, *arguments: object) -> tuple[BaseProcess, Connection]:
+    """A fresh process that runs `target(its end of a pipe, *arguments)`, and our end, at which its death is an end of
+    file. threads: of the libraries that it loads.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    process = context.Process(target=_body, args=(target, theirs, *arguments), daemon=True)
     with thread_variables(threads), without_main(), interrupts_wait():
         process.start()
-    theirs.close()  # so that the process's death is an end of file here
+    theirs.close()
+    return process, ours
+
+
+def _body(target: Any, *arguments: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    target(*arguments)
+
+
+def end_of(process: BaseProcess) -> str:
+    """How a process ended, in words; waits for it."""
+    process.join()
+    code = process.exitcode or 0
+    if code < 0:
+        return f"signal {-code} (out of memory, or a crash in native code)"
+    return f"exit code {code}; its message stands above"
+
+
+def messages_of(target: Any, threads: int, *arguments: object) -> Generator[Any, None, None]:
+    """What a fresh process sends. Raises UsageError where it dies; ends it when left."""
+    process, connection = spawned(target, threads, *arguments)
     try:
         while True:
             try:
-                message = ours.recv()
+                message = connection.recv()
             except EOFError:
-                process.join()
-                code = process.exitcode or 0
-                how = f"signal {-code} (out of memory?)" if code < 0 else f"exit code {code}; its message stands above"
-                raise UsageError(f"The measuring process ended with {how}.") from None
+                raise UsageError(f"The measuring process ended with {end_of(process)}.") from None
             yield message
             with contextlib.suppress(BrokenPipeError):  # it has ended meanwhile, as it should after its last word
-                ours.send(True)
+                connection.send(True)
     finally:
         if process.is_alive():
             process.join(timeout=1)  # it has said its last word; what is still running was interrupted
         if process.is_alive():
             process.terminate()
         process.join()
-        ours.close()
+        connection.close()

@@ -8,7 +8,7 @@ import dataclasses
 import statistics
 
 from benchmark.records.measurements import PAIRS
-from benchmark.speed.timing import Call, Failure, PairTimes, WarmUpRule, abba_pairs, warm_up
+from benchmark.speed.timing import Call, Contest, Failure, PairTimes, WarmUpRule, abba_pairs, warm_up
 
 WARM_UP = WarmUpRule(limit_s=10.0, shared=True)
 
@@ -50,7 +50,7 @@ def ratio(
     for name, result in warm_up(calls, rule).items():
         if isinstance(result, Failure):
             raise RuntimeError(f"The {name} failed: {result.message}")
-    run = abba_pairs(reference, {"candidate": candidate}, pairs, copy=copy)
+    run = abba_pairs(Contest(reference, copy or reference, {"candidate": candidate}), pairs)
     if run.failures:
         raise RuntimeError(f"The candidate failed: {run.failures['candidate'].message}")
     found = PairedRatio(_time_ratio(run.networks["candidate"]), _time_ratio(run.copy), bound)

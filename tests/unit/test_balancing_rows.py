@@ -13,6 +13,7 @@ import benchmark
 from benchmark.api.catalog import describe
 from benchmark.plan.cells import PlannedCell, missing_reference, plan
 from benchmark.plan.estimate import Estimate, kind_of, total
+from benchmark.plan.role_data import Splits
 from benchmark.plan.suite import Suite
 from benchmark.plan.suite_file import find_suite, read_suite, suite_names
 from benchmark.records.keys import table_key
@@ -149,10 +150,10 @@ def test_the_command_line_sets_it_for_all_methods_or_for_one(tmp_path: Path) -> 
 def test_a_balanced_row_trains_and_shares_its_single_task_networks(tmp_path: Path) -> None:
     _, plain, balanced = cells(balancing=["equal", "pcgrad"])
     settings = RunSettings(tmp_path)
-    run = _CellRun(balanced, settings, Store(tmp_path), lambda progress: None)
-    key = run._single_task_key("left")
+    run = _CellRun(balanced, settings, Store(tmp_path), Splits(None), lambda progress: None)
+    key = run.single_task.key("left")
     run.planned = plain
-    assert run._single_task_key("left") == key
+    assert run.single_task.key("left") == key
     estimates = {kind_of(cell): Estimate(7.0, {"left": 10.0}, None, 0, "probe") for cell in (plain, balanced)}
     assert len(estimates) == 2  # a step of either takes another time
     assert total([plain, balanced], estimates, jobs=1).seconds == pytest.approx(2 * 7 + 10)

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-import benchmark.train.cell
-from benchmark.plan.cells import PlannedCell, plan
-from benchmark.plan.role_data import require_batches
-from benchmark.plan.suite import Suite
+import benchmark.train.single_task
+from benchmark.plan.cells import PlannedCell, _checked, plan, resolve
+from benchmark.plan.role_data import Splits, require_batches
+from benchmark.plan.suite import RecipeSettings, Suite
 from benchmark.records.store import Store
 from benchmark.train.cell import RunSettings, run_cell
 from benchmark.train.stage import StageRun
@@ -87,9 +88,9 @@ def test_single_task_networks_are_trained_once_for_all_who_need_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    fit = benchmark.train.cell.fit_plain
+    fit = benchmark.train.single_task.fit_plain
     monkeypatch.setattr(
-        benchmark.train.cell,
+        benchmark.train.single_task,
         "fit_plain",
         lambda trainer, name, steps: trained.append(name) or fit(trainer, name, steps),
     )
@@ -148,6 +149,10 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise KeyError("a fault of the method")
             if self.params.how == "oom":
                 raise torch.OutOfMemoryError("tried 9 GiB")
+            if self.params.how == "oom on a CPU":
+                torch.empty(1 << 60)
+            if self.params.how == "oom in numpy":
+                np.empty(1 << 60, dtype=np.uint8)
             if self.params.how != "empty":
                 trainer.fact("ratio", float("nan"))
                 graph = fit_plain(trainer, "joint", trainer.budget.steps)[0]
@@ -163,6 +168,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("raise", "failed", "a fault of the method"),
         ("oom", "oom", "9 GiB"),
+        ("oom on a CPU", "oom", "can't allocate memory"),
+        ("oom in numpy", "oom", "Unable to allocate"),
         ("empty", "failed", "the cell has the tasks"),
     ],
 )
@@ -265,13 +272,23 @@ def test_a_batch_must_fit_into_what_is_left_for_training(
     """Of 20 images 2 are held out to select, and 4 of the others are arch."""
     spec = dataclasses.replace(toy_spec(), splits={"train": 20, "test": 5})
     made = {split: MultiTaskDataset(spec, split, {"image": ToyInput(n, 0)}) for split, n in spec.splits.items()}
-    monkeypatch.setattr("benchmark.plan.role_data.load", lambda name, root, split, **options: made[split])
     cell = cells(recipe={"batch_size": batch_size})[0].settings
+    splits = Splits(None)
+    monkeypatch.setattr(splits, "of", lambda cell: made)
     if role is None:
-        require_batches(cell, spec, alternates, None)
+        require_batches(cell, spec, alternates, splits)
         return
     with pytest.raises(UsageError, match=f"batch_size is {batch_size}; .* {role}.* at most {role.split()[0]}"):
-        require_batches(cell, spec, alternates, None)
+        require_batches(cell, spec, alternates, splits)
+
+
+def test_a_backbone_is_looked_at_in_every_size_that_it_is_trained_on() -> None:
+    """Whole images leave maps of 2x2, crops maps of 1x1, and both are one backbone on one data set."""
+    whole = cells(recipe={"batch_size": 1})[0]
+    crop = {"augmentation": [{"name": "scale_crop", "size": [32, 32]}]}
+    cropped = resolve(whole.settings.model_copy(update={"recipe": RecipeSettings(batch_size=1, **crop)}))
+    with pytest.raises(UsageError, match="images of 32x32 become a map of 1x1"):
+        _checked([whole, cropped], Splits(None))
 
 
 def test_a_batch_of_one_is_fine_where_maps_are_larger() -> None:

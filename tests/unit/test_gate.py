@@ -652,8 +652,9 @@ def test_a_forward_that_is_slower_by_a_quarter_is_caught(
 ) -> None:
     from benchmark.records.measurements import light_settings
     from benchmark.speed import networks as speed_networks
-    from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, WarmUpRule
+    from benchmark.speed.jobs import SpeedJob, TableJob
     from benchmark.speed.session import measure_table
+    from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 
     root = tmp_path / "run"
     shutil.copytree(real.parent / "run", root)

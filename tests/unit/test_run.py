@@ -19,8 +19,7 @@ from benchmark.cli import pick_device
 from benchmark.plan.suite_file import SuiteChoices, read_suite, select
 from benchmark.run import app
 from benchmark.speed import light
-from benchmark.speed.jobs import SpeedProtocol
-from benchmark.speed.timing import WarmUpRule
+from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 from datasets.errors import UsageError
 
 SUITE = """

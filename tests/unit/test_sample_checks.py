@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from benchmark.data import app as data_app
 from benchmark.plan.cells import PlannedCell, cell_spec, plan
+from benchmark.plan.role_data import Splits
 from benchmark.plan.suite_file import read_suite
 from benchmark.train import roles
 from benchmark.train.roles import load_data
@@ -185,7 +186,7 @@ def test_an_illegal_label_of_test_is_found_before_the_first_step(tmp_path: Path)
     mine(spec, test=OneByOne(held))  # not in memory: found when the cell reads its data
     cell = planned(tmp_path)
     with pytest.raises(UsageError, match=r"depth \(sample test-3\)"):
-        load_data(cell_spec(cell.settings), cell, None)
+        load_data(cell_spec(cell.settings), cell, Splits(None))
     mine(spec, test=held)
     with pytest.raises(UsageError, match=r"depth \(sample test-3\)"):
         planned(tmp_path)
@@ -199,7 +200,7 @@ def test_labels_are_read_once_a_process(tmp_path: Path, monkeypatch: pytest.Monk
     cell, read = planned(tmp_path), []
     monkeypatch.setattr(OneByOne, "labels", lambda self, row: read.append(row) or self.held.sample(row)["targets"])
     for _ in range(2):
-        load_data(cell_spec(cell.settings), cell, None)
+        load_data(cell_spec(cell.settings), cell, Splits(None))
     assert len(read) == 3 * N
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from unittest import mock
 
 import numpy as np
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.records.measurements import is_noisy, same_speed_within
-from benchmark.speed.measure import Sampled, measure_pairs, measure_slots, quantile, step_times
+from benchmark.speed.measure import Sampled, measure_pairs, measure_slots, step_times
 from benchmark.speed.timing import (
+    Contest,
     Failure,
     Network,
     ReferenceFailedError,
+    SpeedProtocol,
     WarmUp,
     WarmUpRule,
     abba_pairs,
@@ -30,6 +33,7 @@ from tests.perf.abba import PairedRatio, ratio
 
 MS = 1_000_000
 QUICK = WarmUpRule(steps=1, seconds=0.0, limit_s=0.0)
+quick = functools.partial(SpeedProtocol, slot_s=1e-9, warm_up=QUICK)
 
 
 class Clock:
@@ -56,6 +60,11 @@ class Clock:
     def network(self, *times_ms: float, images: int = 1, predictions: int = 1) -> Network:
         return Network(self.call(*times_ms), images, predictions)
 
+    def contest(self, networks: Mapping[str, Network], *times_ms: float, images: int = 1) -> Contest[Network]:
+        """The networks with two references that take these times, one millisecond where none is said."""
+        reference, copy = (self.network(*(times_ms or (1,)), images=images) for _ in range(2))
+        return Contest(reference, copy, networks)
+
 
 def recorder(log: list[str], name: str) -> Callable[[], None]:
     return lambda: log.append(name)
@@ -69,7 +78,7 @@ def test_t1_by_pairs() -> None:
     clock = Clock()
     reference = clock.call(1000 / 1000, 1000 / 500, 1, 1, 1000 / 800, 1)
     method = clock.call(1000 / 400, 1000 / 300, 1000 / 280)
-    run = abba_pairs(reference, {"A": method}, 3, copy=clock.call(1), clock=clock)
+    run = abba_pairs(Contest(reference, clock.call(1), {"A": method}), 3, clock=clock)
     measured = run.networks["A"].time_ratios()
     assert measured == pytest.approx([0.4, 0.6, 0.35], abs=1e-6)
     assert float(np.median(measured)) == pytest.approx(0.40, abs=1e-6)
@@ -84,7 +93,7 @@ def test_t1_by_slots() -> None:
     reference = clock.network(*round_times((1000, 500, 800), steps))
     method = clock.network(*round_times((400, 300, 280), steps))
     measured = measure_slots(
-        reference, clock.network(1.0), {"A": method}, device, rounds=3, rule=QUICK, slot_s=1e-9, clock=clock
+        Contest(reference, clock.network(1.0), {"A": method}), device, quick(rounds=3), clock=clock
     )
     result = measured.networks["A"]
     assert isinstance(result, Sampled)
@@ -142,15 +151,7 @@ def test_t2_slots_keep_the_order_and_wait_twice_each() -> None:
     log = device.log
     names = ("ref", "A", "B", "ref'")
     networks = {name: Network(recorder(log, name), 1, 1) for name in names}
-    run = slots(
-        networks["ref"],
-        {"A": networks["A"], "B": networks["B"]},
-        {"A": 4, "B": 4},
-        device,
-        3,
-        copy=networks["ref'"],
-        reference_steps=4,
-    )
+    run = slots(Contest.of(networks), dict.fromkeys(networks, 4), device, 3)
     one_round = [
         part for name in names for part in (*[name] * 3, "allocate", "sync", "mark", *[name, "mark"] * 4, "sync")
     ]
@@ -171,7 +172,7 @@ def test_t2_pairs_keep_the_order() -> None:
 
         return step
 
-    run = abba_pairs(call("ref"), {"A": call("A"), "B": call("B")}, 4, copy=call("ref'"), clock=clock)
+    run = abba_pairs(Contest(call("ref"), call("ref'"), {"A": call("A"), "B": call("B")}), 4, clock=clock)
     group = ["ref", "A", "A", "ref", "ref", "B", "B", "ref", "ref", "ref'", "ref'", "ref"]
     assert log == group * 2
     assert [len(times.time_ratios()) for times in (*run.networks.values(), run.copy)] == [4, 4, 4]
@@ -182,9 +183,7 @@ def test_warm_up_and_untimed_steps_are_outside_of_the_clock() -> None:
     device = RecordingDevice(lambda: clock.now / MS)
     # One slow step of warm-up and three slow untimed ones a slot, then 20 steps of 2 ms.
     method = clock.network(500, *[100, 100, 100, *[2] * 20] * 2)
-    measured = measure_slots(
-        clock.network(1), clock.network(1), {"A": method}, device, rounds=2, rule=QUICK, slot_s=1e-9, clock=clock
-    )
+    measured = measure_slots(clock.contest({"A": method}), device, quick(rounds=2), clock=clock)
     result = measured.networks["A"]
     assert isinstance(result, Sampled)
     assert result.images_per_s.median == pytest.approx(500)
@@ -202,7 +201,7 @@ def test_t3_out_of_memory_is_tried_once_and_the_others_go_on() -> None:
         raise MemoryError("tried to allocate 32 images")
 
     networks = {"A": Network(too_large, 32, 32), "B": clock.network(1.0, images=32)}
-    measured = measure_pairs(clock.network(1), clock.network(1), networks, pairs=4, rule=QUICK, clock=clock)
+    measured = measure_pairs(clock.contest(networks), quick(pairs=4), clock=clock)
     assert measured.networks["A"] == Failure("oom", "MemoryError: tried to allocate 32 images")
     assert calls == [32]
     assert isinstance(measured.networks["B"], Sampled)
@@ -217,7 +216,7 @@ def test_a_network_that_fails_half_way_is_dropped() -> None:
         if next(calls) == 3:
             raise ValueError("now")
 
-    run = abba_pairs(clock.call(1), {"A": later, "B": clock.call(2)}, 6, copy=clock.call(1), clock=clock)
+    run = abba_pairs(Contest(clock.call(1), clock.call(1), {"A": later, "B": clock.call(2)}), 6, clock=clock)
     assert run.failures == {"A": Failure("failed", "ValueError: now")}
     assert len(run.networks["B"].time_ratios()) == 6
     assert next(calls) == 4
@@ -229,10 +228,10 @@ def test_without_the_reference_there_is_no_measurement() -> None:
 
     clock = Clock()
     with pytest.raises(ReferenceFailedError) as error:
-        measure_pairs(Network(gone, 1, 1), clock.network(1), {"A": clock.network(1)}, rule=QUICK, clock=clock)
+        measure_pairs(Contest(Network(gone, 1, 1), clock.network(1), {"A": clock.network(1)}), quick(), clock=clock)
     assert error.value.failure.status == "oom"
     with pytest.raises(ReferenceFailedError):
-        abba_pairs(clock.call(1), {}, 2, copy=gone, clock=clock)
+        abba_pairs(Contest(clock.call(1), gone, {}), 2, clock=clock)
 
 
 # T4: images, predictions, warm-up
@@ -246,7 +245,7 @@ def test_t4_images_and_predictions_without_the_warm_up() -> None:
         clock.now += round(next(slow) * MS)
 
     method = Network(step, images=4, predictions=12)
-    measured = measure_pairs(clock.network(5, images=4), clock.network(5, images=4), {"A": method}, clock=clock)
+    measured = measure_pairs(clock.contest({"A": method}, 5, images=4), SpeedProtocol(), clock=clock)
     result = measured.networks["A"]
     assert isinstance(result, Sampled)
     assert result.images_per_s.median == pytest.approx(800)
@@ -261,9 +260,7 @@ def test_a_step_over_several_batches_is_compared_by_images() -> None:
     """Mixed mode: a step of T batches takes as long as T steps of the reference at equal speed."""
     clock = Clock()
     mixed = clock.network(15, images=24, predictions=24)
-    measured = measure_pairs(
-        clock.network(5, images=8), clock.network(5, images=8), {"A": mixed}, pairs=4, rule=QUICK, clock=clock
-    )
+    measured = measure_pairs(clock.contest({"A": mixed}, 5, images=8), quick(pairs=4), clock=clock)
     result = measured.networks["A"]
     assert isinstance(result, Sampled)
     assert result.r == pytest.approx(1)
@@ -321,7 +318,7 @@ def test_networks_are_warmed_up_one_after_another_unless_they_share(shared: bool
     clock = Clock()
     networks = {"A": clock.network(10)}
     rule = WarmUpRule(shared=shared)
-    measure_pairs(clock.network(10), clock.network(10), networks, pairs=2, rule=rule, clock=clock)
+    measure_pairs(clock.contest(networks, 10), SpeedProtocol(pairs=2, warm_up=rule), clock=clock)
     assert seconds <= (clock.now - 8 * 10 * MS) / 1e9 <= seconds + 0.3
 
 
@@ -329,7 +326,7 @@ def test_unstable_networks_are_flagged() -> None:
     clock = Clock()
     rule = WarmUpRule(steps=10, seconds=0, limit_s=0.1)
     wild = clock.network(*[1] * 10, *[3] * 10)
-    measured = measure_pairs(clock.network(1), clock.network(1), {"A": wild}, pairs=2, rule=rule, clock=clock)
+    measured = measure_pairs(clock.contest({"A": wild}), SpeedProtocol(pairs=2, warm_up=rule), clock=clock)
     assert measured.networks["A"].flags == ("unstable",)  # type: ignore[union-attr]
     assert measured.reference.flags == ()
 
@@ -339,7 +336,7 @@ def test_unstable_networks_are_flagged() -> None:
 
 def test_two_copies_that_differ_make_a_measurement_noisy() -> None:
     clock = Clock()
-    measured = measure_pairs(clock.network(1), clock.network(1.04), {}, pairs=4, rule=QUICK, clock=clock)
+    measured = measure_pairs(Contest(clock.network(1), clock.network(1.04), {}), quick(pairs=4), clock=clock)
     assert measured.aa == pytest.approx(1 / 1.04)
     assert "noisy" in measured.flags
     assert not is_noisy(1.03 - 1e-9)
@@ -352,9 +349,8 @@ def test_two_copies_that_differ_make_a_measurement_noisy() -> None:
 def test_a_core_that_was_taken_away_is_said(share: float, threads: int, flagged: bool) -> None:
     clock = Clock(share)
     measured = measure_pairs(
-        clock.network(1), clock.network(1), {}, pairs=10, rule=QUICK, threads=threads, clock=clock,
-        process_clock=clock.process,
-    )  # fmt: skip
+        clock.contest({}), quick(pairs=10), threads=threads, clock=clock, process_clock=clock.process
+    )
     assert ("contended" in measured.flags) == flagged
     assert measured.cpu_share == pytest.approx(share)
 
@@ -368,21 +364,22 @@ def test_no_garbage_is_collected_while_the_clock_runs() -> None:
         clock.now += MS
         enabled.append(gc.isenabled())
 
-    abba_pairs(step, {"A": step}, 2, clock=clock)
+    abba_pairs(Contest(step, step, {"A": step}), 2, clock=clock)
     assert enabled
     assert not any(enabled)
     assert gc.isenabled()
     with pytest.raises(ReferenceFailedError):
-        abba_pairs(lambda: 1 / 0, {}, 2, clock=clock)
+        abba_pairs(Contest(lambda: 1 / 0, step, {}), 2, clock=clock)
     assert gc.isenabled()
 
 
 def test_calls_too_short_for_the_clock_are_an_error() -> None:
-    run = abba_pairs(lambda: None, {"A": lambda: None}, 2, clock=lambda: 7)
+    calls = Contest(lambda: None, lambda: None, {"A": lambda: None})
+    run = abba_pairs(calls, 2, clock=lambda: 7)
     with pytest.raises(ValueError, match="took no time"):
         run.networks["A"].time_ratios()
     with pytest.raises(ValueError, match="at least one"):
-        abba_pairs(lambda: None, {}, 0)
+        abba_pairs(calls, 0)
 
 
 # CUDA's own
@@ -394,7 +391,7 @@ def test_a_network_that_the_host_cannot_feed_is_host_bound() -> None:
         ticks = itertools.count(0, 10)  # a step takes 10 ms on the device
         device = RecordingDevice(lambda: float(next(ticks)))
         run = measure_slots(
-            clock.network(1), clock.network(1), {"A": clock.network(host_ms)}, device, rounds=1, rule=QUICK, clock=clock
+            clock.contest({"A": clock.network(host_ms)}), device, SpeedProtocol(rounds=1, warm_up=QUICK), clock=clock
         )
         result = run.networks["A"]
         assert isinstance(result, Sampled)
@@ -434,9 +431,7 @@ def test_what_does_not_fit_is_moved_outside_of_the_clock(peak: int, expected: st
         clock.now += 1000 * MS  # would show in the wall time
 
     networks = {name: Network(step, 1, 1, load, recorder(log, "unload")) for name in "AB"}
-    measured = measure_slots(
-        clock.network(1), clock.network(1), networks, device, rounds=2, rule=QUICK, slot_s=1e-9, clock=clock
-    )
+    measured = measure_slots(clock.contest(networks), device, quick(rounds=2), clock=clock)
     assert measured.residency == expected
     for result in measured.networks.values():
         assert isinstance(result, Sampled)
@@ -460,7 +455,7 @@ def test_networks_that_do_not_fit_after_all_are_moved() -> None:
         return Network(clock.call(1), 1, 1, lambda: load(name), lambda: loaded.discard(name))
 
     measured = measure_slots(
-        network("ref"), network("copy"), {"A": network("A")}, device, rounds=1, rule=QUICK, slot_s=1e-9, clock=clock
+        Contest(network("ref"), network("copy"), {"A": network("A")}), device, quick(rounds=1), clock=clock
     )
     assert measured.residency == "moved"
     assert isinstance(measured.networks["A"], Sampled)
@@ -474,19 +469,12 @@ def test_a_network_that_cannot_be_loaded_is_out_of_memory() -> None:
         raise MemoryError("weights")
 
     networks = {"A": Network(clock.call(1), 1, 1, load), "B": clock.network(1)}
-    measured = measure_slots(
-        clock.network(1), clock.network(1), networks, device, rounds=1, rule=QUICK, slot_s=1e-9, clock=clock
-    )
+    measured = measure_slots(clock.contest(networks), device, quick(rounds=1), clock=clock)
     assert measured.networks["A"] == Failure("oom", "MemoryError: weights")
     assert isinstance(measured.networks["B"], Sampled)
 
 
 # Summaries
-
-
-@given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=50), st.floats(0, 1))
-def test_quantiles_are_numpys(values: list[float], q: float) -> None:
-    assert quantile(values, q) == pytest.approx(float(np.quantile(values, q)), rel=1e-9)
 
 
 def test_latency_by_hand() -> None:
@@ -510,7 +498,7 @@ def test_scripted_times_come_back_pair_by_pair(pairs: list[tuple[int, int]]) -> 
         now += next(script)
 
     with mock.patch("gc.collect"):  # takes longer than all else
-        run = abba_pairs(step, {"A": step}, len(pairs), clock=lambda: now)
+        run = abba_pairs(Contest(step, step, {"A": step}), len(pairs), clock=lambda: now)
     assert list(zip(run.networks["A"].reference_ns, run.networks["A"].network_ns, strict=True)) == pairs
     assert next(script, None) is None
 
@@ -551,8 +539,8 @@ def test_slots_on_cuda() -> None:
     device = torch.device("cuda")
     layer, image = torch.nn.Conv2d(16, 16, 3).to(device), torch.randn(8, 16, 64, 64, device=device)
     network = Network(lambda: layer(image), 8, 8)
-    rule = WarmUpRule(seconds=0.1, limit_s=2.0)
-    measured = measure_slots(network, network, {"A": network}, CudaDevice(device), rounds=3, rule=rule, slot_s=0.01)
+    protocol = SpeedProtocol(rounds=3, slot_s=0.01, warm_up=WarmUpRule(seconds=0.1, limit_s=2.0))
+    measured = measure_slots(Contest(network, network, {"A": network}), CudaDevice(device), protocol)
     result = measured.networks["A"]
     assert isinstance(result, Sampled)
     assert len(result.ratios) == 3

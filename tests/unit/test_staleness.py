@@ -17,6 +17,7 @@ from benchmark.plan import program
 from benchmark.plan.cells import PlannedCell, plan
 from benchmark.plan.plugins import load_plugins
 from benchmark.plan.program import source_files
+from benchmark.plan.role_data import Splits
 from benchmark.plan.staleness import Present
 from benchmark.plan.suite_file import read_suite
 from benchmark.records.record import Record
@@ -24,6 +25,7 @@ from benchmark.records.store import Store
 from benchmark.run import app
 from benchmark.train.cell import RunSettings, _CellRun, run_cell
 from datasets import registry as data_registry
+from datasets.array_input import ArrayInput
 from datasets.errors import UsageError
 from methods import registry as method_registry
 
@@ -113,7 +115,7 @@ def reason(folder: Path) -> str | None:
     cell = planned(folder)
     record = Store(folder / "out").read(cell.key)
     assert record is not None
-    return Present(None).stale_reason(record, cell)
+    return Present(Splits(None)).stale_reason(record, cell)
 
 
 @pytest.fixture
@@ -177,6 +179,18 @@ def test_other_data_are_seen_and_their_times_are_not(project: Path, edit: Callab
     assert reason(project) is None
 
 
+def test_a_run_loads_and_hashes_a_data_set_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(project, refresh_stale=True)
+    forget()
+    seen: list[str] = []
+    load, content_hash = np.load, ArrayInput.content_hash
+    monkeypatch.setattr(np, "load", lambda file: seen.append("load") or load(file))
+    monkeypatch.setattr(ArrayInput, "content_hash", lambda self: seen.append("hash") or content_hash(self))
+    command = [str(project / "mine.yaml"), "--out", str(project / "out"), "--no-speed"]
+    assert "1 with a record, 0 to run" in CliRunner().invoke(app, command).stdout
+    assert sorted(seen) == ["hash"] * 3 + ["load"] * 3  # of train, val and test
+
+
 def test_code_makes_a_record_stale_and_its_comments_do_not(
     project: Path, edit: Callable[[Path, str, str], None]
 ) -> None:
@@ -194,9 +208,9 @@ def test_a_record_that_does_not_say_its_code_is_stale(project: Path) -> None:
     assert record is not None
     versions = {name: value for name, value in record.versions.items() if name != "training_hash"}
     old = dataclasses.replace(record, versions=versions)
-    assert Present(None).stale_reason(old, cell) == "made before records said which code trained them"
+    assert Present(Splits(None)).stale_reason(old, cell) == "made before records said which code trained them"
     other = dataclasses.replace(record, versions={**record.versions, "torch": "1.0", "method_hash": "f" * 64})
-    assert Present(None).stale_reason(other, cell) == "made with another version of the method's code and torch"
+    assert Present(Splits(None)).stale_reason(other, cell) == "made with another version of the method's code and torch"
 
 
 def test_a_note_is_about_the_record_it_was_made_for(project: Path) -> None:
@@ -213,8 +227,9 @@ def test_kept_networks_of_other_code_data_or_libraries_are_not_taken_over(
     project: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[Path, str, str], None]
 ) -> None:
     def key() -> str:
-        run = _CellRun(planned(project), RunSettings(project / "out"), Store(project / "out"), lambda progress: None)
-        return run._single_task_key("a")
+        out = project / "out"
+        run = _CellRun(planned(project), RunSettings(out), Store(out), Splits(None), lambda progress: None)
+        return run.single_task.key("a")
 
     first = key()
     edit(project / "mine.yaml", "hard_sharing", "single_task")
@@ -286,7 +301,7 @@ def test_what_a_cell_does_not_run_makes_its_record_no_older(
     present = plan(read_suite(project / "mine.yaml"))[0]
     program._program.cache_clear()
     expected = None if said is None else f"made with another version of {said}"
-    assert Present(None).stale_reason(record, present) == expected
+    assert Present(Splits(None)).stale_reason(record, present) == expected
 
 
 def test_imports_are_followed_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -39,13 +40,13 @@ from benchmark.records.store import Store
 from benchmark.show import speed as show_speed
 from benchmark.show.speed import CSV_COLUMNS, NamedMeasurement, as_csv, draw_speed
 from benchmark.speed import light, process
-from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, is_measured, modes_of, networks_of
+from benchmark.speed.jobs import SpeedJob, TableJob, is_measured, modes_of, networks_of
 from benchmark.speed.light import LIGHT_PROTOCOL, measure_light
 from benchmark.speed.networks import TableNetworks, guarded
 from benchmark.speed.session import measure_memory, measure_table
 from benchmark.speed.sweep import Choices, settings_of
-from benchmark.speed.timing import WarmUpRule
-from benchmark.workers.processes import messages_of
+from benchmark.speed.timing import SpeedProtocol, WarmUpRule
+from benchmark.workers.processes import end_of, messages_of
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
@@ -550,6 +551,16 @@ def test_a_measuring_process_that_dies_is_one_line() -> None:
     messages = messages_of(os._exit, 1)  # which takes no connection and ends in a TypeError
     with pytest.raises(UsageError, match="ended with exit code 1"):
         next(messages)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(-9, "signal 9 (out of memory, or a crash in native code)"), (3, "exit code 3; its message stands above")],
+)
+def test_how_a_process_ended_is_said_in_words(code: int, said: str) -> None:
+    process = mock.Mock(exitcode=code)
+    assert end_of(process) == said
+    process.join.assert_called_once_with()
 
 
 def test_what_the_measuring_process_cannot_do_is_one_line(tmp_path: Path) -> None:

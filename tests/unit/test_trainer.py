@@ -8,6 +8,7 @@ import functools
 import random
 import re
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -560,3 +561,20 @@ def test_a_single_task_network_that_scores_nothing_stops_no_other_training(
     fit_plain(trainer, "joint", 12)
     assert trainer.selected == {"step": 12}
     assert "left out 4 of 4" in trainer.flags[0]
+
+
+def test_a_look_at_select_is_no_training_time_where_a_checkpoint_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = toy_trainer(tmp_path, selection=BEST, checkpoint_steps=3, cycles=1)  # both fall on the same steps
+    trainer.context = dataclasses.replace(trainer.context, single_task=None)
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(network: nn.Module, role: Role, tasks: Sequence[str]) -> Metrics:
+        now[0] += 100
+        return {task: {"accuracy": Score(50.0, "percent", True, 20)} for task in tasks}
+
+    monkeypatch.setattr(trainer, "_evaluate", slow)
+    fit_plain(trainer, "joint", 12)
+    assert trainer.ledger.final.seconds == 0
