@@ -14,7 +14,7 @@ from benchmark.deploy.network import (
     Normalisation,
     OutputDescription,
 )
-from tests.conformance.test_methods import CASES, trained
+from tests.conformance.trained import CASES, trained
 
 CASES_IN_TURN = [
     pytest.param(name, domains, marks=() if domains == "single" else pytest.mark.slow) for name, domains in CASES

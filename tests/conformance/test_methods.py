@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 import re
-import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,44 +11,14 @@ import pytest
 import torch
 
 from benchmark.show.plots import draw
-from benchmark.train.trainer import CellTrainer
-from methods.contracts import Fidelity, Method, Role
+from methods.contracts import Fidelity, Role
 from methods.figures import Figure
 from methods.graph.task_graph import TaskGraph
 from methods.plain import task_losses
 from methods.registry import get_method, method_names
+from tests.conformance.trained import CASES, STEPS, build, trained
 from tests.unit.harness import toy_trainer
-from tests.unit.test_trainer import Killed, kill_after, outcome
-
-STEPS = 6
-CASES = [
-    (name, domains)
-    for name in method_names()
-    for domains in ("single", "multi")
-    if domains == "single" or not get_method(name).needs_all_labels
-]
-
-
-def build(name: str) -> Method:
-    method = get_method(name)
-    return method(method.Params())
-
-
-def trained(name: str, domains: str, seed: int = 0) -> tuple[CellTrainer, TaskGraph, tuple[Role, ...]]:
-    """A finished run, for all tests that read one, and the roles whose batches it asked for."""
-    return _trained(name, domains, seed)
-
-
-@functools.cache
-def _trained(name: str, domains: str, seed: int) -> tuple[CellTrainer, TaskGraph, tuple[Role, ...]]:
-    asked: list[Role] = []
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = toy_trainer(Path(folder), domains=domains, steps=STEPS, seed=seed)
-        for role, loader in trainer.context.loaders.items():
-            original = loader.training
-            loader.training = lambda *a, role=role, original=original: asked.append(role) or original(*a)
-        graph = build(name).run(trainer)
-    return trainer, graph, tuple(asked)
+from tests.unit.kills import Killed, kill_after, outcome
 
 
 @pytest.mark.parametrize(("name", "domains"), CASES)

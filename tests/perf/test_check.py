@@ -15,7 +15,7 @@ import pytest
 
 from benchmark.api.checking import accept
 from benchmark.records.store import Store
-from tests.unit.records import make_record
+from tests.unit.made_records import make_record
 
 ROWS, SEEDS = 200, 5
 BOUND = 10.0  # seconds

@@ -15,7 +15,7 @@ from methods.dag_search.supernet import Supernet
 from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 from tests.perf.abba import PairedRatio
-from tests.unit.test_dag_search import backbone_of, images_of, random_sub_dags, space_of, spec_of, supernet_of
+from tests.unit.supernets import backbone_of, images_of, random_sub_dags, space_of, spec_of, supernet_of
 
 BATCH = 32
 Assert = Callable[..., PairedRatio]

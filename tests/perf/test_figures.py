@@ -21,8 +21,8 @@ from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.contracts import Role, Stage
 from methods.plain import parameter_groups, plain_graph, task_losses
 from tests.perf.abba import ratio
+from tests.unit.cells import cells
 from tests.unit.harness import toy_spec, toy_trainer
-from tests.unit.test_cell import cells
 
 SIZE = 36
 BATCH = 64

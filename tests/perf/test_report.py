@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.records.store import Store
-from tests.unit.records import SHARED, SINGLE_TASK, make_record
+from tests.unit.made_records import SHARED, SINGLE_TASK, make_record
 
 TABLES, ROWS, SEEDS = 20, 100, 5
 MEASURED = """

@@ -1,0 +1,32 @@
+"""Suites of published settings, planned on small copies of their data."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+from benchmark.plan.cells import PlannedCell, plan
+from benchmark.plan.suite_file import find_suite, read_suite
+from tests.twins import write_twin
+
+SUITES = {
+    "nyuv2_3task_adashare": ("nyuv2", "adashare"),
+    "nyuv2_2task_adashare": ("nyuv2", "adashare"),
+    "nyuv2_13class_libmtl": ("nyuv2", "mtan_npy"),
+    "nyuv2_standard": ("nyuv2", "adashare"),
+    "nyuv2_13class_standard": ("nyuv2", "mtan_npy"),
+    "cityscapes_2task_adashare": ("cityscapes", "adashare"),
+    "cityscapes_standard": ("cityscapes", "official"),
+    "dmo_four_tasks": ("class_sets", "torchvision"),
+}
+
+
+@functools.cache
+def cells(name: str) -> list[PlannedCell]:
+    """The cells of a shipped suite on a small copy of its data."""
+    suite = read_suite(find_suite(name))
+    data = tuple(part.model_copy(update={"options": {**part.options, "profile": "twin"}}) for part in suite.data)
+    with tempfile.TemporaryDirectory() as folder:
+        twin = write_twin(Path(folder), *SUITES[name])
+        return plan(suite.model_copy(update={"data": data, "seeds": suite.seeds[:1]}), twin)

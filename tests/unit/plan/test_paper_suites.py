@@ -1,0 +1,73 @@
+"""Suites of published settings: what they ask for is what their papers did, and their presets accept it."""
+
+from __future__ import annotations
+
+import pytest
+
+from datasets.images.augmentation import augmented_size
+from datasets.registry import dataset_names
+from tests.twins import TWINS
+from tests.unit.paper_suites import SUITES, cells
+
+DENSE = ("nyuv2", "cityscapes")  # their labels differ by protocol
+PUBLISHED = [name for name in SUITES if not name.endswith("standard")]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_of_data_on_disk_plans(name: str) -> None:
+    assert SUITES[name] in TWINS
+    assert SUITES[name][0] in dataset_names()
+    for cell in cells(name):
+        published = name in PUBLISHED
+        assert (cell.document["selection"].get("select_on") == "test") == published
+        if SUITES[name][0] in DENSE:
+            assert (cell.document["data"]["protocol"] == "standard") != published
+            assert cell.document["backbone"]["output_stride"] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "weights", "crop"),
+    [
+        ("nyuv2_3task_adashare", "resnet34", {"semseg": 1, "normals": 20, "depth": 3}, (321, 321)),
+        ("nyuv2_2task_adashare", "resnet18", {"semseg": 1, "normals": 20}, (321, 321)),
+        ("cityscapes_2task_adashare", "resnet34", {"semseg": 1, "depth": 20}, (224, 224)),
+    ],
+)
+def test_adashare_s_settings(name: str, backbone: str, weights: dict[str, float], crop: tuple[int, int]) -> None:
+    """adashare.md 3, and 23 M a head; the baselines get the optimizer of the release's final training."""
+    for cell in cells(name):
+        document = cell.document
+        assert document["backbone"]["name"] == backbone
+        assert document["data"]["task_weights"] == weights
+        assert document["head"] == {"pooled": "pool + linear", "dense": "adashare_aspp", "hidden": 1024}
+        assert augmented_size(document["recipe"]["augmentation"], (480, 640)) == crop
+        assert document["recipe"]["batch_size"] == 16
+        assert document["recipe"]["schedule"]["milestones"] == [0.2, 0.4, 0.6, 0.8]  # every 4,000 of 20,000 steps
+    method = next(cell for cell in cells(name) if cell.document["method"]["name"] == "adashare")
+    assert method.document["method"]["params"]["n_policies"] == 8
+    assert any("4000 warm-up" in note for note in method.notes)
+
+
+def test_libmtl_s_setting() -> None:
+    """200 epochs of 795 images in batches of 8 are 19,900 steps; StepLR halves the rate at half of them."""
+    document = cells("nyuv2_13class_libmtl")[0].document
+    assert document["budget"]["steps"] == 19_900 == 200 * 796 // 8
+    assert document["backbone"]["weights"] == "pretrained"
+    assert document["recipe"]["schedule"] | {"milestones": [0.5], "gamma": 0.5} == document["recipe"]["schedule"]
+    assert document["recipe"]["augmentation"] == []
+    assert document["data"]["task_weights"] == {"semseg": 1.0, "normals": 1.0, "depth": 1.0}
+
+
+def test_dmo_s_four_tasks() -> None:
+    """The re-run's recipe (board dmo_four_tasks_rerun): 25 epochs of MNIST in batches of 64, and DMO's own settings."""
+    planned = cells("dmo_four_tasks")
+    document = planned[0].document
+    assert document["budget"]["steps"] == 23_450 == 25 * 938
+    assert document["data"]["tasks"] == ["cifar10", "stl10", "usps", "mnist"]
+    assert document["backbone"]["name"] == "resnet18"
+    assert document["recipe"]["augmentation"] == [{"name": "shift", "pixels": 8}, "horizontal_flip"]
+    (params,) = (cell.document["method"]["params"] for cell in planned if cell.document["method"]["name"] == "dmo")
+    expected = {"alpha": 0.5, "tau_sim": 0.45, "keep_floor": 0.0, "layer_floor": 0, "batch_norm": "shared"}
+    assert params | expected == params
+    assert params["published"]["epochs"] == 25
+    assert params["init"] == "independent"
