@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from benchmark.records.measurements import MemoryFormat
 from datasets.settings import Checked
 
 MAX_SWEEP = 1_000  # rows of one entry: combinations multiply
@@ -116,7 +117,7 @@ class RecipeSettings(Settings):
     batch_size: Count = 64
     clip_norm: Positive | None = 5.0
     precision: Literal["fp32", "amp-bf16", "amp-fp16"] = "fp32"
-    channels_last: bool = False
+    memory_format: MemoryFormat = "channels_last"
     balancing: BalancingSettings = BalancingSettings()
     augmentation: tuple[str | dict[str, Any], ...] = ()
     max_loss: Positive = 1e6

@@ -70,6 +70,8 @@ def configure_process(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Nothing here reads memory that it has not written; filling it first costs 6 to 14 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
 
 
@@ -186,7 +188,9 @@ class _CellRun:
         own = self.planned.weights == "none"
         mean, std = (self.spec.mean, self.spec.std) if own else (backbone.mean, backbone.std)
         self.normalise = Normalise.for_protocol(flags, mean, std)
-        form = InputFormat(self.cell.backbone.in_chans, self.normalise, self.device, recipe.channels_last)
+        form = InputFormat(
+            self.cell.backbone.in_chans, self.normalise, self.device, recipe.memory_format == "channels_last"
+        )
         loaders = {}
         for role, samples in self.data.samples.items():
             inputs = {}
