@@ -1,15 +1,16 @@
-"""How every command starts: one place for what a command line program owes its shell."""
+"""What all commands share: start and exit codes, options that are lists, the console and its lines."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 from rich.console import Console
@@ -23,7 +24,7 @@ EXIT_OUTPUT = 74  # EX_IOERR of sysexits.h; no command gives it another meaning
 
 
 def replace_what_cannot_be_shown() -> None:
-    """Make standard output print a question mark for what its encoding lacks: hours of training must not end at a Δ.
+    """Make standard output print a question mark for what its encoding lacks: a Δ must not end hours of training.
 
     An error handler that the user chose (PYTHONIOENCODING=ascii:backslashreplace) is kept.
     """
@@ -37,9 +38,9 @@ def replace_what_cannot_be_shown() -> None:
 def start(app: Callable[[], object]) -> NoReturn:
     """Run a command and end the process with its exit code.
 
-    Where whoever reads the output has gone (`| head`) it ends quietly with 141. The signal itself stays ignored, as
-    Python has it: it would also end a run whose worker dies while it is spoken to. Output that cannot be written (a
-    full disk) ends it with one line and 74; where there is no output (`>&-`) the command runs on and says nothing.
+    If the reader of standard output is gone (`| head`), exit quietly with 141. SIGPIPE itself stays ignored, as Python
+    has it: otherwise writing to a dead worker would end the whole run. If output cannot be written (a full disk), print
+    one line and exit with 74. If there is no output (`>&-`), run on without printing.
     """
     if sys.stdout is None:
         sys.stdout = _nowhere()
@@ -92,11 +93,22 @@ def _leave(code: int) -> NoReturn:
 
 EXIT_NOT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
+PluginOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045  (typer reads it in modules of any age)
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file that registers methods, data sets or backbones; may be repeated."
+    ),
+]
 
-def fail(error: Exception) -> NoReturn:
-    """One line on stderr and exit code 2: a user's mistake is no traceback."""
-    print(f"error: {error}", file=sys.stderr)
-    raise typer.Exit(EXIT_USAGE)
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Within the block a usage error is one line on stderr and exit code 2, without a traceback."""
+    try:
+        yield
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE) from None
 
 
 def split_names(text: str | None) -> list[str] | None:
@@ -104,8 +116,18 @@ def split_names(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
+def split_numbers(option: str, text: str | None, least: int, example: str) -> list[int] | None:
+    """The whole numbers of a text with commas; None where the option is not given. Raises UsageError."""
+    parts = split_names(text)
+    if parts is None:
+        return None
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise UsageError(f"{option} {text!r}: expected whole numbers from {least} on, for example {example}.")
+    return [int(part) for part in parts]
+
+
 def pick_device(name: str) -> str:
-    """`cpu` or `cuda[:n]` for a request; `auto` takes CUDA where there is one. Raises UsageError."""
+    """The device that is asked for, `cpu` or `cuda[:n]`; `auto` takes CUDA where there is one. Raises UsageError."""
     if name == "cpu":
         return name
     if name not in ("auto", "cuda") and not name.startswith("cuda:"):
@@ -122,7 +144,7 @@ def pick_device(name: str) -> str:
 
 
 def data_root_of_environment() -> Path | None:
-    """What SHAREBENCH_DATA names."""
+    """The folder that SHAREBENCH_DATA names, None where it is not set."""
     value = os.environ.get("SHAREBENCH_DATA")
     return Path(value) if value else None
 
@@ -138,8 +160,13 @@ class _PlainConsole(Console):
         return super().render_str(plain(text, keep="\n"), **options)
 
 
-def make_console() -> Console:
+def make_console(stderr: bool = False) -> Console:
     """A console that does not squeeze lines into 80 columns where there is no terminal, and prints on any encoding."""
     replace_what_cannot_be_shown()  # also in a script of one's own, which no command has started
-    console = _PlainConsole()
-    return console if console.is_terminal else _PlainConsole(width=WIDTH_OF_FILES)
+    console = _PlainConsole(stderr=stderr)
+    return console if console.is_terminal else _PlainConsole(stderr=stderr, width=WIDTH_OF_FILES)
+
+
+def say(console: Console, line: object) -> None:
+    """Print a line as it is: without markup, emoji codes, colours of numbers, and breaks."""
+    console.print(str(line), markup=False, emoji=False, highlight=False, soft_wrap=True)

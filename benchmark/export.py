@@ -1,214 +1,17 @@
-"""`python -m benchmark.export RECORD`: the trained network of a record as a file to deploy.
-
-Every form is checked before it is written: read back, it must give the network's own predictions. torch is loaded once
-the record is found.
-"""
+"""`python -m benchmark.export RECORD`: the trained network of a record as a file to deploy."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from benchmark.cli import fail, start
-from benchmark.deploy.find import find_record
-from benchmark.plan.plugins import PluginOption
+from benchmark.api import exporting
+from benchmark.cli import PluginOption, make_console, split_names, start, usage_errors
 from datasets.errors import UsageError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmark.deploy.network import DeployedNetwork
-
-EXIT_NOT_EXPORTED = 1
-DESCRIPTION_FILE = "sharebench.json"  # inside a pt2 file; in ONNX and safetensors it is metadata
-TOLERANCE = 1e-4  # relative to max(1, |prediction|): ONNX Runtime's kernels round in other places than ours
-CHECKED_BATCHES = (1, 5)  # of a network with a dynamic batch
-
-Run = Callable[[Mapping[str, "Tensor"]], Mapping[str, "Tensor"]]
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class Form(str, Enum):
-    """Forms of the file."""
-
-    pt2 = "pt2"
-    onnx = "onnx"
-    safetensors = "safetensors"
-
-
-class ExportError(Exception):
-    """A network that cannot be written in a form, or comes back from it with other predictions."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """A network in a form. run: the file's bytes read back and called; None where nothing here can run them."""
-
-    data: bytes
-    run: Run | None
-    reason: str = ""
-
-
-def export_network(network: DeployedNetwork, form: Form, batch: int | None = None) -> tuple[bytes, float | None, str]:
-    """(bytes of the file, largest difference from the network's predictions, or None and the reason).
-
-    batch: None leaves it open. The difference is absolute, over all predictions at the checked batch sizes. Raises
-    UsageError where packages are missing, ExportError where the network has no such form or comes back another one.
-    """
-    writers = {Form.pt2: _pt2, Form.onnx: _onnx, Form.safetensors: _safetensors}
-    try:
-        exported = writers[form](network, batch)
-    except (UsageError, ExportError):
-        raise
-    except Exception as error:  # whatever an exporter meets is its user's one line
-        line = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        of_torch = type(error).__module__.startswith("torch")
-        hint = " A fixed batch may work: --batch 1." if batch is None and of_torch else ""
-        raise ExportError(f"no {form.value} of this network: {type(error).__name__}: {line}.{hint}") from error
-    if exported.run is None:
-        return exported.data, None, exported.reason
-    return exported.data, _difference(network, exported.run, CHECKED_BATCHES if batch is None else (batch,)), ""
-
-
-def _difference(network: DeployedNetwork, run: Run, batches: Sequence[int]) -> float:
-    import torch
-
-    largest = 0.0
-    for batch in batches:
-        images = network.example(batch)
-        with torch.inference_mode():
-            expected, found = network(images), run(images)
-        if list(found) != list(expected):
-            raise ExportError(f"the file gives {', '.join(found)}; the network gives {', '.join(expected)}.")
-        for task, value in expected.items():
-            if found[task].shape != value.shape:
-                raise ExportError(f"{task} at batch {batch} has shape {tuple(found[task].shape)}, not {value.shape}.")
-            difference = (found[task] - value).abs()
-            if not bool((difference <= TOLERANCE * value.abs().clamp(min=1)).all()):
-                raise ExportError(f"{task} at batch {batch} differs from the network by {float(difference.max()):.3g}.")
-            largest = max(largest, float(difference.max()))
-    return largest
-
-
-def _arguments(network: DeployedNetwork, batch: int | None) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
-    """(example images, {input: its dynamic axes}). Two images where the batch is open: one would be a constant."""
-    from torch.export import Dim
-
-    images = network.example(2 if batch is None else batch)
-    if batch is not None:
-        return images, {name: {} for name in images}
-    # Inputs of different domains come in batches of their own sizes.
-    names = ["batch"] if len(images) == 1 else [f"batch_{number}" for number in range(len(images))]
-    return images, {name: {0: Dim(axis, min=1)} for name, axis in zip(images, names, strict=True)}
-
-
-def _pt2(network: DeployedNetwork, batch: int | None) -> Exported:
-    import torch
-
-    images, axes = _arguments(network, batch)
-    single = len(images) == 1
-    name = next(iter(images))
-    program = torch.export.export(
-        network,
-        (images[name] if single else images,),
-        dynamic_shapes=(axes[name] if single else axes,) if batch is None else None,
-        strict=False,
-    )
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={DESCRIPTION_FILE: network.description.to_json()})
-    again = torch.export.load(io.BytesIO(buffer.getvalue())).module()
-    return Exported(buffer.getvalue(), lambda images: again(images[name] if single else dict(images)))
-
-
-def _safetensors(network: DeployedNetwork, batch: int | None) -> Exported:
-    import safetensors.torch
-
-    from benchmark.deploy.network import exported_bytes
-    from methods.graph.task_graph import TaskGraph
-
-    if batch is not None:
-        raise UsageError("--batch goes with pt2 and onnx; safetensors holds weights and graph, which take any batch.")
-    data = exported_bytes(network)
-    module = TaskGraph.from_json(network.graph.to_json(), safetensors.torch.load(data)).module().eval()
-    return Exported(data, lambda images: module(dict(images)))
-
-
-def _onnx(network: DeployedNetwork, batch: int | None) -> Exported:
-    import torch
-
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"--to onnx needs a package that is not here ({error.name}): pip install 'sharebench[onnx]'."
-        ) from error
-    images, axes = _arguments(network, batch)
-    positional = _positional(network, tuple(images))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own operators
-        program = torch.onnx.export(
-            positional,
-            tuple(images.values()),
-            dynamo=True,
-            verbose=False,
-            input_names=list(onnx_inputs(images).values()),
-            output_names=list(network.description.tasks),
-            dynamic_shapes={"images": tuple(axes.values())} if batch is None else None,
-        )
-    if program is None:
-        raise ExportError("torch.onnx.export returned nothing.")
-    program.model.metadata_props[DESCRIPTION_FILE] = network.description.to_json()
-    data = program.model_proto.SerializeToString()
-    return _with_onnxruntime(data, onnx_inputs(images), tuple(network.description.tasks))
-
-
-def onnx_inputs(names: Iterable[str]) -> dict[str, str]:
-    """{input: its name in ONNX}. Inputs of domains are called as their tasks, and ONNX gives a name once."""
-    found = list(names)
-    return {name: "image" if len(found) == 1 else f"image_{name}" for name in found}
-
-
-def _positional(network: DeployedNetwork, names: tuple[str, ...]) -> Any:
-    """The network with its inputs one by one and its predictions as a tuple: ONNX knows no dictionaries."""
-    from torch import nn
-
-    class Positional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self.network(dict(zip(names, images, strict=True))).values())
-
-    return Positional().eval()
-
-
-def _with_onnxruntime(data: bytes, names: Mapping[str, str], tasks: Sequence[str]) -> Exported:
-    try:
-        import onnxruntime
-    except ImportError:
-        return Exported(data, None, "onnxruntime is not installed")
-    import torch
-
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    def run(images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = session.run(list(tasks), {names[name]: value.numpy() for name, value in images.items()})
-        return {task: torch.from_numpy(value) for task, value in zip(tasks, found, strict=True)}
-
-    return Exported(data, run)
-
-
-# The command
 
 
 def _batch(text: str) -> int | None:
@@ -219,32 +22,6 @@ def _batch(text: str) -> int | None:
     return int(text)
 
 
-def file_name(network: DeployedNetwork, form: Form, tasks: Sequence[str] | None = None) -> str:
-    """The file that is written where none is named: method, start of the cell's key, seed, and tasks if not all."""
-    from benchmark.records.store import safe_name
-
-    description = network.description
-    parts = [description.method["name"], description.cell[:8], f"seed{description.seed}", *(tasks or ())]
-    return f"{safe_name('-'.join(parts))}.{form.value}"
-
-
-def told(network: DeployedNetwork, form: Form) -> list[str]:
-    """What to feed the network and what it gives, in lines, by the names of the form."""
-    description = network.description
-    normalisation = description.normalisation
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (normalisation.mean, normalisation.std))
-    names = onnx_inputs(description.inputs) if form is Form.onnx else {name: name for name in description.inputs}
-    lines = []
-    for name, part in description.inputs.items():
-        shape = ", ".join(map(str, ("batch", *part.shape)))
-        steps = f"{normalisation.channels} in [0, 1], minus ({mean}), divided by ({std})"
-        lines.append(f"feed {names[name]}: float32 [{shape}], {steps}")
-    for name, task in description.tasks.items():
-        shape = ", ".join(map(str, ("batch", *task.shape)))
-        lines.append(f"get {name}: float32 [{shape}], {task.kind}{f', {task.unit}' if task.unit else ''}")
-    return lines
-
-
 @app.command()
 def export(
     record: Annotated[Path, typer.Argument(metavar="RECORD", help="A record's JSON file, or the folder of a run.")],
@@ -252,7 +29,7 @@ def export(
         Optional[str],  # noqa: UP045
         typer.Argument(metavar="ROW", help="With a folder: a row's label, a method, or a cell key's start."),
     ] = None,
-    to: Annotated[Form, typer.Option("--to", help="Form of the file.")] = Form.pt2,
+    to: Annotated[exporting.Form, typer.Option("--to", help="Form of the file.")] = exporting.Form.pt2,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", metavar="FILE", help="Default: METHOD-KEY-seedN.FORM in this folder."),
@@ -281,32 +58,19 @@ def export(
 
       python -m benchmark.export results/runs/quick 1f3a09c2 --task left --out left.pt2
     """
-    from benchmark.records.store import write_atomic
-
-    try:
-        size = _batch(batch)
-        tasks = [part.strip() for part in task.split(",") if part.strip()] if task is not None else None
-        store, found = find_record(record, row, seed)  # before torch is loaded: mistakes are answered at once
-        from benchmark.deploy.network import load_network
-
-        network = load_network(found, out=store.root, tasks=tasks, plugins=[str(path) for path in plugin or ()])
-        file = out or Path(file_name(network, to, tasks))
-        data, difference, reason = export_network(network, to, size)
-        write_atomic(file, data)
-    except UsageError as error:
-        fail(error)
-    except ExportError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_NOT_EXPORTED) from error
-    method, description = network.description.method["name"], network.description
-    print(f"{file}: {method}, seed {description.seed}, cell {description.cell}, {len(data) / 1e6:.1f} MB")
-    print("\n".join(told(network, to)))
-    batches = " and ".join(map(str, CHECKED_BATCHES if size is None else (size,)))
-    print(
-        f"not checked: {reason}"
-        if difference is None
-        else f"checked at batch {batches}: largest difference from the network {difference:.2g}"
-    )
+    with usage_errors():
+        request = exporting.ExportRequest(
+            record,
+            row,
+            form=to,
+            out=out,
+            tasks=split_names(task),
+            batch=_batch(batch),
+            seed=seed,
+            plugins=[str(path) for path in plugin or ()],
+        )
+        code = exporting.export(request, make_console(), make_console(stderr=True))
+    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -8,11 +8,8 @@ from typing import Annotated
 
 import typer
 
-from benchmark.api import SMOKE_STEPS, execute, print_plan, smoke_suite
-from benchmark.cli import EXIT_INTERRUPTED, EXIT_NOT_DONE, data_root_of_environment, fail, start
-from benchmark.plan.plugins import PluginOption
-from benchmark.plan.suite_file import select
-from datasets.errors import UsageError
+from benchmark.api import running
+from benchmark.cli import EXIT_INTERRUPTED, PluginOption, make_console, split_names, split_numbers, start, usage_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,42 +55,36 @@ def run(
 
       python -m benchmark.run quick --set recipe.optimizer.lr=0.1 --out results/runs/high_rate
     """
-    from benchmark.records.store import Store
-
     try:
-        chosen = select(
-            suite,
-            methods=methods,
-            datasets=datasets,
-            tasks=tasks,
-            backbones=backbones,
-            seeds=seeds,
-            settings=settings or [],
-            plugins=plugin or [],
-        )
-        folder = out or Path("results") / "runs" / chosen.name
-        root = data_root or data_root_of_environment()
-        if plan_only:
-            code = print_plan(chosen, folder, device=device, jobs=jobs, data_root=root, probe=probe)
-            raise typer.Exit(code)
-        if smoke:
-            chosen, folder, speed = smoke_suite(chosen), folder / "smoke", False
-        keys = execute(
-            chosen,
-            folder,
-            device=device,
-            jobs=jobs,
-            data_root=root,
-            refresh_stale=refresh_stale,
-            speed=speed,
-            step_limit=SMOKE_STEPS if smoke else None,
-        )
-    except UsageError as error:
-        fail(error)
+        with usage_errors():
+            request = running.RunRequest(
+                suite,
+                running.SuiteChoices(
+                    methods=split_names(methods),
+                    datasets=split_names(datasets),
+                    tasks=split_names(tasks),
+                    backbones=split_names(backbones),
+                    seeds=split_numbers("--seeds", seeds, 0, "0,1,2"),
+                    settings=settings or (),
+                    plugins=plugin or (),
+                ),
+                out=out,
+                device=device,
+                jobs=jobs,
+                data_root=data_root,
+                refresh_stale=refresh_stale,
+                speed=speed,
+                smoke=smoke,
+            )
+            code = (
+                running.print_plan(request, make_console(), probe)
+                if plan_only
+                else running.run(request, make_console())
+            )
     except KeyboardInterrupt:
         print(f"\ninterrupted; finished cells are kept. Resume with: {_line(context)}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    raise typer.Exit(0 if all(map(Store(folder).is_done, keys)) else EXIT_NOT_DONE)
+    raise typer.Exit(code)
 
 
 def _line(context: typer.Context) -> str:

@@ -1,98 +1,16 @@
-"""`python -m benchmark.throughput DIR`: images per second of a run's networks by the full protocol of measurement 3.
-
-Settings are measured one after another, each in a process of its own; every measurement is a file below DIR/speed and
-is printed as a table. torch is loaded once there is something to measure.
-"""
+"""`python -m benchmark.throughput DIR`: images per second of a run's networks by the full protocol of measurement 3."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from benchmark.cli import fail, pick_device, start
-from benchmark.plan.plugins import PluginOption
-from benchmark.show.speed import show
-from benchmark.speed.sweep import Choices, jobs_of, settings_of
-from datasets.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from benchmark.records.record import Record
-    from benchmark.show.speed import NamedMeasurement
-    from benchmark.speed.jobs import SpeedJob, SpeedProtocol
-
-EXIT_NOT_MEASURED = 1
+from benchmark.api import throughput as api
+from benchmark.cli import PluginOption, make_console, split_names, split_numbers, start, usage_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-def measure(
-    directory: Path, choices: Choices, console: Console, protocol: SpeedProtocol | None = None
-) -> tuple[int, list[NamedMeasurement]]:
-    """Measure and print; returns the exit code and what was measured. Raises UsageError."""
-    from benchmark.records.measurements import failures_of
-    from benchmark.records.store import Store
-    from benchmark.show.speed import NamedMeasurement
-    from benchmark.speed.jobs import SpeedProtocol, networks_of
-    from benchmark.speed.process import run_job
-    from benchmark.tables.labels import row_labels, table_head
-
-    tables = networks_of(Store(directory).load_all())
-    if not tables:
-        raise UsageError(f"{directory} holds no finished records; expected the --out of a run.")
-    from benchmark.speed.device import physical_cores
-
-    jobs: list[SpeedJob] = []
-    for device in dict.fromkeys(map(pick_device, choices.devices)):
-        settings = settings_of(choices, device, physical_cores())
-        jobs += jobs_of(directory, tables, choices, device, settings, protocol or SpeedProtocol())
-    labels = {table: _labels(records, row_labels(records)) for table, records in tables.items()}
-    code, measured = 0, []
-    for number, job in enumerate(jobs, start=1):
-        count = sum(len(modes) for table in job.tables for modes in table.wanted.values())
-        console.print(
-            f"[{number}/{len(jobs)}] {job.settings.name}: {count} networks and modes",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
-        for measurement in run_job(job):
-            show(measurement, labels[measurement.table], tables[measurement.table], console)
-            for line in failures_of(measurement):
-                code = EXIT_NOT_MEASURED
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-            head, names = table_head(tables[measurement.table]), labels[measurement.table]
-            measured.append(NamedMeasurement(measurement, head["data"], head["backbone"], names))
-    return code, measured
-
-
-def _labels(records: Sequence[Record], labels: Sequence[str]) -> dict[str, str]:
-    from benchmark.records.record import graph_hash
-
-    return {graph_hash(record): label for record, label in zip(records, labels, strict=True)}
-
-
-# Printing
-
-
-# The command
-
-
-def _numbers_in(option: str, text: str | None) -> tuple[int, ...] | None:
-    """Whole numbers of a comma-separated option. Raises UsageError."""
-    parts = _names_in(text)
-    if parts is None:
-        return None
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise UsageError(f"{option} {text!r}: expected whole numbers above 0, for example 1,8.")
-    return tuple(int(part) for part in parts)
-
-
-def _names_in(text: str | None) -> tuple[str, ...] | None:
-    parts = tuple(part.strip() for part in (text or "").split(",") if part.strip())
-    return parts or None
 
 
 @app.command()
@@ -138,38 +56,21 @@ def throughput(
       python -m benchmark.throughput results/runs/quick --batch 1,8,32 --memory-format contiguous,channels_last
       --mode joint --csv speed.csv --plot figures
     """
-    from benchmark.cli import make_console
-    from benchmark.records.store import write_atomic
-    from benchmark.show.speed import as_csv, check_plot, draw_speed
-    from benchmark.speed.jobs import SpeedProtocol
-
-    try:
-        choices = Choices(
-            devices=_names_in(device) or ("auto",),
-            batches=_numbers_in("--batch", batch),
-            threads=_numbers_in("--threads", threads),
-            dtypes=_names_in(dtype),
-            memory_formats=_names_in(memory_format),
-            modes=_names_in(mode),
-            executions=_names_in(execution) or ("eager",),
+    with usage_errors():
+        choices = api.Choices(
+            devices=split_names(device) or ("auto",),
+            batches=split_numbers("--batch", batch, 1, "1,8") or None,
+            threads=split_numbers("--threads", threads, 1, "1,4") or None,
+            dtypes=split_names(dtype) or None,
+            memory_formats=split_names(memory_format) or None,
+            modes=split_names(mode) or None,
+            executions=split_names(execution) or ("eager",),
             memory=memory,
-            plugins=tuple(str(path) for path in plugin or ()),
+            plugins=[str(path) for path in plugin or ()],
             data_root=data_root,
         )
-        if plot is not None:
-            check_plot(plot)
-        console = make_console()
-        code, measured = measure(directory, choices, console, SpeedProtocol(pairs=pairs, rounds=rounds))
-        files = []
-        if csv is not None:
-            write_atomic(csv, as_csv(measured).encode())
-            files.append(csv)
-        if plot is not None:
-            files += draw_speed(measured, plot)
-        if files:
-            console.print(f"Written: {', '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
-    except UsageError as error:
-        fail(error)
+        request = api.ThroughputRequest(directory, choices, pairs=pairs, rounds=rounds, csv=csv, plot=plot)
+        code = api.throughput(request, make_console())
     raise typer.Exit(code)
 
 

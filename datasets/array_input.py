@@ -1,22 +1,23 @@
-"""Samples that are in memory: images as bytes, labels beside them."""
+"""Samples in memory: images as bytes, with their labels."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
-from torchvision import tv_tensors
+from typing import TYPE_CHECKING
 
 from datasets.contracts import CachedSamples, DatasetSpec, IndexArray, InputData, Sample, Split
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class ArrayInput(InputData):
-    """images: uint8 [N, C, H, W], C of 1 (gray, repeated for samples) or 3; targets: {task: [N, ...]} as their kinds
-    define them, of which samples hold those of the spec's tasks.
+    """Samples from arrays.
 
-    The other arguments are the attributes of `InputData`; units None takes the ids.
+    images: uint8 [N, C, H, W], C = 1 (gray, repeated in samples) or 3. targets: {task: [N, ...]} as the kinds define
+    them; samples hold the targets of the spec's tasks. The other arguments are the attributes of `InputData`; units
+    None takes the ids.
     """
 
     def __init__(
@@ -38,6 +39,9 @@ class ArrayInput(InputData):
 
     def sample(self, row: int) -> Sample:
         """Image float32 [3, H, W] and the targets."""
+        import torch
+        from torchvision import tv_tensors
+
         image = self.images[row].to(torch.float32).div(255)
         meta: dict[str, object] = {
             "id": self.ids[row],

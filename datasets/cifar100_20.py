@@ -1,9 +1,10 @@
 """`cifar100_20`: CIFAR-100 as twenty tasks. A task is one superclass and tells its five classes apart. Multi-domain.
 
 Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html; the split into tasks is that of auto-lambda
-(github.com/lorenmt/auto-lambda) and others. Read are the pickles of the Python version as torchvision leaves them. Each
-class has 500 / 100 images; a tenth of each is held out of train. All twenty tasks together are not CIFAR-100: whoever
-asks a task is told the superclass. The layout was read on twins only; real files must have the published checksums.
+(github.com/lorenmt/auto-lambda) and others. The pickles of the Python version are read as torchvision leaves them. Each
+class has 500 / 100 images; a tenth of each is held out of train. All twenty tasks together are not CIFAR-100, since the
+choice of a task gives the superclass away. The layout was read on twins only; real files must have the published
+checksums.
 """
 
 from __future__ import annotations
@@ -15,16 +16,40 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from datasets.cifar100_classes import CLASSES, SUPERCLASSES
 from datasets.contracts import DatasetSpec, IndexArray, Split, TaskSpec
 from datasets.errors import ProtocolError
 from datasets.on_disk.files import Array, FileError, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
 from datasets.on_disk.pickles import read_pickle
-from datasets.on_disk.sources import Fault, Field, Source, scale_uint8
+from datasets.on_disk.sources import Fault, Field, Source, number_label, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
+
+# Classes by superclass, in the order of their ids: superclasses and classes alike are alphabetical. Names are for
+# people; which class belongs to which superclass is read from the data.
+SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
+    "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
+    "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
+    "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
+    "food_containers": ("bottle", "bowl", "can", "cup", "plate"),
+    "fruit_and_vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
+    "household_electrical_devices": ("clock", "keyboard", "lamp", "telephone", "television"),
+    "household_furniture": ("bed", "chair", "couch", "table", "wardrobe"),
+    "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
+    "large_carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
+    "large_man-made_outdoor_things": ("bridge", "castle", "house", "road", "skyscraper"),
+    "large_natural_outdoor_scenes": ("cloud", "forest", "mountain", "plain", "sea"),
+    "large_omnivores_and_herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
+    "medium_mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
+    "non-insect_invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
+    "people": ("baby", "boy", "girl", "man", "woman"),
+    "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
+    "small_mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
+    "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
+    "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
+    "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
+}
+CLASSES = tuple(sorted(name for names in SUPERCLASSES.values() for name in names))  # position = id
 
 SIZE = 32
 PER_CLASS: Mapping[str, int] = {"train": 500, "test": 100}
@@ -139,7 +164,7 @@ def _source(path: Path, split: str, task: str, number: int, part: _Part, md5: st
         units=[f"{split}/{row:05d}" for row in rows.tolist()],
         strata=[CLASSES[label] for label in fine.tolist()],
         image=Field(_Rows(part.images[rows]), scale_uint8, where.__getitem__),
-        targets={task: Field(ranks.__getitem__, torch.tensor, where.__getitem__)},
+        targets={task: Field(ranks.__getitem__, number_label, where.__getitem__)},
         faults=list(_faults(path, task, classes, part)),
         in_memory=True,
         meta={"domain": task},
@@ -148,7 +173,7 @@ def _source(path: Path, split: str, task: str, number: int, part: _Part, md5: st
 
 
 def _faults(path: Path, task: str, classes: Array, part: _Part) -> Iterator[Fault]:
-    """A superclass that has not five classes, or one of its classes that has images in another one too."""
+    """A superclass without exactly five classes, and a class with images in two superclasses."""
     name = f"{path.parent.name}/{path.name}"
     if len(classes) != CLASSES_PER_TASK:
         yield Fault(name, "", f"classes of {task}", str(CLASSES_PER_TASK), str(len(classes)))

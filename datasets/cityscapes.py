@@ -1,41 +1,76 @@
 """`cityscapes`: street scenes with segmentation and disparity (or inverse depth). Spec: datasets 6.
 
-Source: Cordts et al. 2016, https://www.cityscapes-dataset.com. Read here are the official files and two public releases
-of .npy arrays that were made of them: MTAN's (7 classes by default) and AdaShare's, which adds a list of splits. 2,975
-images of 18 cities to train on. Labels of the official test part are withheld, so the official val part, 500 images, is
-our test, and validation images are held out from train: whole cities, or in the numbered releases blocks of 20 images.
+Source: Cordts et al. 2016, https://www.cityscapes-dataset.com. Three layouts are read: the official files, and two
+public releases of .npy arrays made from them, MTAN's (7 classes by default) and AdaShare's, which adds a list of
+splits. 2,975 images of 18 cities are for training. Labels of the official test part are withheld. So the official val
+part, 500 images, is our test; validation images are held out from train by whole cities, in the numbered releases by
+blocks of 20 images.
+
+Official files are `{leftImg8bit,gtFine,disparity}/SPLIT/CITY/CITY_SEQUENCE_FRAME_TYPE.png`. Labels are read from
+`_labelTrainIds.png` where a split has them (the official scripts make them), else from `_labelIds.png`. Disparity is
+uint16: 0 unknown, else 256 times the pixels plus 1.
 
 The task `depth` is disparity in pixels in the official files and a normalised inverse depth in the releases; neither is
-a distance. All layouts were read on twins only. Of AdaShare's release it is known from public code that reads it that
-the list names `[image, depth, label_2, label_7, label_19]` files such as `train/image/7.npy`.
+a distance. All layouts were read on twins only. Public code that reads AdaShare's release says that its list names
+`[image, depth, label_2, label_7, label_19]` files such as `train/image/7.npy`.
+
+Ids, training ids and categories are those of cityscapesscripts 2.3.0 (`helpers/labels.py`). The seven classes are its
+categories without void, counted from 0. Recalled: the two classes, background and foreground (human, vehicle), from the
+table of the MTAN paper; and that the released `label_7` files have the order of the categories.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from datasets.cityscapes_files import FOLDERS, PARTS, official_source
-from datasets.cityscapes_labels import CLASS_NAMES
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError, UsageError
 from datasets.on_disk.dense import (
+    IGNORE,
     decode_depth,
     decode_labels,
     decode_unit_image,
+    read_colours,
     read_float_map,
+    read_labels,
     read_labels_array,
     read_unit_image,
 )
-from datasets.on_disk.files import FileError
+from datasets.on_disk.files import Array, FileError, expect, read_image
 from datasets.on_disk.loader import FileLoader, FileOptions
 from datasets.on_disk.releases import FieldForm, block_of, listed_rows, number_of, numbered_files, source_of_files
-from datasets.on_disk.sources import Source
+from datasets.on_disk.sources import Source, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST_ID = 33
+CLASSES_19 = (
+    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
+    *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+)
+CLASSES_7 = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
+CLASSES_2 = ("background", "foreground")
+CLASS_NAMES: Mapping[int, tuple[str, ...]] = {19: CLASSES_19, 7: CLASSES_7, 2: CLASSES_2}
+
+_IDS_OF_19 = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_IDS_OF_7 = ((7, 10), (11, 16), (17, 20), (21, 22), (23, 23), (24, 25), (26, 33))  # first and last id
+_TO_2 = (0, 0, 0, 0, 0, 1, 1)
+
+
+FULL_SIZE = (1024, 2048)
+FOLDERS = ("leftImg8bit", "gtFine", "disparity")
+PARTS: Mapping[str, str] = {"train": "train", "test": "val"}  # labels of the official test part are withheld
 SPLITS: Mapping[str, int] = {"train": 2975, "test": 500}
 ADASHARE_LIST = "cityscape.json"
 LABEL_FOLDERS: Mapping[int, tuple[str, ...]] = {  # the explicit name first; a plain `label` holds 7 classes
@@ -50,6 +85,7 @@ _PROTOCOLS = {"official": ("standard",), "mtan_npy": ("standard", "mtan"), "adas
 _DEPTH_METRICS = ("abs_err", "rel_err", "rmse", "delta_1_25", "delta_1_25_2", "delta_1_25_3")
 _WEIGHTS = {"standard": (1.0, 1.0), "mtan": (1.0, 1.0), "adashare": (1.0, 20.0)}  # datasets 14
 _DISPARITY_DIVISOR = 128.0  # of the L1 loss in pixels, so that it is of the order of a cross-entropy (datasets 14)
+_STEM = re.compile(r"(?P<city>.+)_\d{6}_\d{6}")
 _NAMED = re.compile(r"(?P<city>.+)_\d{6}_\d{6}(_.*)?")
 
 
@@ -63,14 +99,17 @@ def _numbered_marks() -> tuple[str, ...]:
 
 
 class CityscapesOptions(FileOptions):
-    """classes: 19, the 7 categories, or 2 (background, foreground); null takes the layout's usual ones.
+    """Which classes and which size."""
 
-    height: of the images, in pixels; null takes the layout's usual one. Official files are reduced to 512, or left at
-    1024; the releases exist at 128 and at 256.
-    """
-
-    classes: Literal[2, 7, 19] | None = None
-    height: Literal[128, 256, 512, 1024] | None = None
+    classes: Literal[2, 7, 19] | None = Field(
+        default=None,
+        description="19, the 7 categories, or 2 (background, foreground); null takes the layout's usual ones",
+    )
+    height: Literal[128, 256, 512, 1024] | None = Field(
+        default=None,
+        description="of the images, in pixels; null takes the layout's usual one. Official files are reduced to 512 or "
+        "left at 1024; the releases exist at 128 and at 256",
+    )
 
 
 @register_dataset("cityscapes")
@@ -206,3 +245,92 @@ def _array_fields(n_classes: int, size: tuple[int, int]) -> dict[str, FieldForm]
         "semseg": (functools.partial(read_labels_array, size=size, n_classes=n_classes), decode_labels),
         "depth": (functools.partial(read_float_map, shapes=[(*size, 1), size]), decode_depth),
     }
+
+
+def class_table(n_classes: int) -> Array:
+    """uint8 [256]: id as in `_labelIds.png` -> one of 19, 7 or 2 classes; all other ids 255."""
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    if n_classes == 19:
+        table[list(_IDS_OF_19)] = np.arange(19)
+        return table
+    for category, (first, last) in enumerate(_IDS_OF_7):
+        table[first : last + 1] = category if n_classes == 7 else _TO_2[category]
+    return table
+
+
+def official_source(folder: Path, split: Split, n_classes: int, size: tuple[int, int]) -> Source:
+    """All images of a split, by name. size: of what is given, at most that of the files. Raises FileError.
+
+    A file that one of the three folders lacks is a fault, not a sample less.
+    """
+    part = PARTS[split]
+    train_ids = n_classes == 19 and any((folder / "gtFine" / part).glob("*/*_gtFine_labelTrainIds.png"))
+    labels = "labelTrainIds" if train_ids else "labelIds"
+    types = {"image": "leftImg8bit", "semseg": f"gtFine_{labels}", "depth": "disparity"}
+    places = {name: folder / base / part for name, base in zip(types, FOLDERS, strict=True)}
+    cities = {
+        path.name[: -len(f"_{types[name]}.png")]: path
+        for name, base in places.items()
+        for path in base.glob(f"*/*_{types[name]}.png")
+    }
+    units = {stem: _city(stem, path) for stem, path in sorted(cities.items())}
+    files = {
+        name: [base / city / f"{stem}_{types[name]}.png" for stem, city in units.items()]
+        for name, base in places.items()
+    }
+    fields: dict[str, FieldForm] = {
+        "image": (functools.partial(_read_image, size=size), scale_uint8),
+        "semseg": (functools.partial(_read_labels, size=size, n_classes=n_classes, train_ids=train_ids), decode_labels),
+        "depth": (
+            functools.partial(_read_disparity, size=size),
+            functools.partial(decode_disparity, scale=size[1] / FULL_SIZE[1]),
+        ),
+    }
+    meta = {"domain": None, "label_files": labels}
+    return source_of_files(folder, list(units), list(units.values()), files, fields, meta)
+
+
+def _city(stem: str, path: Path) -> str:
+    """The city in a name. Raises FileError where it is not the folder's."""
+    match = _STEM.fullmatch(stem)
+    if match is None or match["city"] != path.parent.name:
+        raise FileError(f"{path}: unexpected file; expected CITY/CITY_000000_000000_TYPE.png, CITY as its folder.")
+    return match["city"]
+
+
+def _read_image(path: Path, size: tuple[int, int]) -> Array:
+    """uint8 [*size, 3], reduced bilinearly with antialiasing. Raises FileError."""
+    image = read_colours(path, FULL_SIZE)
+    if size == FULL_SIZE:
+        return image
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def _read_labels(path: Path, size: tuple[int, int], n_classes: int, train_ids: bool) -> Array:
+    """uint8 [*size]: classes counted from 0, and 255. Raises FileError naming an id that does not exist."""
+    if train_ids:
+        return _reduced_labels(read_labels(path, FULL_SIZE, n_classes), size)
+    return _reduced_labels(class_table(n_classes)[read_labels(path, FULL_SIZE, LARGEST_ID + 1)], size)
+
+
+def _read_disparity(path: Path, size: tuple[int, int]) -> Array:
+    """uint16 [*size] as stored. Raises FileError."""
+    stored = expect(read_image(path), FULL_SIZE, ["uint16"], path)
+    return _reduced_labels(stored.astype(np.int32), size).astype(np.uint16)  # torch cannot index uint16
+
+
+def _reduced_labels(labels: Array, size: tuple[int, int]) -> Array:
+    """[H, W] -> [*size]: the label at each pixel's centre."""
+    import torch
+
+    from datasets.images.transforms import nearest_centre
+
+    return nearest_centre(torch.from_numpy(labels), size).numpy()
+
+
+def decode_disparity(stored: Array, scale: float) -> Tensor:
+    """uint16 [H, W] -> float32 [H, W], pixels of an image `scale` times as wide; 0 -> NaN, 1 -> 0.0, 257 -> scale."""
+    import torch
+
+    values = torch.from_numpy(stored.astype(np.float32))
+    return torch.where(values == 0, math.nan, (values - 1) / 256 * scale)

@@ -1,44 +1,189 @@
 """`class_sets`: classification sets side by side, each a task with images of its own. Spec: datasets 11.1.
 
-Files lie as torchvision leaves them, below one folder. Images are resized to one side (bilinear), gray ones repeated.
-Official train and test parts; a tenth of each class is held out of train. The four tasks that are meant where none are
-named are those of DMO (Choi, Jin, Kim 2023). Read on twins only; real files must have the published checksums.
+Files are those that torchvision leaves, below one folder; they are read as torchvision does, and nothing is downloaded.
+Facts of the formats and checksums: torchvision/datasets/{cifar,stl10,usps,mnist,svhn}.py. Images are resized to one
+side (bilinear), gray ones repeated. Train and test parts are the official ones; a tenth of each class is held out of
+train. The default tasks are the four of DMO (Choi, Jin, Kim 2023). Read on twins only; real files must have the
+published checksums.
 """
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
 import functools
+import gzip
 import hashlib
-from collections.abc import Mapping
+import io
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from pydantic import Field as Limited
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
+import pydantic
 
-from datasets.class_set_files import (
-    N_CLASSES,
-    ClassSet,
-    Part,
-    located,
-    md5_of,
-    read_cifar10,
-    read_idx,
-    read_stl10,
-    read_svhn,
-    read_usps,
-)
-from datasets.contracts import DatasetSpec, Split, TaskSpec
+from datasets.contracts import DatasetSpec, IndexArray, Split, TaskSpec
 from datasets.errors import ProtocolError
-from datasets.on_disk.files import Array, FileError
+from datasets.on_disk.files import Array, FileError, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.sources import Field, Source
+from datasets.on_disk.pickles import read_pickle
+from datasets.on_disk.sources import Field, Source, number_label
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+N_CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """The content of a part. images: uint8 [N, H, W], or [N, H, W, 3] in colour; labels: int64 [N]."""
+
+    images: Array
+    labels: IndexArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The files of one part of a set. files: {path below the folder: md5 as published, of what is decompressed}."""
+
+    files: Mapping[str, str]
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSet:
+    """A set. read: reads the files of a part, in their order. mirrors: whether mirrored images keep their class, which
+    digits do not.
+    """
+
+    parts: Mapping[str, Part]
+    read: Callable[[list[Path]], Labelled]
+    classes: tuple[str, ...]
+    home: str
+    licence: str
+    mirrors: bool
+
+
+def located(folder: Path, name: str) -> Path:
+    """The file, or its copy as .gz. Raises FileError where neither is there."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileError(f"{folder / name}: is absent; see `python -m benchmark.list class_sets` for where to get it.")
+
+
+def content_of(path: Path) -> bytes:
+    """What a file holds, decompressed if it ends in .gz. Raises FileError."""
+    data = read_bytes(path)
+    try:
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError) as error:
+        raise FileError(f"{path}: cannot be decompressed ({error}).") from error
+
+
+def md5_of(path: Path) -> str:
+    """md5 (hex) of the content, decompressed if the file ends in .gz. Raises FileError."""
+    return hashlib.md5(content_of(path)).hexdigest()
+
+
+def read_cifar10(paths: list[Path]) -> Labelled:
+    """Pickles of rows of 3 x 32 x 32 bytes, plane by plane. Raises FileError."""
+    images, labels = [], []
+    for path in paths:
+        document = read_pickle(path)
+        try:
+            data, ids = np.asarray(document["data"]), np.asarray(document["labels"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: expected data and labels ({error!r}).") from error
+        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
+            raise FileError(f"{path}: expected data uint8 [N, 3072], found {data.dtype} {data.shape}.")
+        images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(_checked(ids, len(data), path))
+    return Labelled(np.concatenate(images), np.concatenate(labels))
+
+
+def read_stl10(paths: list[Path]) -> Labelled:
+    """Raw bytes of 3 x 96 x 96 images, column by column, and of labels from 1. Raises FileError."""
+    pictures, numbers = (content_of(path) for path in paths)
+    if len(pictures) % (3 * 96 * 96):
+        raise FileError(f"{paths[0]}: expected images of 27,648 bytes, found {len(pictures):,} bytes.")
+    images = np.frombuffer(pictures, dtype=np.uint8).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+    labels = np.frombuffer(numbers, dtype=np.uint8).astype(np.int64) - 1
+    return Labelled(images, _checked(labels, len(images), paths[1]))
+
+
+def read_usps(paths: list[Path]) -> Labelled:
+    """Lines `label 1:value ... 256:value` as bzip2, label from 1 (the digit 0), values from -1 to 1. Raises FileError.
+
+    torchvision cuts off the fractions of 255 (value + 1) / 2.
+    """
+    (path,) = paths
+    try:
+        lines = bz2.decompress(read_bytes(path)).decode("ascii").splitlines()
+        cells = [line.split() for line in lines]
+        values = np.array([[cell.split(":")[1] for cell in row[1:]] for row in cells], dtype=np.float32)
+        labels = np.array([int(float(row[0])) - 1 for row in cells], dtype=np.int64)
+        images = ((values.reshape(-1, 16, 16) + 1) / 2 * 255).astype(np.uint8)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise FileError(f"{path}: cannot be read as lines of a label and 256 values ({error}).") from error
+    if values.min() < -1 or values.max() > 1:
+        raise FileError(f"{path}: expected values from -1 to 1, found {values.min():g} to {values.max():g}.")
+    return Labelled(images, _checked(labels, len(images), path))
+
+
+def read_idx(paths: list[Path]) -> Labelled:
+    """Images and labels in the IDX form of MNIST. Raises FileError."""
+    images, labels = (_idx(path) for path in paths)
+    if images.ndim != 3:
+        raise FileError(f"{paths[0]}: expected images [N, H, W], found {images.shape}.")
+    return Labelled(images, _checked(labels.astype(np.int64), len(images), paths[1]))
+
+
+def _idx(path: Path) -> Array:
+    """An array of bytes: two zero bytes, type 8, number of axes, their lengths (big endian), values."""
+    data = content_of(path)
+    try:
+        zeros, kind, n_axes = struct.unpack(">HBB", data[:4])
+        shape = struct.unpack(f">{n_axes}I", data[4 : 4 + 4 * n_axes])
+    except struct.error as error:
+        raise FileError(f"{path}: is not an IDX file ({error}).") from error
+    values = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * n_axes)
+    if zeros or kind != 8 or values.size != np.prod(shape):
+        raise FileError(f"{path}: expected an IDX file of {shape} bytes, found {values.size:,} bytes of type {kind}.")
+    return values.reshape(shape)
+
+
+def read_svhn(paths: list[Path]) -> Labelled:
+    """MATLAB arrays X [32, 32, 3, N] and y [N, 1], where 10 is the digit 0. Raises FileError."""
+    from scipy.io import loadmat  # needed by this set alone
+
+    (path,) = paths
+    try:
+        document = loadmat(io.BytesIO(read_bytes(path)), variable_names=("X", "y"))
+        images, labels = document["X"].transpose(3, 0, 1, 2), document["y"].astype(np.int64).flatten()
+    except FileError:
+        raise
+    # A damaged file can make scipy's reader raise nearly anything.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path}: cannot be read as the arrays X and y ({reason}).") from error
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+        raise FileError(f"{path}: expected X uint8 [32, 32, 3, N], found {images.dtype} {document['X'].shape}.")
+    return Labelled(images, _checked(labels % 10, len(images), path))
+
+
+def _checked(labels: Array, n: int, path: Path) -> IndexArray:
+    """The labels as int64. Raises FileError where they are not n ids of a class."""
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise FileError(f"{path}: expected {n} labels, found {labels.dtype} {labels.shape}.")
+    wrong = labels[(labels < 0) | (labels >= N_CLASSES)]
+    if wrong.size:
+        raise FileError(f"{path}: expected labels of {N_CLASSES} classes, found {wrong[0]} counted from 0.")
+    return labels.astype(np.int64)
+
 
 DIGITS = tuple(str(digit) for digit in range(10))
 _BATCHES = ("c99cafc152244af753f735de768cd75f", "d4bba439e000b95fd0a9bffe97cbabec", "54ebc095f3ab1f0389bbae665268c751",
@@ -146,9 +291,11 @@ _MARKS = "|".join(["cifar-10-batches-py", "stl10_binary", "usps.bz2", "MNIST", "
 
 
 class ClassSetOptions(FileOptions):
-    """size: side of the square that every image is resized to, in pixels."""
+    """How large the images are."""
 
-    size: int = Limited(default=72, ge=16, le=512)
+    size: int = pydantic.Field(
+        default=72, ge=16, le=512, description="side of the square to which every image is resized, in pixels"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,15 +310,18 @@ class _Rows:
 
 def resized(stored: Array, size: int) -> Tensor:
     """uint8 [H, W] or [H, W, 3] -> float32 [3, size, size] in [0, 1]: bilinear, smoothed when reduced, in 8 bits."""
+    import torch
+
+    from datasets.images.transforms import squared
+
     planes = torch.from_numpy(np.array(stored))  # a copy, since the bytes of a file cannot be written to
     planes = planes.unsqueeze(0) if planes.ndim == 2 else planes.permute(2, 0, 1)
-    planes = functional.resize(planes, [size, size], InterpolationMode.BILINEAR, antialias=True)
-    return planes.to(torch.float32).div_(255).expand(3, -1, -1).contiguous()
+    return squared(planes, size).to(torch.float32).div_(255).expand(3, -1, -1).contiguous()
 
 
 @register_dataset("class_sets")
 class ClassSets(FileLoader):
-    """CIFAR-10, STL-10, USPS, MNIST, Fashion-MNIST, SVHN: whichever are named, ten classes each."""
+    """CIFAR-10, STL-10, USPS, MNIST, Fashion-MNIST, SVHN: those that a suite names, ten classes each."""
 
     Options = ClassSetOptions
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {
@@ -235,7 +385,7 @@ def _source(folder: Path, split: Split, name: str, options: ClassSetOptions) -> 
         units=ids,
         strata=[SETS[name].classes[label] for label in content.labels.tolist()],
         image=Field(_Rows(content.images), functools.partial(resized, size=options.size), where),
-        targets={name: Field(content.labels.__getitem__, torch.tensor, where)},
+        targets={name: Field(content.labels.__getitem__, number_label, where)},
         meta={"domain": name},
         digest=hashlib.sha256("".join(sums).encode()).hexdigest(),
     )

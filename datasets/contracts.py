@@ -1,7 +1,8 @@
 """What a data set promises: tasks and sizes known before any file is opened, one canonical sample, named inputs.
 
 A *single-domain* set labels every image for every task and has one input, `"image"`. A *multi-domain* set gives each
-task its own images; its inputs carry the names of the tasks. Methods and the harness only ever see this module.
+task its own images; its inputs carry the names of the tasks. Methods and the harness see data through this module
+only. Torch is imported for types alone: a spec is listed and checked without it.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict, final
+from typing import TYPE_CHECKING, Literal, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from datasets.errors import UnknownNameError, unknown
 
-# How sure we are of a reader; what does not ship with this package is by its author, whatever its spec says.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# How sure we are of a reader. A reader that does not ship with this package is "by its author", whatever its spec says.
 Tier = Literal["verified on genuine files", "verified on twins", "report only", "by its author"]
 Split = Literal["train", "val", "test"]
-# Axes of normals. verified: x right, y up, z towards the camera, checked against depth; declared: the same on the word
-# of whoever made the files; unknown: unit vectors in the files' own axes, channel 0 taken as x; encoded: colours 0 to
-# 255 as they stand in the files, not decoded, for protocols that compare them so.
+# Axes of normals. verified: x right, y up, z towards the camera, checked against depth. declared: the same, according
+# to the files' authors. unknown: unit vectors in the files' own axes, channel 0 taken as x. encoded: the colours 0 to
+# 255 of the files, not decoded, for protocols that compare colours.
 NormalsFrame = Literal["verified", "declared", "unknown", "encoded"]
 IndexArray = npt.NDArray[np.int64]
 SINGLE_INPUT = "image"  # the name of the one input of a single-domain set
@@ -33,26 +35,21 @@ SINGLE_INPUT = "image"  # the name of the one input of a single-domain set
 class TaskSpec:
     """One task. Loss, ignore value and form of the head belong to `kind`; see `datasets.kinds`.
 
-    channels: outputs of the head (classes for `class` and `semantic`). weight: lambda of the table, equal for all
-    methods. unit: of the label, printed in column heads (`metre`, ...). positive_weight: share of the loss that
-    positive pixels of a `binary_map` get, in (0, 1); None weighs both classes equally. loss_divisor: of the L1 loss of
-    a regression, in the label's unit, so that it is of the order of other losses; metrics are not divided. frame: what
-    the channels of a `normals` label mean, see `NormalsFrame`.
-
-    Raises UnknownNameError for a kind or metric that there is not, with the nearest names, and UsageError for a task
-    that its kind cannot judge.
+    Raises UnknownNameError with the nearest names for an unknown kind or metric, and UsageError for a task that its
+    kind cannot judge.
     """
 
     name: str
     kind: str
-    channels: int
+    channels: int  # outputs of the head: classes for `class` and `semantic`
     metrics: tuple[str, ...]
     class_names: tuple[str, ...] = ()
-    weight: float = 1.0
-    unit: str = ""
+    weight: float = 1.0  # of the loss, equal for all methods
+    unit: str = ""  # of the label, printed in column heads (`metre`, ...)
+    # Of a `binary_map`: weight of positive pixels in the loss, in (0, 1); negative ones get the rest. None: equal.
     positive_weight: float | None = None
-    loss_divisor: float = 1.0
-    frame: NormalsFrame = "verified"
+    loss_divisor: float = 1.0  # of a regression's L1 loss, in the label's unit; metrics are not divided
+    frame: NormalsFrame = "verified"  # of a `normals` label, see `NormalsFrame`
 
     def __post_init__(self) -> None:
         from datasets.kinds import get_kind  # kinds are written in terms of this module
@@ -65,14 +62,7 @@ class TaskSpec:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A data set with its tasks, known before any file is opened. native_size: (height, width) in pixels.
-
-    splits: expected number of samples per split, of each input; where inputs differ, of all of them together, and
-    `counts` says {split: {input: samples}}. mean, std: per RGB channel, of images in [0, 1]. caveats: what whoever
-    reads a result must know of the data; printed when a run is planned and beneath every table. not_mirrored: inputs
-    whose images mean nothing in a mirror (digits), which every flip leaves alone. tier: of the reader; the suite sets
-    it for whatever does not ship with it.
-    """
+    """A data set with its tasks, known before any file is opened."""
 
     name: str
     layout: str
@@ -80,16 +70,16 @@ class DatasetSpec:
     protocol: str
     domains: Literal["single", "multi"]
     tasks: tuple[TaskSpec, ...]
-    splits: Mapping[str, int]
-    native_size: tuple[int, int]
-    mean: tuple[float, float, float]
+    splits: Mapping[str, int]  # samples of each split: of every input, or of all together if `counts` tells them apart
+    native_size: tuple[int, int]  # (height, width) in pixels
+    mean: tuple[float, float, float]  # per RGB channel, of images in [0, 1]
     std: tuple[float, float, float]
     licence: str
     home: str
-    tier: Tier = "by its author"
-    counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
-    caveats: tuple[str, ...] = ()
-    not_mirrored: tuple[str, ...] = ()
+    tier: Tier = "by its author"  # of the reader; ShareBench sets it for loaders that do not ship with it
+    counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)  # {split: {input: samples}}
+    caveats: tuple[str, ...] = ()  # for readers of results; printed with the plan and beneath every table
+    not_mirrored: tuple[str, ...] = ()  # inputs that no flip touches, since their images mean nothing mirrored (digits)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -138,30 +128,22 @@ class Sample(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class CachedSamples:
-    """All samples of one input as tensors: images uint8 [N, C, H, W] with C = 1 (gray) or 3, targets {task:
-    [N, ...]}.
-    """
+    """All samples of one input as tensors."""
 
-    images: Tensor
-    targets: Mapping[str, Tensor]
+    images: Tensor  # uint8 [N, C, H, W], C = 1 (gray) or 3
+    targets: Mapping[str, Tensor]  # {task: [N, ...]}
 
 
-class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
-    """The samples of one input of one split. Subclasses say what a sample holds; its labels are typed here.
+class InputData(abc.ABC):
+    """The samples of one input of one split. Subclasses give the samples; their labels are typed here."""
 
-    spec: of the data set, with the tasks of these labels among its own. ids: stable, unique strings. units: what a
-    hold-out keeps together (a scene, a city, the sample itself).
-    strata: the group of each sample (its class), where a hold-out takes its share of each group; else None.
-    parts: for composed data, the `fit` and `arch` parts of train as index arrays, cut by source image; else None.
-    sources: int64 [N, k], the source images that went into each sample of composed data; else None.
-    """
-
-    spec: DatasetSpec
-    ids: Sequence[str]
-    units: Sequence[str]
-    strata: Sequence[str] | None = None
+    spec: DatasetSpec  # has the tasks of these labels among its own
+    ids: Sequence[str]  # stable and unique
+    units: Sequence[str]  # what a hold-out keeps together: the scene, the city, or the sample itself
+    strata: Sequence[str] | None = None  # group of each sample (its class), if a hold-out takes a share of each group
+    # Of composed data: the `fit` and `arch` parts of train as index arrays, cut by source image.
     parts: Mapping[str, IndexArray] | None = None
-    sources: IndexArray | None = None
+    sources: IndexArray | None = None  # of composed data: int64 [N, k], the source images of each sample
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -169,10 +151,10 @@ class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
 
     @final
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`, counted from the end where it is negative. Raises IndexError as a list does.
+        """The sample at `index`, counted from the end if it is negative. Raises IndexError as a list does.
 
-        By its type a label is moved with its image. So labels get the types of their kinds here, where every source
-        passes, and no source can forget it.
+        Transforms move a label with its image by the label's type. Labels get the types of their kinds here, so that no
+        subclass can forget it.
         """
         from datasets.kinds import get_kind  # kinds are written in terms of this module
 
@@ -186,24 +168,24 @@ class InputData(abc.ABC, torch.utils.data.Dataset[Sample]):
         """The sample at a row, 0 to len - 1: decoded, neither normalised nor resized, labels as plain tensors."""
 
     def labels(self, row: int) -> Mapping[str, Tensor]:
-        """The labels of a sample alone, as plain tensors; sources that store them apart need not read the image."""
+        """The labels of a sample alone, as plain tensors. Override it where labels can be read without the image."""
         return self.sample(row)["targets"]
 
     def place(self, field: str, row: int) -> str:
-        """Where a field of a sample lies, for messages: the path of its file. field: `image` or a task."""
+        """The place of a field of a sample, for messages: the path of its file. field: `image` or a task."""
         return field
 
     def cached(self) -> CachedSamples | None:
-        """All samples as tensors where the set fits in memory, else None."""
+        """All samples as tensors if the set fits in memory, else None."""
         return None
 
     def check(self) -> None:
-        """Raise UsageError for what is wrong with the samples, as far as seconds can tell. Called before a run."""
+        """Raise UsageError for faults of the samples that can be found within seconds. Called before a run."""
         return
 
     @abc.abstractmethod
     def content_hash(self) -> str:
-        """sha256 (hex) of what the samples hold; part of the data hash in every record."""
+        """sha256 (hex) of the samples' content; part of the data hash in every record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,14 +199,10 @@ class MultiTaskDataset:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a training or evaluation step sees.
+    """The data of one training or evaluation step."""
 
-    images: {input: float32 [B, 3, H, W]}, normalised. targets: {task: [B, ...]} as the kind defines them.
-    index: {input: int64 [B]}, positions in the role's list of samples, on the CPU.
-    labelled: the tasks with a valid label in the batch, told without asking the device; None where nobody looked.
-    """
-
-    images: Mapping[str, Tensor]
-    targets: Mapping[str, Tensor]
-    index: Mapping[str, Tensor]
+    images: Mapping[str, Tensor]  # {input: float32 [B, 3, H, W]}, normalised
+    targets: Mapping[str, Tensor]  # {task: [B, ...]} as the kind defines them
+    index: Mapping[str, Tensor]  # {input: int64 [B]}, positions in the role's list of samples, on the CPU
+    # The tasks with a valid label in the batch, known without reading from the device; None if it was not determined.
     labelled: frozenset[str] | None = None

@@ -1,5 +1,7 @@
-"""What the files of a package register with a decorator, read from their source: names are known, a mistake in one is
-told and one of them is found without importing all the others and what they need (torch, torchvision, timm).
+"""What the files of a package register with a decorator, read from their source.
+
+So names can be listed, mistakes in names reported and one class found without importing all the others and what they
+need (torch, torchvision, timm).
 """
 
 from __future__ import annotations

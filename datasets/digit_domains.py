@@ -2,7 +2,7 @@
 
 Ours, multi-domain data of which three tasks need no files: `plain` and `inverted` are the MNIST digits of
 `mnist_two_domains`; `optical` are the 1,797 digits that come with scikit-learn (Alpaydin & Kaynak 1998, the test part
-of the UCI set, drawn by 13 people who are not told apart). The eight alphabets of the small Omniglot zips and the
+of the UCI set, drawn by 13 people whom the data do not name). The eight alphabets of the small Omniglot zips and the
 defects of `elpv` join them when they are named; they are read from their own data set. All images are 36 x 36.
 """
 
@@ -11,19 +11,31 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
-from datasets.array_input import ArrayInput
-from datasets.contracts import DatasetSpec, IndexArray, InputData, MultiTaskDataset, Split, TaskSpec
-from datasets.errors import ProtocolError, UsageError
+from datasets import (
+    ArrayInput,
+    DatasetLoader,
+    DatasetOptions,
+    DatasetSpec,
+    IndexArray,
+    InputData,
+    MultiTaskDataset,
+    ProtocolError,
+    Split,
+    TaskSpec,
+    UsageError,
+    dataset_spec,
+    load,
+    register_dataset,
+)
 from datasets.mnist_digits import DIGIT_SIZE, PARTS, PARTS_OF_SPLIT
 from datasets.mnist_two_domains import CANVAS_SIZE, DOMAINS, domain_input
-from datasets.registry import DatasetLoader, DatasetOptions, dataset_spec, load, register_dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OPTICAL = "optical"
 OPTICAL_RANKS = {"train": (0, 104), "val": (104, 121), "test": (121, 174)}  # of a digit's images in hash order
@@ -41,15 +53,17 @@ def optical_digits() -> tuple[Tensor, Tensor, tuple[str, ...]]:
     8 x 8 cells of 0 to 16, enlarged to MNIST's 28 x 28 and pasted as those digits are. Raises UsageError where
     scikit-learn carries other digits than expected.
     """
+    import torch
     from sklearn.datasets import load_digits  # takes a second, and only this data set needs it
+
+    from datasets.images.transforms import squared
 
     found = load_digits()
     cells, labels = found.data.astype(np.uint8), found.target.astype(np.uint8)
     if hashlib.sha256(cells.tobytes() + labels.tobytes()).hexdigest() != _OPTICAL_CONTENT:
         raise UsageError("scikit-learn carries other digits than expected; install scikit-learn 1.4 or later.")
     bytes_of = torch.from_numpy((cells.reshape(-1, 1, 8, 8).astype(np.float32) * 255 / 16).round().astype(np.uint8))
-    images = functional.resize(bytes_of, [DIGIT_SIZE, DIGIT_SIZE], InterpolationMode.BILINEAR, antialias=True)
-    images = torch.nn.functional.pad(images, [(CANVAS_SIZE - DIGIT_SIZE) // 2] * 4)
+    images = torch.nn.functional.pad(squared(bytes_of, DIGIT_SIZE), [(CANVAS_SIZE - DIGIT_SIZE) // 2] * 4)
     return (
         images,
         torch.from_numpy(labels.astype(np.int64)),
@@ -63,7 +77,7 @@ def optical_rows(split: Split) -> IndexArray:
     first, last = OPTICAL_RANKS[split]
     chosen: list[int] = []
     for digit in range(10):
-        chosen += sorted(torch.where(labels == digit)[0].tolist(), key=digests.__getitem__)[first:last]
+        chosen += sorted((labels == digit).nonzero().flatten().tolist(), key=digests.__getitem__)[first:last]
     return np.array(sorted(chosen, key=digests.__getitem__), dtype=np.int64)
 
 
@@ -79,11 +93,16 @@ def optical_input(split: Split, spec: DatasetSpec) -> ArrayInput:
 
 def resized_input(part: InputData, task: str, split: Split, spec: DatasetSpec) -> ArrayInput:
     """The samples of another data set, resized to 36 x 36 (bilinear, smoothed when reduced, in 8 bits), in memory."""
-    size, images, labels = [CANVAS_SIZE, CANVAS_SIZE], [], []
+    import torch
+    from torch import Tensor
+
+    from datasets.images.transforms import squared
+
+    images, labels = [], []
     for index in range(len(part)):
         sample = part[index]
         gray = sample["image"].as_subclass(Tensor)[:1].mul(255).round().to(torch.uint8)
-        images.append(functional.resize(gray, size, InterpolationMode.BILINEAR, antialias=True))
+        images.append(squared(gray, CANVAS_SIZE))
         labels.append(sample["targets"][task].as_subclass(Tensor))
     return ArrayInput(
         torch.stack(images), {task: torch.stack(labels)}, split, spec, part.ids, units=part.units, strata=part.strata

@@ -5,8 +5,8 @@ of 300 x 300 pixels, which the package elpv-dataset (an extra of ours) brings. P
 experts: 0, 1/3, 2/3 or 1.
 
 Ours, since no official split exists: 65 / 10 / 25 %, drawn in each of the eight groups (type, probability); and
-`blocked`, which keeps runs of 60 neighbouring files on one side. Neighbours come from one of 44 modules and look alike,
-and which cell is of which module is not told: see the caveats of the spec.
+`blocked`, which keeps runs of 60 neighbouring files on one side. Neighbours come from one of 44 modules and look alike.
+The data do not say which cell is of which module: see the caveats of the spec.
 """
 
 from __future__ import annotations
@@ -19,14 +19,28 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
+import pydantic
 
-from datasets.contracts import SINGLE_INPUT, DatasetSpec, MultiTaskDataset, Split, TaskSpec
-from datasets.errors import DatasetMissingError, ProtocolError
-from datasets.on_disk.files import Array, FileError, expect, read_bytes, read_image, reduced
-from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.sources import Fault, Field, Source, field_of_files, scale_uint8
-from datasets.registry import DatasetOptions, register_dataset
+from datasets import (
+    SINGLE_INPUT,
+    DatasetMissingError,
+    DatasetOptions,
+    DatasetSpec,
+    Fault,
+    Field,
+    FileError,
+    FileLoader,
+    FileOptions,
+    MultiTaskDataset,
+    ProtocolError,
+    Source,
+    Split,
+    TaskSpec,
+    field_of_files,
+    register_dataset,
+)
+from datasets.on_disk.files import Array, expect, read_bytes, read_image, reduced
+from datasets.on_disk.sources import number_label, scale_uint8
 
 VERSION = "v1"
 SIZE = 300
@@ -58,14 +72,22 @@ _MEAN, _STD = 0.596, 0.160  # measured on the train split, 300 x 300
 
 
 class ElpvOptions(FileOptions):
-    """defect: is the probability at least 1/2; which of four; or the number itself. split: see the module.
+    """What the defect task asks, how cells are split, and how large the images are."""
 
-    size: of the images in pixels, as they are (300) or reduced by averaging squares of them, which costs fine cracks.
-    """
-
-    defect: Literal["binary", "ordinal4", "regression"] = "binary"
-    split: Literal["stratified", "blocked"] = "stratified"
-    size: Literal[300, 150, 100, 75] = 300
+    defect: Literal["binary", "ordinal4", "regression"] = pydantic.Field(
+        default="binary",
+        description="whether the probability of a defect is at least 1/2, which of the four it is, or its value",
+    )
+    split: Literal["stratified", "blocked"] = pydantic.Field(
+        default="stratified",
+        description="`stratified` draws single cells in each group (type, probability); `blocked` keeps runs of "
+        f"{RUN} neighbouring files on one side",
+    )
+    size: Literal[300, 150, 100, 75] = pydantic.Field(
+        default=300,
+        description="side of the images in pixels: as in the files (300), or reduced by averaging squares, which loses "
+        "fine cracks",
+    )
 
 
 class Cell(NamedTuple):
@@ -235,8 +257,8 @@ def _source(folder: Path, cells: Sequence[Cell], units: Sequence[str], options: 
         strata=None if options.split == "blocked" else [f"{cell.type}/{cell.probability}" for cell in cells],
         image=field_of_files(paths, functools.partial(_read, size=options.size), scale_uint8),
         targets={
-            "defect": Field(defect[options.defect].__getitem__, torch.tensor, paths.__getitem__),
-            "module": Field(types.__getitem__, torch.tensor, paths.__getitem__),
+            "defect": Field(defect[options.defect].__getitem__, number_label, paths.__getitem__),
+            "module": Field(types.__getitem__, number_label, paths.__getitem__),
         },
         faults=faults,
         in_memory=True,

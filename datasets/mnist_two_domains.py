@@ -1,7 +1,7 @@
 """`mnist_two_domains`: one digit per image, in two domains that share no digit: ink on paper, and paper on ink.
 
 Ours, the small embedded stand-in for multi-domain data (datasets 1.4): each task has images of its own, so methods and
-harness meet every rule of such sets offline. Digits, parts and their hash order are those of `multi_mnist`; of each
+the harness are tested on such sets offline. Digits, parts and their hash order are those of `multi_mnist`; of each
 part and class, the first half in that order belongs to `plain`, the second to `inverted`. The classes take turns, so
 that every stretch of samples mixes them.
 """
@@ -11,13 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from datasets.array_input import ArrayInput
-from datasets.contracts import DatasetSpec, IndexArray, MultiTaskDataset, Split, TaskSpec
-from datasets.errors import ProtocolError
+from datasets import (
+    ArrayInput,
+    DatasetLoader,
+    DatasetOptions,
+    DatasetSpec,
+    IndexArray,
+    MultiTaskDataset,
+    ProtocolError,
+    Split,
+    TaskSpec,
+    register_dataset,
+)
 from datasets.mnist_digits import DIGIT_SIZE, HOME, LICENCE, PARTS, PARTS_OF_SPLIT, load_digits, paste
-from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
 
 VERSION = "v1"
 CANVAS_SIZE = 36
@@ -40,8 +47,10 @@ def domain_sources(domain: str, part: str) -> IndexArray:
 def domain_input(domain: str, split: Split, spec: DatasetSpec, task: str | None = None) -> ArrayInput:
     """The images of one domain in one split, uint8 [N, 1, 36, 36], each with the one label of its task.
 
-    task: what the task is called, None as the domain.
+    task: name of the task, None for that of the domain.
     """
+    import torch
+
     digits = load_digits()
     pieces = {part: domain_sources(domain, part) for part in PARTS_OF_SPLIT[split]}
     rows = np.concatenate(list(pieces.values()))

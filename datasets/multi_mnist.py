@@ -2,9 +2,10 @@
 
 Composition in the style of Sener & Koltun 2018 and Pareto-MTL 2019: 28 x 28 digits at the top left and bottom right of
 a 36 x 36 canvas, pixel-wise maximum. Ours: the depth cue (ink dims with distance, so depth can be seen), the dense
-tasks, the cut of the parts by source digit. Where the specification is silent we chose: ink is rounded to the nearest
-grey level before digits are compared, so that labels follow from the image; random numbers are drawn per part in the
-order permutations of left, permutations of right, near side, near z, far z, jitter; jitter moves boxes inwards.
+tasks, the cut of the parts by source digit. Where the specification is silent, we chose as follows. Ink is rounded to
+the nearest grey level before digits are compared, so that labels follow from the image. Random numbers are drawn per
+part in the order: permutations of left, permutations of right, near side, near z, far z, jitter. Jitter moves boxes
+inwards.
 """
 
 from __future__ import annotations
@@ -14,33 +15,38 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field
-from torch import Tensor
-from torchvision import tv_tensors
 
-from datasets.contracts import (
+from datasets import (
     SINGLE_INPUT,
     CachedSamples,
+    DatasetLoader,
+    DatasetOptions,
     DatasetSpec,
     IndexArray,
     InputData,
     MultiTaskDataset,
+    ProtocolError,
     Sample,
     Split,
     TaskSpec,
+    UsageError,
+    register_dataset,
 )
-from datasets.errors import ProtocolError, UsageError
 from datasets.mnist_digits import DIGIT_SIZE, HOME, LICENCE, PARTS, PARTS_OF_SPLIT, UInt8Array, load_digits, paste
-from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Labels = npt.NDArray[Any]
 
 VERSION = "v1"
 CANVAS_SIZE = 36
-USES = 5  # how often each digit of a pool stands on each side
+USES = 5  # how often each digit of a pool is used on each side
 INK = 64  # smallest unscaled grey level that belongs to a digit
 DIMMING = 0.2  # ink is multiplied by 1 - 0.2 (z - 1)
 _CHUNK = 2500  # samples composed at a time; float64 canvases of all 14,000 would take 145 MB each
@@ -63,16 +69,17 @@ _NEEDS_CUE = ("depth", "order")
 
 
 class MultiMnistOptions(DatasetOptions):
-    """depth_cue: ink dims with distance; without it there is no depth and no order. jitter: boxes move inwards by up to
-    so many pixels."""
+    """How the canvases are drawn."""
 
-    depth_cue: bool = True
-    jitter: Annotated[int, Field(ge=0, le=2)] = 0
+    depth_cue: bool = Field(
+        default=True, description="ink dims with distance; without it the tasks depth and order are not available"
+    )
+    jitter: int = Field(default=0, ge=0, le=2, description="largest move of a digit's box inwards, in pixels")
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvases:
-    """N composed samples, from which every task's labels follow.
+    """N composed samples, from which the labels of every task follow.
 
     images: uint8 [N, 36, 36]. owner: uint8 [N, 36, 36], 0 paper, 1 left, 2 right digit. digits: int64 [N, 2].
     depth: float32 [N, 2], z of left and right. near: int64 [N], 0 left, 1 right. sources: int64 [N, 2], rows of the
@@ -88,7 +95,7 @@ class Canvases:
 
 
 def draw_sources(pool: IndexArray, state: np.random.RandomState) -> IndexArray:
-    """int64 [USES x len(pool), 2]: pairs (left, right) of positions; each stands USES times on each side, never both.
+    """int64 [USES x len(pool), 2]: pairs (left, right) of positions; each is USES times on each side, never on both.
 
     A pair of a digit with itself swaps its right half with the next pair, or with the first one after it where that
     would leave or make such a pair (two permutations may meet with the same digit). len(pool) >= 3.
@@ -107,9 +114,9 @@ def draw_sources(pool: IndexArray, state: np.random.RandomState) -> IndexArray:
 
 @functools.lru_cache(maxsize=8)
 def compose(part: str, depth_cue: bool = True, jitter: int = 0) -> Canvases:
-    """The samples of a part: fit, arch, val or test. A constant of the data version, whatever the seed of a cell.
+    """The samples of a part: fit, arch, val or test. A constant of the data version, independent of a cell's seed.
 
-    Raises UsageError where the images are not the frozen ones of this version.
+    Raises UsageError if the images differ from the frozen ones of this version.
     """
     digits = load_digits()
     seed = hashlib.sha256(f"multi_mnist/{VERSION}/{part}".encode()).digest()[:4]
@@ -149,19 +156,19 @@ def _merge(
     return np.maximum(dim_left, dim_right), owner.astype(np.uint8)
 
 
-def _semseg(canvases: Canvases, rows: slice) -> Tensor:
+def _semseg(canvases: Canvases, rows: slice) -> Labels:
     classes = np.pad(canvases.digits[rows] + 1, ((0, 0), (1, 0)))  # [n, 3]: class of paper, left, right
     owner = canvases.owner[rows].astype(np.int64)
-    return torch.from_numpy(np.take_along_axis(classes, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape))
+    return np.take_along_axis(classes, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape)
 
 
-def _depth(canvases: Canvases, rows: slice) -> Tensor:
+def _depth(canvases: Canvases, rows: slice) -> Labels:
     values = np.pad(canvases.depth[rows], ((0, 0), (1, 0)), constant_values=np.nan)
     owner = canvases.owner[rows].astype(np.int64)
-    return torch.from_numpy(np.take_along_axis(values, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape))
+    return np.take_along_axis(values, owner.reshape(len(owner), -1), axis=1).reshape(owner.shape)
 
 
-def _edge(canvases: Canvases, rows: slice) -> Tensor:
+def _edge(canvases: Canvases, rows: slice) -> Labels:
     owner = canvases.owner[rows]
     differs = np.zeros(owner.shape, dtype=np.bool_)
     vertical, horizontal = owner[:, 1:] != owner[:, :-1], owner[:, :, 1:] != owner[:, :, :-1]
@@ -169,20 +176,27 @@ def _edge(canvases: Canvases, rows: slice) -> Tensor:
     differs[:, :-1] |= vertical
     differs[:, :, 1:] |= horizontal
     differs[:, :, :-1] |= horizontal
-    return torch.from_numpy((differs & (owner > 0)).astype(np.int64))
+    return (differs & (owner > 0)).astype(np.int64)
 
 
-_TARGETS: Mapping[str, Callable[[Canvases, slice], Tensor]] = {
-    "left": lambda canvases, rows: torch.from_numpy(canvases.digits[rows, 0].copy()),
-    "right": lambda canvases, rows: torch.from_numpy(canvases.digits[rows, 1].copy()),
+_LABELS: Mapping[str, Callable[[Canvases, slice], Labels]] = {
+    "left": lambda canvases, rows: canvases.digits[rows, 0].copy(),
+    "right": lambda canvases, rows: canvases.digits[rows, 1].copy(),
     "semseg": _semseg,
     "depth": _depth,
     "edge": _edge,
-    "order": lambda canvases, rows: torch.from_numpy(canvases.near[rows].copy()),
+    "order": lambda canvases, rows: canvases.near[rows].copy(),
 }
 
 
-class _Targets(Mapping[str, Tensor]):
+def _target(task: str, canvases: Canvases, rows: slice) -> Tensor:
+    """The labels [n, ...] of some samples for a task."""
+    import torch
+
+    return torch.from_numpy(_LABELS[task](canvases, rows))
+
+
+class _Targets(Mapping[str, "Tensor"]):
     """Targets of all samples, made when asked for: held as int64 maps they would take ten times the images' memory."""
 
     def __init__(self, canvases: Canvases, tasks: tuple[str, ...]) -> None:
@@ -191,7 +205,7 @@ class _Targets(Mapping[str, Tensor]):
     def __getitem__(self, task: str) -> Tensor:
         if task not in self._tasks:
             raise KeyError(task)
-        return _TARGETS[task](self._canvases, slice(None))
+        return _target(task, self._canvases, slice(None))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)
@@ -220,8 +234,11 @@ class MultiMnistInput(InputData):
 
     def sample(self, row: int) -> Sample:
         """Image float32 [3, 36, 36], the gray canvas in all channels."""
+        import torch
+        from torchvision import tv_tensors
+
         gray = torch.from_numpy(self.canvases.images[row]).to(torch.float32).div(255)
-        targets = {task: _TARGETS[task](self.canvases, slice(row, row + 1))[0] for task in self.spec.task_names}
+        targets = {task: _target(task, self.canvases, slice(row, row + 1))[0] for task in self.spec.task_names}
         meta: dict[str, object] = {
             "id": self.ids[row],
             "dataset": self.spec.name,
@@ -233,6 +250,8 @@ class MultiMnistInput(InputData):
 
     def cached(self) -> CachedSamples:
         """Images uint8 [N, 1, 36, 36]; each target is made at the moment it is looked up."""
+        import torch
+
         images = torch.from_numpy(self.canvases.images).unsqueeze(1)
         return CachedSamples(images, _Targets(self.canvases, self.spec.task_names))
 

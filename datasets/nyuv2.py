@@ -1,27 +1,33 @@
 """`nyuv2`: indoor scenes with segmentation, depth and surface normals. Spec: datasets 5.
 
-Source: Silberman et al. 2012, https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html. Read here are the official
-file and two public releases: AdaShare's (480 x 640, 40 classes, 8-bit normals) and MTAN's (288 x 384, 13 classes,
-.npy). 795 / 654 images; there is no official validation set, so one is held out from train, in blocks of 20
+Source: Silberman et al. 2012, https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html. Three layouts are read: the
+official file and two public releases, AdaShare's (480 x 640, 40 classes, 8-bit normals) and MTAN's (288 x 384, 13
+classes, .npy). 795 / 654 images. There is no official validation set, so one is held out from train, in blocks of 20
 neighbouring images.
 
-What four genuine images of AdaShare's release say (tests): their ids count from 0, label c is official class c + 1, and
-the normals' channels are (x, depth axis, up). AdaShare's list of splits, the official file's images and all of MTAN's
+Four genuine images of AdaShare's release show (tests): their ids count from 0, label c is official class c + 1, and the
+normals' channels are (x, depth axis, up). AdaShare's list of splits, the official file's images and all of MTAN's
 release were read on twins only.
+
+The official file is MATLAB 7.3, which is HDF5. MATLAB stores the first axis fastest, so HDF5 gives every array with its
+axes reversed: an image is (3, width, height) and is turned upright here. 894 classes become 40 by the official map. The
+file holds no normals.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pydantic
 
-from datasets.contracts import SINGLE_INPUT, DatasetSpec, NormalsFrame, Split, TaskSpec, Tier
+from datasets.contracts import SINGLE_INPUT, DatasetSpec, IndexArray, NormalsFrame, Split, TaskSpec, Tier
 from datasets.errors import ProtocolError, UsageError
-from datasets.nyuv2_mat import CHECKSUMS, FILE, LISTS, MAP_40, mat_source
 from datasets.on_disk.dense import (
     IGNORE,
     decode_depth,
@@ -36,10 +42,10 @@ from datasets.on_disk.dense import (
     read_labels_array,
     read_unit_image,
 )
-from datasets.on_disk.files import Array, FileError
+from datasets.on_disk.files import Array, FileError, expect
 from datasets.on_disk.loader import FileLoader, FileOptions
 from datasets.on_disk.releases import FieldForm, block_of, listed_rows, number_of, numbered_files, source_of_files
-from datasets.on_disk.sources import Source, scale_uint8
+from datasets.on_disk.sources import Field, Source, scale_uint8
 from datasets.protocols import get_protocol
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 
@@ -64,6 +70,17 @@ ADASHARE_AXES = ((0, 1), (2, 1), (1, -1))  # the file's channels are x right, de
 ADASHARE_LIST = "nyu_v2_3task.json"
 ADASHARE_FOLDERS = ("img", "seg", "normal_mask", "depth")
 MTAN_FOLDERS = ("image", "label", "depth", "normal")
+FILE, LISTS, MAP_40 = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
+CHECKSUMS = {  # sha256 of the published lists; of the 2.8 GB file none is published
+    LISTS: "6e081404491a8bfba2f066beaa9713ef6046f9007aa5f799f2a350506a580cee",
+    MAP_40: "ff177194cce9a2163517f1e1e6f1c64c50987162f542dedddc04bbf6ebe6d851",
+}
+N_RAW_CLASSES = 894
+_STORED: Mapping[str, tuple[str, tuple[int, ...]]] = {  # dataset -> type and shape of one sample as HDF5 gives it
+    "images": ("uint8", (3, 640, 480)),
+    "labels": ("uint16", (640, 480)),
+    "depths": ("float32", (640, 480)),
+}
 _MTAN_SPLITS = {"train": "train", "test": "val"}  # what the release calls val is the official test set
 _SIZES = {"adashare": (480, 640), "mat": (480, 640), "mtan_npy": (288, 384)}
 _PROTOCOLS = {"adashare": ("standard", "adashare"), "mat": ("standard",), "mtan_npy": ("standard", "mtan")}
@@ -78,9 +95,11 @@ _WEIGHTS = {"standard": (1.0, 1.0, 1.0), "adashare": (1.0, 20.0, 3.0), "mtan": (
 
 
 class NyuOptions(FileOptions):
-    """classes: 13 merges the 40 by the official map; null takes those of the files (40 or 13)."""
+    """Which classes."""
 
-    classes: Literal[13, 40] | None = None
+    classes: Literal[13, 40] | None = pydantic.Field(
+        default=None, description="13 merges the 40 by the official map; null takes those of the files (40 or 13)"
+    )
 
 
 @register_dataset("nyuv2")
@@ -214,7 +233,7 @@ def _read_40(path: Path, size: tuple[int, int], n_classes: int) -> Array:
 def _adashare_rows(folder: Path, split: Split, options: NyuOptions) -> list[list[str]]:
     """[image, segmentation, normals, depth] paths of each sample of a split, by image number.
 
-    Without the list, the release takes whatever lies in its folders as test; so does this, under the profile `twin`.
+    Without the list, the release takes all files of its folders as test; so does this, under the profile `twin`.
     """
     path = folder / ADASHARE_LIST
     if path.is_file():
@@ -240,3 +259,97 @@ def _mtan_source(folder: Path, split: Split) -> Source:
     }
     ids, units = [f"{split}/{number}" for number in numbers], [block_of(number) for number in numbers]
     return source_of_files(folder, ids, units, files, fields, {"domain": None, "normals_frame": "unknown"})
+
+
+class MatFile:
+    """Reads samples of one dataset of the official file, upright. Each process opens the file at first use."""
+
+    def __init__(self, path: Path, dataset: str, rows: IndexArray, table: Array | None = None) -> None:
+        """rows: the file's row of each sample; table: raw class -> stored class."""
+        self.path, self.dataset, self.rows, self.table = path, dataset, rows, table
+        self._lock = threading.Lock()
+        self._file: Any = None
+
+    def __reduce__(self) -> tuple[type[MatFile], tuple[Path, str, IndexArray, Array | None]]:
+        # A lock and an open file cannot be sent to a process.
+        return type(self), (self.path, self.dataset, self.rows, self.table)
+
+    def __call__(self, index: int) -> Array:
+        """[H, W] or [H, W, 3] of a sample. Raises FileError."""
+        dtype, shape = _STORED[self.dataset]
+        try:
+            with self._lock:
+                if self._file is None:
+                    self._file = open_hdf5(self.path)
+                stored = np.asarray(self._file[self.dataset][int(self.rows[index])])
+        except (OSError, KeyError, IndexError, ValueError) as error:
+            raise FileError(f"{self.path}: {self.dataset} of sample {index} cannot be read ({error}).") from error
+        upright = np.ascontiguousarray(expect(stored, shape, [dtype], self.path).transpose())
+        if self.table is None:
+            return upright
+        if upright.max() > N_RAW_CLASSES:
+            raise FileError(f"{self.path}: expected classes 0 to {N_RAW_CLASSES}, found {upright.max()}.")
+        return np.asarray(self.table[upright])
+
+
+def open_hdf5(path: Path) -> Any:
+    """The open file. Raises UsageError where h5py is not installed, and FileError where the file cannot be opened."""
+    try:
+        h5py = importlib.import_module("h5py")
+    except ImportError as error:
+        raise UsageError(f"{path}: reading it needs the package h5py: pip install 'sharebench[hdf5]'.") from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read as HDF5 ({error}).") from error
+
+
+def read_lists(folder: Path) -> dict[str, list[int]]:
+    """{train | test: rows of the file, counted from 0}. Raises FileError."""
+    lists = _matlab(folder / LISTS, ("trainNdxs", "testNdxs"))
+    return {split: sorted(int(number) - 1 for number in lists[f"{split}Ndxs"].flat) for split in ("train", "test")}
+
+
+def class_table(folder: Path) -> Array:
+    """uint8 [895]: raw class, 0 = unlabelled -> one of 40 counted from 0, or 255. Raises FileError."""
+    to_40 = _matlab(folder / MAP_40, ("mapClass",))["mapClass"].flatten().astype(np.int64)
+    if to_40.shape != (N_RAW_CLASSES,) or to_40.min() < 1 or to_40.max() > 40:
+        raise FileError(f"{folder / MAP_40}: expected {N_RAW_CLASSES} numbers from 1 to 40 under mapClass.")
+    return np.concatenate([[IGNORE], to_40 - 1]).astype(np.uint8)
+
+
+def _matlab(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
+    from scipy.io import loadmat  # half a second, needed in this layout only
+
+    try:
+        document = loadmat(path)
+        return {name: document[name] for name in names}
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise FileError(f"{path}: expected a MATLAB file with {', '.join(names)} ({error}).") from error
+
+
+def mat_source(folder: Path, split: Split, merge: Array | None) -> Mapping[str, Source]:
+    """The images of a split. merge: table uint8 [256] from the 40 classes to fewer."""
+    path = folder / FILE
+    rows = np.array(read_lists(folder)[split], dtype=np.int64)
+    table = class_table(folder)
+    if merge is not None:
+        table = np.asarray(merge[table])
+    where = functools.partial(_same, path)
+    return {
+        SINGLE_INPUT: Source(
+            ids=[f"{row:04d}" for row in rows.tolist()],
+            units=[block_of(row) for row in rows.tolist()],
+            image=Field(MatFile(path, "images", rows), scale_uint8, where),
+            targets={
+                "semseg": Field(MatFile(path, "labels", rows, table), decode_labels, where),
+                "depth": Field(MatFile(path, "depths", rows), decode_depth, where),
+            },
+            meta={"domain": None},
+            content=[folder / LISTS, folder / MAP_40],
+        )
+    }
+
+
+def _same(path: Path, index: int) -> Path:
+    return path

@@ -1,7 +1,7 @@
 """Protocols: one table of flags. Loaders, transforms, losses and metrics branch on flags, never on a tag or a data set.
 
-Spec: datasets 2.4 and 2.6, measurement 1.3. A row says what differs from `standard`. Only flags that code reads stand
-here; a quirk of a kind or transform that does not exist yet arrives together with it.
+Spec: datasets 2.4 and 2.6, measurement 1.3. A row says what differs from `standard`. Only flags that code
+reads are listed; a quirk of a new kind or transform is added together with it.
 """
 
 from __future__ import annotations
@@ -15,40 +15,33 @@ from datasets.errors import unknown
 
 @dataclasses.dataclass(frozen=True)
 class ProtocolFlags:
-    """What one protocol does; the defaults are `standard`.
+    """What one protocol does; the defaults are `standard`."""
 
-    upsample: how predictions reach the label's resolution, in losses and before argmax.
-    miou: classes averaged: in label or prediction; with true positives only; all (absent ones count 0).
-    pixel_acc: over all pixels of the split, or mean over images. void_as_error: ignored pixels count as errors in it.
-    normals: labels are unit vectors, or the colours 0 to 255 of the files, compared as vectors without decoding.
-    angle_bound: an angle is within a bound if it is < it, or <= it.
-    depth_mean: absolute, relative and squared errors over all pixels, or means per image averaged over images.
-    ratio_nonpositive: the ratio of a prediction <= 0 is infinite, or left signed (so a negative one counts as right).
-    normalisation: mean and std of the backbone (untrained: of the data set); none; ImageNet's; 2x - 1; 0-255 BGR minus
-        a mean.
-    flip_negates_normal_x: a horizontal flip mirrors the vectors and not only their places.
-    zoom_depth, zoom_inverse_depth: what a zoom by s does to distances (correct: / s) and to disparity (correct: * s).
-    padded_label: what padding puts into masks: the ignore value, or 0, which is the background class.
-    """
-
+    # How predictions are resized to the label's resolution, in losses and before argmax.
     upsample: Literal["bilinear", "nearest"] = "bilinear"
+    # Classes averaged: in label or prediction; with true positives only; all (absent ones count 0).
     miou: Literal["present", "tp_only", "all_classes"] = "present"
+    # Over all pixels of the split, or mean over images.
     pixel_acc: Literal["pooled", "image_mean"] = "pooled"
-    void_as_error: bool = False
+    void_as_error: bool = False  # ignored pixels count as errors in pixel_acc
+    # Labels are unit vectors, or the colours 0 to 255 of the files, compared as vectors without decoding.
     normals: Literal["decoded", "encoded"] = "decoded"
-    angle_bound: Literal["<", "<="] = "<"
+    angle_bound: Literal["<", "<="] = "<"  # an angle is within a bound if it is < it, or <= it
+    # Absolute, relative and squared errors over all pixels, or means per image averaged over images.
     depth_mean: Literal["pooled", "per_image"] = "pooled"
+    # The ratio of a prediction <= 0 is infinite, or left signed (so that a negative one counts as right).
     ratio_nonpositive: Literal["infinite", "signed"] = "infinite"
+    # Mean and std of the backbone (untrained: of the data set); none; ImageNet's; 2x - 1; 0-255 BGR minus a mean.
     normalisation: Literal["backbone", "unit", "imagenet", "symmetric", "bgr_minus_mean"] = "backbone"
-    flip_negates_normal_x: bool = True
-    zoom_depth: Literal["divide", "unchanged"] = "divide"
-    zoom_inverse_depth: Literal["multiply", "unchanged"] = "multiply"
-    padded_label: Literal["ignore", "background"] = "ignore"
+    flip_negates_normal_x: bool = True  # a horizontal flip mirrors the vectors, not only their places
+    zoom_depth: Literal["divide", "unchanged"] = "divide"  # a zoom by s divides distances by s, which is correct
+    zoom_inverse_depth: Literal["multiply", "unchanged"] = "multiply"  # and multiplies disparity by s
+    padded_label: Literal["ignore", "background"] = "ignore"  # padding of masks: the ignore value, or 0 (background)
 
 
 STANDARD = ProtocolFlags()
 
-_TABLE: Mapping[str, ProtocolFlags] = {
+PROTOCOLS: Mapping[str, ProtocolFlags] = {
     "standard": STANDARD,
     "adashare": ProtocolFlags(
         upsample="nearest",
@@ -68,15 +61,10 @@ _TABLE: Mapping[str, ProtocolFlags] = {
 }
 # Where a protocol treats one data set in its own way: (tag, data set) -> the row of that pair.
 _REFINEMENTS: Mapping[tuple[str, str], ProtocolFlags] = {
-    ("adashare", "cityscapes"): dataclasses.replace(_TABLE["adashare"], void_as_error=True),
-    ("adashare", "nyuv2"): dataclasses.replace(_TABLE["adashare"], flip_negates_normal_x=False),
-    ("vandenhende", "nyuv2"): dataclasses.replace(_TABLE["vandenhende"], miou="all_classes"),
+    ("adashare", "cityscapes"): dataclasses.replace(PROTOCOLS["adashare"], void_as_error=True),
+    ("adashare", "nyuv2"): dataclasses.replace(PROTOCOLS["adashare"], flip_negates_normal_x=False),
+    ("vandenhende", "nyuv2"): dataclasses.replace(PROTOCOLS["vandenhende"], miou="all_classes"),
 }
-
-
-def protocol_names() -> list[str]:
-    """The tags, `standard` first."""
-    return list(_TABLE)
 
 
 def get_protocol(tag: str, dataset: str = "") -> ProtocolFlags:
@@ -84,6 +72,6 @@ def get_protocol(tag: str, dataset: str = "") -> ProtocolFlags:
 
     Raises UnknownNameError with the nearest tags.
     """
-    if tag not in _TABLE:
-        raise unknown("protocol", tag, _TABLE)
-    return _REFINEMENTS.get((tag, dataset), _TABLE[tag])
+    if tag not in PROTOCOLS:
+        raise unknown("protocol", tag, PROTOCOLS)
+    return _REFINEMENTS.get((tag, dataset), PROTOCOLS[tag])

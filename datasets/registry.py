@@ -1,4 +1,4 @@
-"""Data sets by name. A loader is found by lying in this package; third parties register through entry points. It is
+"""Data sets by name. The loaders of this package are found in its files, others through entry points; a loader is
 imported when it is asked for.
 
 Spec: datasets 2.3 and 2.7. A data set is a class with `spec` (no file is opened) and `load`; see `DatasetLoader`.
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 import datasets
 from datasets.declared import Declared, declared
-from datasets.errors import DatasetMissingError, UsageError, unknown
+from datasets.errors import DatasetMissingError, UsageError, first_fault, unknown
 from datasets.settings import Checked
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class DatasetOptions(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedFiles:
-    """What a layout needs on disk. tree: paths below the data set's folder, for people; size: in words.
+    """The files of a layout. tree: paths below the data set's folder, for people; size: in words.
 
     marks: paths below the folder that exist in this layout, by which it is recognised: all of them; `a|b` is one of
     two. unless: paths that exist only in another layout, which has all of these marks too. checksums: {path: published
-    sha256}, which `verify` compares. source: where this release lies; empty where that is the data set's home.
+    sha256}, which `verify` compares. source: where to get this release; empty for the data set's home.
     """
 
     tree: str
@@ -62,17 +62,13 @@ class ExpectedFiles:
 
 
 class DatasetLoader(abc.ABC):
-    """A data set. Stateless; registered with `@register_dataset(name)`.
-
-    layouts: what may lie in `<data root>/<name>`, the usual one first; empty for sets that need no data root.
-    package: the optional PyPI package that brings the files of a set without layouts; empty for others.
-    protocols: those it has labels for.
-    """
+    """A data set. Stateless; registered with `@register_dataset(name)`."""
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+    # What may be in `<data root>/<name>`, the usual layout first; empty for sets that need no data root.
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {}
-    package: ClassVar[str] = ""
-    protocols: ClassVar[tuple[str, ...]] = ("standard",)
+    package: ClassVar[str] = ""  # the optional PyPI package that brings the files of a set without layouts
+    protocols: ClassVar[tuple[str, ...]] = ("standard",)  # those that the set has labels for
 
     @abc.abstractmethod
     def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
@@ -82,11 +78,11 @@ class DatasetLoader(abc.ABC):
         """
 
     def default_tasks(self, spec: DatasetSpec) -> tuple[str, ...]:
-        """Names of the tasks that are meant where none are named."""
+        """Names of the tasks that a suite gets if it names none."""
         return spec.task_names
 
     def unavailable(self, options: DatasetOptions, layout: str | None = None) -> Mapping[str, str]:
-        """{task: reason} for tasks that options or layout take away; the reason ends the error of who asks for one."""
+        """{task: reason} for tasks that options or layout take away; the reason ends the error for such a task."""
         return {}
 
     @abc.abstractmethod
@@ -132,7 +128,7 @@ def assert_own_package(package: ModuleType = datasets) -> None:
 
 
 def declared_datasets() -> Mapping[str, Declared]:
-    """The data sets of this package, none of which is imported. Raises UsageError as `assert_own_package`."""
+    """The data sets of this package, without importing them. Raises UsageError as `assert_own_package`."""
     assert_own_package()
     return declared("datasets", "register_dataset")
 
@@ -163,7 +159,7 @@ def is_core(loader: DatasetLoader) -> bool:
 
 
 def spec_of(loader: DatasetLoader, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
-    """What a loader says of itself with all tasks; the tier of one that does not ship is not its own to give.
+    """The spec of a loader with all tasks. A loader that does not ship with this package cannot set its tier.
 
     Raises ProtocolError for a protocol it has no labels for.
     """
@@ -178,7 +174,7 @@ def dataset_names() -> list[str]:
 
 
 def require_dataset(name: str) -> None:
-    """Raise UnknownNameError with the nearest names for a data set that is none; imports none that ships with us."""
+    """Raise UnknownNameError with the nearest names for an unknown data set; imports no data set of this package."""
     if name not in (names := dataset_names()):
         raise unknown("data set", name, names)
 
@@ -276,9 +272,8 @@ def read_options(name: str, options: Mapping[str, object] | DatasetOptions | Non
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"Option {key!r} of {name} is {first['input']!r}: {first['msg']}.") from error
+        fault = first_fault(error)
+        raise UsageError(f"Option {fault.where!r} of {name} is {fault.given!r}: {fault.text}.") from error
 
 
 def find_layout(name: str, root: Path | str | None, layout: str | None = None) -> tuple[Path, str]:

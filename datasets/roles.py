@@ -38,10 +38,10 @@ def hold_out(
     dataset: str, units: Sequence[str], fraction: float, prefix: str, strata: Sequence[str] | None = None
 ) -> IndexArray:
     """Ascending positions of the samples held out: whole units in the order of sha256(prefix + dataset + "/" + unit),
-    until they hold at least `fraction` of all samples. units: the unit of each sample; strata: its group, where this
-    shall hold in each group by itself.
+    until they hold at least `fraction` of all samples. units: the unit of each sample. strata: its group;
+    if given, the fraction is held out of every group.
 
-    Raises UsageError where no sample would be left.
+    Raises UsageError if no sample would be left.
     """
     if strata is not None:
         groups = {name: [index for index, group in enumerate(strata) if group == name] for name in sorted(set(strata))}
@@ -75,11 +75,11 @@ def role_indices(
     hold_out_fraction: float = HOLD_OUT_FRACTION,
     select_on: SelectOn = "select",
 ) -> dict[str, dict[RoleName, RoleIndices]]:
-    """{input: {role: samples}}. report = test; select = val, or where there is none a hold-out of train; arch = a
-    fraction of what is left of train, fit = the rest. Composed data bring their own fit and arch parts.
+    """{input: {role: samples}}. report = test; select = val, or a hold-out of train if there is no val; arch = a
+    fraction of the remaining train samples, fit = the rest. Composed data bring their own fit and arch parts.
 
     select_on: `test` re-enacts papers that chose on their test images: select = test, and nothing of train is held out.
-    Raises UsageError where composed data lack a val split, or where their arch part is not the fraction asked for.
+    Raises UsageError if composed data lack a val split, or their arch part is not the requested fraction.
     """
     roles: dict[str, dict[RoleName, RoleIndices]] = {}
     judge = test if select_on == "test" else val
@@ -125,9 +125,9 @@ def _own_parts(dataset: str, data: InputData, arch_fraction: float) -> tuple[Ind
 
 
 def role_hash(ids: Sequence[str]) -> str:
-    """sha256 (hex) of the set of sample ids: sorted, one a line, so the order of files does not matter.
+    """sha256 (hex) of the set of sample ids: sorted, one per line, so that the order of files does not matter.
 
-    Raises UsageError where an id occurs twice.
+    Raises UsageError if an id occurs twice.
     """
     repeated = [sample_id for sample_id, count in Counter(ids).items() if count > 1]
     if repeated:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Checked(BaseModel):
-    """Frozen; an unknown key is an error, and so is a truth value where a number is meant: YAML reads yes, no, on and
-    off as truth values, and Python counts with them.
+    """Frozen. Unknown keys are errors, and so are truth values in place of numbers: YAML reads yes, no, on and off as
+    truth values, and Python calculates with them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

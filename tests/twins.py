@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from datasets.cifar100_classes import CLASSES, SUPERCLASSES
+from datasets.cifar100_20 import CLASSES, SUPERCLASSES
 
 # Omniglot
 
@@ -75,7 +75,7 @@ def omniglot_small_zips(folder: Path) -> None:
 
 def omniglot_torchvision(folder: Path) -> None:
     """Two alphabets a set would leave the other tasks without images: all fifty, one or two characters each."""
-    from datasets.omniglot_alphabets import BACKGROUND, EVALUATION
+    from datasets.omniglot import BACKGROUND, EVALUATION
 
     for base, alphabets in (("images_background", BACKGROUND), ("images_evaluation", EVALUATION)):
         counts = {name: 1 + (name in SMALL1) for name in alphabets}

@@ -1,32 +1,32 @@
-"""The file that the regression gate compares with: what it holds, how it is read, made and brought up to date.
+"""The baseline file of the regression gate: its contents, and how it is read, made and updated.
 
 Spec: measurement 8. Nothing here imports torch: the check must start fast.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchmark.records.keys import canonical_json, cell_key, value_at
-from benchmark.records.measurements import NOISY_AA, PAIRS, ROUNDS, MeasurementFile
-from benchmark.records.record import Record
-from datasets.errors import UsageError
+from benchmark.records.documents import Account
+from benchmark.records.keys import canonical_json, cell_key
+from benchmark.records.measurements import PAIRS, ROUNDS, MeasurementFile
+from benchmark.records.record import Record, parse_json
+from datasets.errors import UsageError, first_fault
 
 FORMAT = "sharebench-gate-1"
 ACCURACY_FLOOR = 0.01  # share of the old mean; our choice, declared in the file
 LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")  # each changed bits within six steps (measurement 8)
 # Counts of the cost account; its seconds and peak bytes differ from run to run.
+_ACCOUNTS: tuple[Account, ...] = ("search", "final")
 _COUNTS = ("forward_passes", "images", "optimizer_steps", "train_macs")
 
 Value = int | float | str | bool | None | list[Any]
 Flat = dict[str, Value]
 Bits = str | list[str | None] | None  # a float in hex or a digest; a curve; null
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SpeedKey = tuple[str, str, str, str]  # device class, name of the settings, graph hash, mode
 
 
@@ -37,7 +37,7 @@ class _Part(BaseModel):
 class Golden(_Part):
     """Bits of one cell on one platform. values: floats as float.hex, digests, by dotted name.
 
-    cpu and versions are told beside a difference; the versions are not compared.
+    cpu and versions are printed beside a difference; versions are not compared.
     """
 
     platform: dict[str, str | int | bool | None]
@@ -88,23 +88,20 @@ class Baseline(_Part):
 def read_baseline(path: Path) -> Baseline:
     """The baseline in a file. Raises UsageError, one line, for a file that is missing, damaged or something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"Baseline {path} does not exist; --accept REASON writes a first one.") from error
     except OSError as error:
         raise UsageError(f"Baseline {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise UsageError(f"Baseline {path} is not JSON, cut off or damaged ({str(error).splitlines()[0]}).") from error
+    except UsageError as error:
+        raise UsageError(f"Baseline {path} is cut off or damaged: {error}.") from error
     form = document.get("format") if isinstance(document, dict) else None
     if form != FORMAT:
-        raise UsageError(f"{path} is no baseline of this version: its format is {form!r}, expected {FORMAT!r}.")
+        raise UsageError(f"{path} is not a baseline of this version: its format is {form!r}, expected {FORMAT!r}.")
     try:
         baseline = Baseline.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"Baseline {path}: {where}: {fault['msg']}.") from error
+        raise UsageError(f"Baseline {path}: {first_fault(error)}.") from error
     for key, entry in baseline.cells.items():
         if cell_key(entry.cell) != key:
             raise UsageError(f"Baseline {path}: cells.{key} is not the key of its cell; was the file edited by hand?")
@@ -114,12 +111,8 @@ def read_baseline(path: Path) -> Baseline:
     return baseline
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _unreadable(values: Mapping[str, Bits]) -> list[str]:
-    """Names of curves and metrics that are no hex floats."""
+    """Names of curves and metrics that do not hold floats in hex."""
     return [name for name, value in values.items() if is_number(name) and not all(map(_is_hex, as_list(value)))]
 
 
@@ -145,13 +138,12 @@ def baseline_bytes(baseline: Baseline) -> bytes:
     return canonical_json(baseline.model_dump(mode="json"))
 
 
-# What of a record is compared
+# Compared values of a record
 
 
-def title(cell: Mapping[str, object]) -> str:
-    """For people: method, data, backbone, seed, and the start of the key, which tells apart what these do not."""
-    names = (value_at(cell, "method", "name"), value_at(cell, "data", "dataset"), value_at(cell, "backbone", "name"))
-    return f"{' · '.join(map(str, names))} · seed {cell.get('seed')} ({cell_key(cell)[:8]})"
+def title(record: Record) -> str:
+    """For people: method, data, backbone, seed, and the start of the key, for cells that share these."""
+    return f"{record.title} ({record.key[:8]})"
 
 
 def _flatten(prefix: str, value: object) -> Flat:
@@ -164,17 +156,16 @@ def _flatten(prefix: str, value: object) -> Flat:
 
 
 def exact_values(record: Record) -> Flat:
-    """What must be equal on every machine, by dotted name: counts, hashes of graph, roles and data, the schema."""
-    costs = {part: value_at(record.cost, part) for part in ("search", "final")}
+    """Values that must be equal everywhere, by dotted name: counts, hashes of graph, roles and data, the schema."""
     counts: dict[str, object] = {
-        part: {name: account[name] for name in _COUNTS if name in account}
-        for part, account in costs.items()
-        if isinstance(account, Mapping)
+        part: {name: value for name, value in record.cost[part].items() if name in _COUNTS}
+        for part in _ACCOUNTS
+        if part in record.cost
     }
     units = {task: {name: entry["n_units"] for name, entry in row.items()} for task, row in record.metrics.items()}
     compared: dict[str, object] = {
         "schema": record.schema,
-        "graph.hash": value_at(record.graph, "hash"),
+        "graph.hash": record.graph.get("hash"),
         "data_hash": record.versions.get("data_hash"),
         "roles": record.roles,
         "n_evaluated": record.n_evaluated,
@@ -187,12 +178,12 @@ def exact_values(record: Record) -> Flat:
 
 
 def golden_platform(record: Record) -> dict[str, str | int | bool | None] | None:
-    """What a record's bits depend on; None where they are not defined: not the CPU, more than one thread, or
-    algorithms that are not deterministic.
+    """Everything that a record's bits depend on; None if they are not defined: on a GPU, with more than one thread, or
+    without deterministic algorithms.
     """
     environment = record.environment
-    threads = value_at(environment, "threads", "intra_op")
-    deterministic = value_at(environment, "determinism", "algorithms")
+    threads = environment.get("threads", {}).get("intra_op")
+    deterministic = environment.get("determinism", {}).get("algorithms")
     capability = environment.get("cpu_capability")
     if environment.get("device") != "cpu" or threads != 1 or deterministic is not True or capability is None:
         return None
@@ -201,12 +192,11 @@ def golden_platform(record: Record) -> dict[str, str | int | bool | None] | None
         "platform": str(environment.get("platform")),  # system and architecture
         "cpu": str(environment.get("cpu")),  # libraries cut their loops by its caches
         "threads": 1,
-        "cpu_capability": str(capability),
+        "cpu_capability": capability,
         "deterministic_algorithms": True,
     }
     for name in LIMITS:
-        limit = value_at(environment, "env", name)
-        platform[name] = None if limit is None else str(limit)
+        platform[name] = environment.get("env", {}).get(name)
     return platform
 
 
@@ -223,8 +213,7 @@ def golden_values(record: Record) -> dict[str, Bits]:
             values[f"metrics.{task}.{name}"] = _hex(entry["value"])
     for name, curve in record.curves.items():
         values[f"curves.{name}"] = [_hex(value) for value in curve]
-    initial = record.versions.get("weights_hash")
-    values["weights.initial"] = None if initial is None else str(initial)
+    values["weights.initial"] = record.versions.get("weights_hash")
     for name, artifact in record.artifacts.items():
         if artifact["kind"] == "weights":
             values[f"weights.{name}"] = artifact["sha256"]
@@ -246,12 +235,13 @@ def n_samples(measurement: MeasurementFile) -> int:
 
 def device_class(measurement: MeasurementFile) -> str:
     """The device with the instruction sets it was held to: other kernels have other relative speeds (our choice)."""
-    limits = [(name, value_at(measurement.environment, "env", name)) for name in LIMITS]
+    variables = measurement.environment.get("env", {})
+    limits = [(name, variables.get(name)) for name in LIMITS]
     return "; ".join([measurement.device, *(f"{name} {limit}" for name, limit in limits if limit is not None)])
 
 
 def unfit(measurement: MeasurementFile) -> str | None:
-    """Why a measurement cannot be compared at all; None where it can. Noise is judged apart."""
+    """Why a measurement cannot be compared at all; None if it can. Noise is judged separately."""
     if measurement.status != "done" or measurement.aa is None:
         return f"the reference could not be measured ({measurement.status})"
     needed = PAIRS if measurement.form == "pairs" else ROUNDS
@@ -260,11 +250,6 @@ def unfit(measurement: MeasurementFile) -> str | None:
             f"{n_samples(measurement)} {measurement.form if measurement.form == 'pairs' else 'rounds'}; {needed} needed"
         )
     return None
-
-
-def is_noisy(measurement: MeasurementFile) -> bool:
-    """Whether two copies of the reference differed by more than 3 %."""
-    return measurement.aa is not None and abs(measurement.aa - 1.0) > NOISY_AA
 
 
 def old_ratios(baseline: Baseline, key: SpeedKey) -> list[float]:
@@ -278,7 +263,7 @@ def old_ratios(baseline: Baseline, key: SpeedKey) -> list[float]:
 
 
 def _speed_entry(measurement: MeasurementFile, graphs: Collection[str]) -> SpeedBaseline | None:
-    if unfit(measurement) is not None or is_noisy(measurement) or measurement.aa is None:
+    if unfit(measurement) is not None or measurement.is_noisy or measurement.aa is None:
         return None
     ratios: dict[str, dict[str, float]] = {}
     for entry in measurement.networks:
@@ -307,8 +292,8 @@ def accepted(
 ) -> Baseline:
     """The new baseline: exactly these cells, all of them `done`.
 
-    Where the exact part of a cell is as before, golden values of other platforms are kept. Measurements are added to
-    those before, quiet ones only; superseded: networks whose old ratios are dropped, because a new speed was accepted.
+    If the exact part of a cell is as before, golden values of other platforms are kept. Quiet measurements are added to
+    the older ones. superseded: networks whose old ratios are dropped, because a new speed was accepted.
     """
     cells: dict[str, CellBaseline] = {}
     for record in records:
@@ -324,7 +309,7 @@ def accepted(
                 versions=_versions(record),
                 values=golden_values(record),
             )
-        cells[record.key] = CellBaseline(title=title(record.cell), cell=dict(record.cell), exact=exact, golden=golden)
+        cells[record.key] = CellBaseline(title=title(record), cell=dict(record.cell), exact=exact, golden=golden)
     return Baseline(
         reason=reason,
         versions=_versions(records[0]) if records else {},
@@ -336,7 +321,7 @@ def accepted(
 
 def _versions(record: Record) -> dict[str, str | None]:
     names = ("suite", "package_hash", "python", "torch", "torchvision", "timm", "numpy")
-    return {name: None if record.versions.get(name) is None else str(record.versions[name]) for name in names}
+    return {name: record.versions.get(name) for name in names}
 
 
 def _accepted_speed(
@@ -360,7 +345,7 @@ def _accepted_speed(
         )
     for measurement in measurements:
         made = _speed_entry(measurement, graphs)
-        # One that is known stays as it is: what was superseded in it must not come back.
+        # A known measurement stays as it is: ratios that were superseded in it must not come back.
         if made is not None and _identity(made) not in known:
             known[_identity(made)] = made
     return [known[name] for name in sorted(known) if known[name].r]

@@ -1,4 +1,4 @@
-"""Boards: published tables as package data, each number with its source and standing.
+"""Boards: published tables as package data, each number with its source and how far it was verified.
 
 A board is one published table: data set, tasks, label set and protocol; rows of different boards are never mixed. Rows
 were `read` in the authors' own documents or code, are `secondary` (a third party prints them), or `recalled` (checked
@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from benchmark.plan.yaml_text import parse_yaml
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 from datasets.settings import Checked
 
 FOLDER = Path(__file__).parent.parent / "published"
@@ -56,7 +56,7 @@ class Protocol(Checked):
 class Key(Checked):
     """The protocol in machine form; None: the source does not state it.
 
-    eval_size: (height, width). backbone: timm name, `:os8` where that output stride is stated; `per_row` where rows
+    eval_size: (height, width). backbone: timm name, with `:os8` if that output stride is stated; `per_row` if rows
     differ. selection: `last`, `last_10_mean`, or `test` (best on the test part).
     """
 
@@ -70,7 +70,7 @@ class Key(Checked):
 
 
 class Size(Checked):
-    """A published size. scope: what is counted, where the source says."""
+    """A published size. scope: the parts that are counted, if the source states them."""
 
     value: float
     unit: str
@@ -79,7 +79,7 @@ class Size(Checked):
 
 
 class Source(Checked):
-    """Where a row was printed."""
+    """The publication that prints a row."""
 
     paper: str
     table: Text
@@ -100,7 +100,7 @@ class BoardRow(Checked):
 
     @property
     def label(self) -> str:
-        """Method and variant as printed, with the mark of its standing."""
+        """Method and variant as printed, with the mark of its verification."""
         title = f"{self.method} ({self.variant})" if self.variant else self.method
         return f"{MARKS[self.verification]} {title}".strip()
 
@@ -163,16 +163,15 @@ def parse_board(text: str, name: str) -> Board:
     try:
         board = Board.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"Board {name!r}{f', {where}' if where else ''}: {fault['msg']}.") from error
+        fault = first_fault(error)
+        raise UsageError(f"Board {name!r}{', ' if fault.where else ': '}{fault}.") from error
     if board.board != name:
         raise UsageError(f"Board {name!r} calls itself {board.board!r}; file and board must have one name.")
     return board
 
 
 def overview() -> Iterator[str]:
-    """A line for each board: data, rows by standing, and whether a suite can run it again."""
+    """A line for each board: data, rows by verification, and whether a suite can run it again."""
     for name in board_names():
         board = read_board(name)
         counts = [f"{sum(row.verification == kind for row in board.rows)} {kind}" for kind in MARKS]

@@ -1,7 +1,7 @@
 """What changed between two runs: settings, code, versions, results, cell by cell. Reads records, trains nothing.
 
-Cells pair by their key, which holds everything that a result depends on but code, versions and machine. A cell without
-its equal is set beside the nearest one of the other run, with the settings in which they differ.
+Cells pair by their key, which covers everything that a result depends on except code, versions and machine. An unpaired
+cell is shown beside the nearest one of the other run, with the settings in which they differ.
 """
 
 from __future__ import annotations
@@ -11,25 +11,15 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmark.escape import CsvWriter, plain
-from benchmark.records.keys import value_at
-from benchmark.records.record import INVALID, Record, method_of, seed_of_record
+from benchmark.records.record import INVALID, Record
 from benchmark.show.render import markdown_text
 from benchmark.tables.labels import DASH
 
 VERSIONS = (
-    ("versions", "package_hash"),
-    ("versions", "python"),
-    ("versions", "torch"),
-    ("versions", "torchvision"),
-    ("versions", "timm"),
-    ("versions", "numpy"),
-    ("versions", "cuda"),
-    ("environment", "device"),
-    ("environment", "cpu"),
-    ("environment", "platform"),
-    ("environment", "git", "commit"),
+    *(f"versions.{name}" for name in ("package_hash", "python", "torch", "torchvision", "timm", "numpy", "cuda")),
+    *(f"environment.{name}" for name in ("device", "cpu", "platform", "git.commit")),
 )
-OF_CODE = tuple(("versions", name) for name in ("package_hash", "training_hash", "method_hash", "torch", "timm"))
+OF_CODE = ("package_hash", "training_hash", "method_hash", "torch", "timm")  # versions
 OF_RESULT = ("size", "compute", "graph", "n_evaluated")
 SHOWN_DIGITS = 12  # of hashes
 CSV_HEADS = ("cell", "state", "what", "old", "new", "difference")
@@ -37,7 +27,7 @@ CSV_HEADS = ("cell", "state", "what", "old", "new", "difference")
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One value that differs. difference: new - old where both are numbers."""
+    """One value that differs. difference: new - old, for numbers."""
 
     what: str
     old: object
@@ -45,7 +35,7 @@ class Change:
 
     @property
     def difference(self) -> float | None:
-        """None where one of the two is no number."""
+        """None if one of the two is not a number."""
         if isinstance(self.old, (int, float)) and isinstance(self.new, (int, float)):
             return float(self.new) - float(self.old)
         return None
@@ -67,7 +57,7 @@ class CellDifference:
 @dataclasses.dataclass(frozen=True)
 class Unpaired:
     """A cell that only one of the runs has. only_in: `old` or `new`. nearest: the changes to the nearest cell of the
-    other run, which is called `beside`; empty where that has none of its method.
+    other run, which is called `beside`; empty if that run has no cell of the method.
     """
 
     title: str
@@ -117,9 +107,9 @@ def difference(old: Sequence[Record], new: Sequence[Record]) -> RunDifference:
 def _versions(old: Sequence[Record], new: Sequence[Record]) -> Iterator[Change]:
     """Versions that not all records of both runs share; methods' own code by method."""
     for path in VERSIONS:
-        was, now = (sorted({_short(_stated(record, path)) for record in run}) for run in (old, new))
+        was, now = (sorted({_short(record.value_at(path)) for record in run}) for run in (old, new))
         if was != now and was and now:
-            yield Change(" ".join(path[1:]), ", ".join(was), ", ".join(now))
+            yield Change(" ".join(path.split(".")[1:]), ", ".join(was), ", ".join(now))
     before, after = _code_of_methods(old), _code_of_methods(new)
     for method in sorted(before.keys() & after.keys()):
         if before[method] != after[method]:
@@ -127,12 +117,7 @@ def _versions(old: Sequence[Record], new: Sequence[Record]) -> Iterator[Change]:
 
 
 def _code_of_methods(records: Sequence[Record]) -> dict[str, str]:
-    return {method_of(record): _short(value_at(record.versions, "method_hash")) for record in records}
-
-
-def _stated(record: Record, path: tuple[str, ...]) -> object:
-    section: object = record.versions if path[0] == "versions" else record.environment
-    return value_at(section, *path[1:])
+    return {record.method: _short(record.versions.get("method_hash")) for record in records}
 
 
 def _short(value: object) -> str:
@@ -142,7 +127,7 @@ def _short(value: object) -> str:
 
 def _pair(old: Record, new: Record) -> CellDifference:
     changes = list(_results(old, new))
-    same_code = all(_stated(old, path) == _stated(new, path) for path in OF_CODE)
+    same_code = all(old.versions.get(name) == new.versions.get(name) for name in OF_CODE)
     unexplained = same_code and bool(old.result_hash) and old.result_hash != new.result_hash
     if old.result_hash != new.result_hash and not changes:  # weights alone differ
         changes.append(Change("result_hash", _short(old.result_hash), _short(new.result_hash)))
@@ -178,12 +163,12 @@ def flat(value: object, prefix: str = "") -> dict[str, object]:
 
 
 def _unpaired(record: Record, only_in: str, others: Sequence[Record]) -> Unpaired:
-    """The cell beside the one of its method in the other run that differs in the fewest settings, the first of equals.
+    """The cell beside the one of its method in the other run that differs in the fewest settings; of several the first.
 
-    others: those first that have no equal either, since one is likely to have become the other.
+    others: first those that are unpaired too, since this cell has probably become one of them.
     """
     mine = flat(record.cell)
-    candidates = [other for other in others if method_of(other) == method_of(record)]
+    candidates = [other for other in others if other.method == record.method]
     if not candidates:
         return Unpaired(title_of(record), only_in, "", ())
     near = min(candidates, key=lambda other: len(list(_changes(mine, flat(other.cell)))))
@@ -194,8 +179,7 @@ def _unpaired(record: Record, only_in: str, others: Sequence[Record]) -> Unpaire
 
 def title_of(record: Record) -> str:
     """Method, data, backbone and seed, as cells are called while they run."""
-    data, backbone = value_at(record.cell, "data", "dataset"), value_at(record.cell, "backbone", "name")
-    return f"{method_of(record)} · {data} · {backbone} · seed {seed_of_record(record)} [{record.key[:8]}]"
+    return f"{record.title} [{record.key[:8]}]"
 
 
 def _said(value: object) -> str:
@@ -207,7 +191,7 @@ def _said(value: object) -> str:
 
 
 def lines(found: RunDifference) -> Iterator[str]:
-    """The difference for people, a line each; what is identical is counted, not listed."""
+    """The difference for people, line by line; identical cells are counted, not listed."""
     yield found.summary
     for change in found.versions:
         yield f"version {change}"

@@ -1,8 +1,8 @@
 """The rules of the regression gate: records and speed files against a baseline -> findings -> exit code.
 
 Exact values must be equal everywhere, golden values bit by bit on the same platform; means of three or more seeds and
-relative speed may fall by what noise explains. Relative speed cannot see a change that slows the plain backbone by the
-same factor, because that is what it is relative to. Spec: measurement 8. Pure functions; torch is not imported.
+relative speed may drop as far as noise explains. Relative speed is relative to the plain backbone, so it cannot see a
+change that slows both by the same factor. Spec: measurement 8. Pure functions; torch is not imported.
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ from benchmark.compare.baseline import (
     golden_key,
     golden_platform,
     golden_values,
-    is_noisy,
     is_number,
     old_ratios,
     title,
     unfit,
 )
-from benchmark.records.keys import canonical_json, value_at
+from benchmark.records.keys import canonical_json
 from benchmark.records.measurements import MeasurementFile, NetworkEntry
 from benchmark.records.record import Record
 
-MIN_SEEDS = 3  # below it a mean is no evidence
-MIN_MEASUREMENTS = 3  # separate ones of a device class, below which a median says nothing
-SPEED_FLOOR = 0.05  # a smaller loss of relative speed is never a finding
+MIN_SEEDS = 3  # below it, a mean is not evidence
+MIN_MEASUREMENTS = 3  # separate ones of a device class; with fewer, a median is not evidence
+SPEED_FLOOR = 0.05  # a smaller loss of relative speed is not a finding
 
 Kind = Literal["cell", "exact", "golden", "accuracy", "speed"]
 
 
 class Verdict(enum.Enum):
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     SAME = "same"
     REGRESSION = "regression"
@@ -68,7 +67,7 @@ class Exit(enum.IntEnum):
 class Finding:
     """One comparison. cell: title of the cell, empty for the run as a whole; name: of the value; rule: in words.
 
-    details: further lines. moved: the network whose speed left the baseline's, up or down.
+    details: further lines. moved: the network, if its speed differs from the baseline's, up or down.
     """
 
     cell: str
@@ -82,8 +81,41 @@ class Finding:
     moved: SpeedKey | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """A value that is compared. Each method is a verdict and makes the finding, with the rule in words and further
+    lines.
+    """
+
+    cell: str
+    kind: Kind
+    name: str
+    old: str = ""
+    new: str = ""
+
+    def same(self, rule: str, *details: str, moved: SpeedKey | None = None) -> Finding:
+        return self._finding(Verdict.SAME, rule, details, moved)
+
+    def regression(self, rule: str, *details: str, moved: SpeedKey | None = None) -> Finding:
+        return self._finding(Verdict.REGRESSION, rule, details, moved)
+
+    def inconclusive(self, rule: str) -> Finding:
+        return self._finding(Verdict.INCONCLUSIVE, rule)
+
+    def missing(self, rule: str) -> Finding:
+        return self._finding(Verdict.MISSING, rule)
+
+    def not_judged(self, rule: str, *details: str) -> Finding:
+        return self._finding(Verdict.NOT_JUDGED, rule, details)
+
+    def _finding(
+        self, verdict: Verdict, rule: str, details: tuple[str, ...] = (), moved: SpeedKey | None = None
+    ) -> Finding:
+        return Finding(self.cell, self.kind, self.name, self.old, self.new, rule, verdict, details, moved)
+
+
 def exit_code(findings: Sequence[Finding], strict: bool = False) -> Exit:
-    """1 outranks 4, 4 outranks 3. strict: what is inconclusive counts as a regression."""
+    """1 outranks 4, 4 outranks 3. strict: an inconclusive finding counts as a regression."""
     found = {finding.verdict for finding in findings}
     if Verdict.REGRESSION in found or (strict and Verdict.INCONCLUSIVE in found):
         return Exit.REGRESSION
@@ -99,11 +131,11 @@ def compare(
     unread: Sequence[str] = (),
     stale: Mapping[str, str] | None = None,
 ) -> list[Finding]:
-    """Every finding, cell by cell, what is the same included.
+    """Every finding, cell by cell, including equal values.
 
-    records: all of a run, those that are invalid or not done included. measurements: of its folder; unread: a line for
+    records: all of a run, including those that are invalid or not done. measurements: of its folder; unread: a line for
     each speed file that could not be read. stale: {key: why} of records that a run has kept though other code, data or
-    libraries made them: they say nothing of the present ones.
+    libraries made them; they are no evidence about the present code.
     """
     by_key = {record.key: record for record in records if record.cell}
     pairs: list[tuple[Record, CellBaseline]] = []
@@ -123,9 +155,7 @@ def compare(
     for key in sorted(by_key.keys() - baseline.cells.keys()):
         findings.append(_unpaired(by_key[key], baseline))
     for key, reason in (stale or {}).items():
-        findings.append(
-            _missing(title(by_key[key].cell), "cell", "made by the present code, data and libraries", reason)
-        )
+        findings.append(_missing(title(by_key[key]), "cell", "made by the present code, data and libraries", reason))
     for record, old in pairs:
         findings += _exact(record, old)
         findings += _golden(record, old)
@@ -139,7 +169,7 @@ def compare(
 
 
 def _missing(cell: str, name: str, old: str, new: str) -> Finding:
-    return Finding(cell, "cell", name, old, new, "every cell has a partner and is done", Verdict.MISSING)
+    return _Compared(cell, "cell", name, old, new).missing("every cell has a partner and is done")
 
 
 def _failure(record: Record) -> str:
@@ -148,27 +178,25 @@ def _failure(record: Record) -> str:
 
 def _unpaired(record: Record, baseline: Baseline) -> Finding:
     if record.status != "done":
-        return _missing(title(record.cell), "cell", "not in the baseline", _failure(record))
-    seeds = [
-        old.cell.get("seed") for old in baseline.cells.values() if _without_seed(old.cell) == _without_seed(record.cell)
-    ]
-    other = f" has this cell with seed {_numbers(seeds)}," if seeds else ""
-    return _missing(
-        title(record.cell), "cell", f"the baseline{other} not this one", "unpaired; --accept REASON adds it"
-    )
+        return _missing(title(record), "cell", "not in the baseline", _failure(record))
+    seeds = _other_seeds(record.cell, (old.cell for old in baseline.cells.values()))
+    other = f" has this cell with seed {seeds}," if seeds else ""
+    return _missing(title(record), "cell", f"the baseline{other} not this one", "unpaired; --accept REASON adds it")
 
 
 def _sibling(cell: Mapping[str, object], records: Iterable[Record]) -> str:
-    seeds = [record.cell.get("seed") for record in records if _without_seed(record.cell) == _without_seed(cell)]
-    return f"; unpaired: the same cell is there with seed {_numbers(seeds)}" if seeds else ""
+    seeds = _other_seeds(cell, (record.cell for record in records))
+    return f"; unpaired: the same cell is there with seed {seeds}" if seeds else ""
+
+
+def _other_seeds(cell: Mapping[str, object], others: Iterable[Mapping[str, object]]) -> str:
+    """The seeds of the cells that differ from this one in their seed alone."""
+    wanted = _without_seed(cell)
+    return ", ".join(sorted(str(other.get("seed")) for other in others if _without_seed(other) == wanted))
 
 
 def _without_seed(cell: Mapping[str, object]) -> bytes:
     return canonical_json({name: value for name, value in cell.items() if name != "seed"})
-
-
-def _numbers(values: Sequence[object]) -> str:
-    return ", ".join(sorted(map(str, values)))
 
 
 # Exact
@@ -182,12 +210,8 @@ def _exact(record: Record, old: CellBaseline) -> Iterator[Finding]:
         if texts[0] == texts[1]:
             equal += 1
         else:
-            yield Finding(old.title, "exact", name, texts[0], texts[1], "equal", Verdict.REGRESSION)
-    yield _equal(old.title, "exact", f"{equal} values", "equal")
-
-
-def _equal(cell: str, kind: Kind, name: str, rule: str) -> Finding:
-    return Finding(cell, kind, name, "", "", rule, Verdict.SAME)
+            yield _Compared(old.title, "exact", name, *texts).regression("equal")
+    yield _Compared(old.title, "exact", f"{equal} values").same("equal")
 
 
 # Golden
@@ -211,9 +235,9 @@ def _golden(record: Record, old: CellBaseline) -> Iterator[Finding]:
             _shown(name, values.get(name)) if name in values else "absent" for values in (bits.values, now)
         )
         details = (_first_difference(bits.values[name], now[name]),) if known and isinstance(now[name], list) else ()
-        yield Finding(old.title, "golden", name, before, after, rule, Verdict.REGRESSION, details + where)
+        yield _Compared(old.title, "golden", name, before, after).regression(rule, *details, *where)
         where = ()  # once a cell is enough
-    yield _equal(old.title, "golden", f"{equal} values", rule)
+    yield _Compared(old.title, "golden", f"{equal} values").same(rule)
 
 
 def _floats(value: Bits) -> list[float | None]:
@@ -240,7 +264,7 @@ def _first_difference(old: Bits, new: Bits) -> str:
 
 
 def _other_platform(record: Record, old: CellBaseline, platform: Mapping[str, object] | None) -> Finding:
-    """Golden values of another platform are shown beside these ones: how far apart, not whether right."""
+    """Golden values of another platform are only shown: how far this record is from them is not a verdict."""
     now = golden_values(record)
     nearest = _nearest(old, record)
     if platform is None:
@@ -261,11 +285,11 @@ def _other_platform(record: Record, old: CellBaseline, platform: Mapping[str, ob
             f"largest relative difference of {kind}: {value:.3g}{f' ({name})' if name else ''}"
             for kind, (value, name) in sorted(worst.items())
         ]
-    return Finding(old.title, "golden", "bits", "", "", "judged on equal platforms", Verdict.NOT_JUDGED, tuple(details))
+    return _Compared(old.title, "golden", "bits").not_judged("judged on equal platforms", *details)
 
 
 def _distance(old: Bits, new: Bits) -> float:
-    """Largest relative difference; infinite where one has a value and the other none."""
+    """Largest relative difference; infinite if only one of the two has a value."""
     before, after = _floats(old), _floats(new)
     if len(before) != len(after):
         return math.inf
@@ -281,7 +305,7 @@ def _relative(old: float | None, new: float | None) -> float:
 
 
 def _nearest(old: CellBaseline, record: Record) -> Golden | None:
-    """The golden values whose platform shares most with the record's; the first by key among equals."""
+    """The golden values of the platform that is most similar to the record's; of several the first by key."""
     platform = golden_platform(record) or {"torch": str(record.versions.get("torch"))}
     candidates = [old.golden[key] for key in sorted(old.golden)]
     return max(
@@ -311,8 +335,7 @@ def _accuracy(pairs: Sequence[tuple[Record, CellBaseline]], floor: float) -> Ite
         name = row[0][1].title if len(row) == 1 else f"{row[0][1].title} and {len(row) - 1} more seeds"
         few = sum(1 for both in values.values() if len(both) < MIN_SEEDS and all(a == b for a, b in both))
         if few:
-            rule = f"judged from {MIN_SEEDS} seeds"
-            yield Finding(name, "accuracy", f"{few} equal metrics", "", "", rule, Verdict.NOT_JUDGED)
+            yield _Compared(name, "accuracy", f"{few} equal metrics").not_judged(f"judged from {MIN_SEEDS} seeds")
         for (task, metric), both in values.items():
             higher = first.metrics[task][metric]["higher_is_better"]
             if len(both) >= MIN_SEEDS or any(a != b for a, b in both):
@@ -320,12 +343,12 @@ def _accuracy(pairs: Sequence[tuple[Record, CellBaseline]], floor: float) -> Ite
 
 
 def _mean_drop(cell: str, name: str, both: Sequence[tuple[float, float]], higher: bool, floor: float) -> Finding:
-    """The mean over seeds may fall by the floor, or by what so many seeds cannot tell from noise."""
+    """The mean over seeds may drop by at most max(floor, smallest effect detectable with this number of seeds)."""
     old, new = (statistics.fmean(side) for side in zip(*both, strict=True))
     n = len(both)
-    texts = (f"{old:.6g}", f"{new:.6g} (n={n})")
+    compared = _Compared(cell, "accuracy", name, f"{old:.6g}", f"{new:.6g} (n={n})")
     if n < MIN_SEEDS:
-        return Finding(cell, "accuracy", name, *texts, f"judged from {MIN_SEEDS} seeds", Verdict.NOT_JUDGED)
+        return compared.not_judged(f"judged from {MIN_SEEDS} seeds")
     import numpy as np
 
     from benchmark.tables.statistics import detectable_shift, p_values
@@ -337,9 +360,9 @@ def _mean_drop(cell: str, name: str, both: Sequence[tuple[float, float]], higher
     p = float(p_values(np.array([[b for _, b in both]]), np.array([a for a, _ in both]))[0])
     drop = statistics.fmean(losses)
     rule = f"loses at most max({100 * floor:g} % of the old mean, detectable effect {effect:.3g}) = {bound:.3g}"
-    verdict = Verdict.REGRESSION if drop > bound else Verdict.SAME
-    said = "no test: all differences are the same" if math.isnan(p) else f"p {p:.3g}"
-    return Finding(cell, "accuracy", name, *texts, rule, verdict, (f"loses {drop:.3g}; {said}",))
+    test = "no test: all differences are the same" if math.isnan(p) else f"p {p:.3g}"
+    judge = compared.regression if drop > bound else compared.same
+    return judge(rule, f"loses {drop:.3g}; {test}")
 
 
 # Speed
@@ -348,12 +371,11 @@ def _mean_drop(cell: str, name: str, both: Sequence[tuple[float, float]], higher
 def _speed(
     pairs: Sequence[tuple[Record, CellBaseline]], baseline: Baseline, measurements: Sequence[MeasurementFile]
 ) -> Iterator[Finding]:
-    names: dict[str, str] = {}  # a network once, whatever number of cells ended in it
+    names: dict[str, str] = {}  # each network once, even if several cells ended in it
     for record, old in pairs:
-        names.setdefault(str(value_at(record.graph, "hash")), old.title)
+        names.setdefault(record.graph_hash, old.title)
     if not measurements:
-        rule = "judged where the run has measured speed"
-        yield Finding("", "speed", "no measurement", "", "", rule, Verdict.NOT_JUDGED)
+        yield _Compared("", "speed", "no measurement").not_judged("judged where the run has measured speed")
         return
     latest: dict[SpeedKey, tuple[MeasurementFile, NetworkEntry]] = {}
     for measurement in sorted(measurements, key=lambda measurement: measurement.started):
@@ -372,10 +394,10 @@ def _speed(
     for key in sorted({key for entry in baseline.speed for key in entry.networks} - latest.keys()):
         if key[:2] in here and key[2] in names and len(old_ratios(baseline, key)) >= MIN_MEASUREMENTS:
             rule = "measured in the baseline, not in this run"
-            yield Finding(names[key[2]], "speed", f"r {key[3]} at {key[1]}", "", "", rule, Verdict.NOT_JUDGED)
+            yield _Compared(names[key[2]], "speed", f"r {key[3]} at {key[1]}").not_judged(rule)
     for (name, device, settings, n_old), n_modes in waiting.items():
         rule = f"judged from {MIN_MEASUREMENTS} measurements of a device class; {device} at {settings} has {n_old}"
-        yield Finding(name, "speed", f"{n_modes} modes", "", "", rule, Verdict.NOT_JUDGED)
+        yield _Compared(name, "speed", f"{n_modes} modes").not_judged(rule)
 
 
 def speed_bound(aa: float) -> float:
@@ -390,32 +412,31 @@ def _relative_speed(
     name, median = f"r {mode} at {settings} on {device}", statistics.median(old_r)
     old = f"{median:.3f} [{min(old_r):.3f}, {max(old_r):.3f}] of {len(old_r)}"
     if measurement.aa is None or entry.r is None:
-        rule, new = "measured", entry.message or measurement.message or entry.status
-        return Finding(cell, "speed", name, old, f"{entry.status}: {new}", rule, Verdict.MISSING)
-    new, bound = f"{entry.r:.3f}, A/A {measurement.aa:.3f}", speed_bound(measurement.aa)
+        new = f"{entry.status}: {entry.message or measurement.message or entry.status}"
+        return _Compared(cell, "speed", name, old, new).missing("measured")
+    compared = _Compared(cell, "speed", name, old, f"{entry.r:.3f}, A/A {measurement.aa:.3f}")
+    bound = speed_bound(measurement.aa)
     if (reason := unfit(measurement)) is not None:
-        return Finding(cell, "speed", name, old, new, reason, Verdict.NOT_JUDGED)
-    if is_noisy(measurement):
-        rule = "A/A within 3 % of 1: measure again on a quiet machine"
-        return Finding(cell, "speed", name, old, new, rule, Verdict.INCONCLUSIVE)
+        return compared.not_judged(reason)
+    if measurement.is_noisy:
+        return compared.inconclusive("A/A within 3 % of 1: measure again on a quiet machine")
     rule = f"at least {100 * (1 - bound):.1f} % of the old median"
     rank = 1 + sum(r < entry.r for r in old_r)
-    details: tuple[str, ...] = (f"rank {rank} of {len(old_r) + 1}: p {rank / (len(old_r) + 1):.2g}, one-sided",)
+    test = f"rank {rank} of {len(old_r) + 1}: p {rank / (len(old_r) + 1):.2g}, one-sided"
     change = entry.r / median - 1.0
-    slower = change < -bound
-    if slower:
-        details += (f"old r: {', '.join(f'{r:.4f}' for r in old_r)}", *_raw(entry))
-    verdict = Verdict.REGRESSION if slower else Verdict.SAME
-    return Finding(cell, "speed", name, old, new, rule, verdict, details, key if abs(change) > bound else None)
+    moved = key if abs(change) > bound else None
+    if change >= -bound:
+        return compared.same(rule, test, moved=moved)
+    return compared.regression(rule, test, f"old r: {', '.join(f'{r:.4f}' for r in old_r)}", *_raw(entry), moved=moved)
 
 
 def superseded(findings: Sequence[Finding]) -> set[SpeedKey]:
-    """Networks whose speed is no longer that of the baseline: accepting the run ends their old measurements."""
+    """Networks whose speed differs from the baseline's: accepting the run drops their old measurements."""
     return {finding.moved for finding in findings if finding.moved is not None}
 
 
 def _raw(entry: NetworkEntry) -> Iterator[str]:
-    """The samples behind a bad ratio: two speeds in turn look different from one."""
+    """The samples behind a bad ratio, which show whether a network switched between two speeds."""
     for name, values in sorted(entry.raw.items()):
         if isinstance(values, (list, tuple)) and values:
             yield f"{name}: {', '.join(map(str, values))}"

@@ -1,8 +1,8 @@
-"""Published rows beside ours: what differs, by how much, and what may be said of it. Spec: measurement 7.
+"""Published rows beside ours: differences in protocol and numbers, and the verdict they allow. Spec: measurement 7.
 
-A board and a table of ours are compared field by field through the board's `key` and what our records state; nothing is
-written by hand. `recalled` rows are shown only where they are asked for, always with their mark, and enter no verdict
-and no Delta. torch is not imported.
+A board and one of our tables are compared field by field, the board's `key` with our records; no difference is written
+by hand. `recalled` rows are shown only on request, always with their mark, and enter no verdict and no Delta.
+torch is not imported.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import yaml
 
 from benchmark.compare.boards import Board, BoardMetric, BoardRow
 from benchmark.records.delta import Variant, delta_m
-from benchmark.records.keys import balancing_of, table_key, value_at
-from benchmark.records.record import MetricEntry, Record, number_at, seed_of_record
+from benchmark.records.documents import MetricEntry
+from benchmark.records.record import Record
 from benchmark.tables.statistics import MIN_SEEDS, Summary, sample_sd
 from benchmark.tables.table import labelled_rows, single_task_records
 
@@ -71,15 +71,15 @@ class Comparison:
 
     @property
     def difference(self) -> float | None:
-        """None where one of the two is absent."""
+        """None if one of the two is absent."""
         mean = self.ours.mean
         return None if mean is None or self.published is None else mean - self.published
 
 
 @dataclasses.dataclass(frozen=True)
 class RowReport:
-    """A published row beside one of ours. ours: its label, None where nothing of ours stands beside it (reason says
-    why). delta: {variant: (published, ours)}, each against its own single-task row, None where it cannot be computed.
+    """A published row beside one of ours. ours: its label, None if we have no such row (reason says why). delta:
+    {variant: (published, ours)}, each against its own single-task row, None if it cannot be computed.
     """
 
     row: BoardRow
@@ -91,14 +91,14 @@ class RowReport:
 
     @property
     def third_party(self) -> str:
-        """Who prints the numbers of a second-hand row."""
+        """The paper that prints the numbers of a second-hand row."""
         return self.row.source.paper if self.row.verification == "secondary" else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class BoardReport:
-    """A board beside a table of ours. table: its head, empty for a board that is only shown. notes: what is said
-    beneath, among it which variant of Delta_m gives the one that the paper prints.
+    """A board beside one of our tables. table: its head, empty for a board that is only shown. notes: lines beneath,
+    including which variant of Delta_m gives the one that the paper prints.
     """
 
     board: Board
@@ -109,20 +109,20 @@ class BoardReport:
 
 @functools.cache
 def published_names() -> Mapping[str, Any]:
-    """What published tables call our things: `datasets`, `methods`, `balancing`, `collective`."""
+    """Our names for the names in published tables: `datasets`, `methods`, `balancing`, `collective`."""
     names: Mapping[str, Any] = yaml.safe_load(NAMES.read_text(encoding="utf-8"))
     return names
 
 
 def reproduction(records: Sequence[Record], boards: Sequence[Board], show_recalled: bool = False) -> list[BoardReport]:
-    """Every board beside every table of ours with its data set and tasks; a board without one stands alone.
+    """Every board beside each of our tables with its data set and tasks; a board without such a table is shown alone.
 
     Boards that are `report_only` are shown and never paired.
     """
     tables: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status == "done":
-            tables[table_key(record.cell)].append(record)
+            tables[record.table_key].append(record)
     reports = []
     for board in boards:
         fitting = [] if board.reproducible == "report_only" else [t for t in tables.values() if _fits(board, t[0])]
@@ -131,20 +131,20 @@ def reproduction(records: Sequence[Record], boards: Sequence[Board], show_recall
 
 
 def fitting_boards(records: Sequence[Record], boards: Sequence[Board]) -> list[Board]:
-    """The boards that have a table of ours beside them."""
+    """The boards for which we have a table."""
     done = [record for record in records if record.status == "done"]
     return [board for board in boards if board.reproducible != "report_only" and any(_fits(board, one) for one in done)]
 
 
 def _fits(board: Board, record: Record) -> bool:
     """Whether a record is of the board's data set and tasks."""
-    if published_names()["datasets"].get(board.dataset) != value_at(record.cell, "data", "dataset"):
+    if published_names()["datasets"].get(board.dataset) != record.cell["data"]["dataset"]:
         return False
-    return set(board.tasks) == set(tasks_of(record)) or _is_collective(board)
+    return set(board.tasks) == set(record.tasks) or _is_collective(board)
 
 
 def _is_collective(board: Board) -> bool:
-    """Whether its one task stands for all of ours; a ratio of means is no mean of ratios, so it has no Delta."""
+    """Whether its one task represents all of ours. It has no Delta: a ratio of means is not a mean of ratios."""
     return bool(board.tasks) and set(board.tasks) <= set(published_names()["collective"])
 
 
@@ -166,17 +166,12 @@ def _report(board: Board, records: Sequence[Record], show_recalled: bool) -> Boa
 def _title(records: Sequence[Record]) -> str:
     if not records:
         return ""
-    dataset, layout, protocol = (value_at(records[0].cell, "data", name) for name in ("dataset", "layout", "protocol"))
-    return f"{dataset} ({layout}, protocol {protocol}), {value_at(records[0].cell, 'backbone', 'name')}"
-
-
-def tasks_of(record: Record) -> list[str]:
-    """The tasks of a record's cell."""
-    return [str(task) for task in cast("Sequence[object]", value_at(record.cell, "data", "tasks"))]
+    data, backbone = records[0].cell["data"], records[0].cell["backbone"]
+    return f"{data['dataset']} ({data.get('layout')}, protocol {data['protocol']}), {backbone['name']}"
 
 
 def _alone(board: Board, row: BoardRow, has_table: bool) -> RowReport:
-    """A published row without one of ours."""
+    """A published row for which we have none."""
     if board.reproducible == "report_only":
         reason = f"shown only: {board.reproducible_reason}"
     elif row.method not in published_names()["methods"]:
@@ -194,11 +189,11 @@ def _alone(board: Board, row: BoardRow, has_table: bool) -> RowReport:
 
 def _is_counterpart(row: BoardRow, record: Record) -> bool:
     """Whether a record's method, and the balancing of its losses, are those of a published row."""
-    if published_names()["methods"].get(row.method) != value_at(record.cell, "method", "name"):
+    if published_names()["methods"].get(row.method) != record.method:
         return False
     match = re.fullmatch(r"(.+) weighting", row.variant or "")
     printed = published_names()["balancing"].get(match[1], match[1]) if match else "equal"
-    return _plain(printed) == _plain(str(balancing_of(record.cell)["name"]))
+    return _plain(printed) == _plain(record.balancing["name"])
 
 
 def _plain(name: str) -> str:
@@ -218,8 +213,8 @@ def _row(
         ours = [
             found.value
             for record in group
-            if (seed := seed_of_record(record)) in references
-            and (found := delta_m(record.metrics, references[seed].metrics, tasks_of(record), variant)).value
+            if record.seed in references
+            and (found := delta_m(record.metrics, references[record.seed].metrics, record.tasks, variant)).value
             is not None
         ]
         delta[variant] = (published_delta(board, row, variant), math.fsum(ours) / len(ours) if ours else None)
@@ -234,7 +229,7 @@ def _compare(
     group: Sequence[Record],
     differences: Sequence[Difference],
 ) -> Comparison:
-    found = [(seed_of_record(record), value_of(record, column, metric)) for record in group]
+    found = [(record.seed, value_of(record, column, metric)) for record in group]
     known = [(seed, value) for seed, value in found if value is not None]
     ours = Summary(tuple(seed for seed, _ in known), tuple(value for _, value in known))
     published = row.values.get(column)
@@ -265,19 +260,19 @@ def judge(
 
 
 def prediction_half_width(values: Sequence[float]) -> float | None:
-    """h = t_{0.975, n-1} s sqrt(1 + 1/n): one more run lies within mean +- h in 95 % of cases; None below two."""
+    """h = t_{0.975, n-1} s sqrt(1 + 1/n): one more run is within mean +- h in 95 % of cases; None below two."""
     if len(values) < 2:
         return None
-    from scipy.stats import t  # takes most of a second, and most reports need it not
+    from scipy.stats import t  # takes most of a second, and most reports do not need it
 
     n = len(values)
     return float(t.ppf(0.975, n - 1)) * sample_sd(values) * math.sqrt(1 + 1 / n)
 
 
 def value_of(record: Record, column: str, metric: BoardMetric) -> float | None:
-    """Our number for a column of a board, in its unit; None where the record has none, or in another unit.
+    """Our number for a column of a board, in its unit; None if the record has none, or only in another unit.
 
-    `aggregate.NAME_mean`, and columns of a task that stands for all, are means of NAME over our tasks.
+    `aggregate.NAME_mean`, and columns of a task that represents all, are means of NAME over our tasks.
     """
     task, name = column.split(".", 1)
     entries: list[MetricEntry | None]
@@ -297,8 +292,8 @@ def value_of(record: Record, column: str, metric: BoardMetric) -> float | None:
 
 
 def published_delta(board: Board, row: BoardRow, variant: Variant) -> float | None:
-    """Delta_m of a published row from the published numbers, percent; None for recalled rows, and where a number or the
-    board's single-task row is absent. Of several single-task rows that one counts which was read in the source.
+    """Delta_m of a published row from the published numbers, percent; None for recalled rows, and if a number or the
+    board's single-task row is absent. Of several single-task rows, one that was read in the source counts.
     """
     if row.verification == "recalled" or not board.tasks or _is_collective(board):
         return None
@@ -330,7 +325,7 @@ def _entries(board: Board, row: BoardRow) -> dict[str, dict[str, MetricEntry]]:
 
 
 def _printed_deltas(board: Board) -> Iterator[str]:
-    """Which variant gives the Delta_m that the paper prints, within the rounding of what it prints."""
+    """The variant that gives the Delta_m which the paper prints, within the rounding of the printed value."""
     if "aggregate.delta_m" not in board.columns:
         return
     for row in board.rows:
@@ -354,23 +349,23 @@ def _decimals(value: float) -> int:
     return len(digits)
 
 
-# What differs between a board's key and our records
+# Differences between a board's key and our records
 
 
 def _differences(board: Board, group: Sequence[Record]) -> Iterator[Difference]:
-    """Fields of the key against what every record of a row states."""
+    """Fields of the key against the first record of a row."""
     record, key = group[0], board.key
-    yield from _field("protocol", key.protocol, value_at(record.cell, "data", "protocol"), "excludes")
+    yield from _field("protocol", key.protocol, record.cell["data"]["protocol"], "excludes")
     yield from _classes(key.classes, record)
     size = None if key.eval_size is None else list(key.eval_size)
-    yield from _field("evaluated size", size, value_at(record.audit, "input_size"), "excludes")
+    yield from _field("evaluated size", size, record.audit.get("input_size"), "excludes")
     yield from _backbone(key.backbone, record)
     yield from _weights(key.weights, record)
     yield from _field("selection", key.selection, _selection(record), "amber")
     if key.seeds is None:
         yield Difference("seeds", "not stated", str(len(group)), "amber")
-    if value_at(record.audit, "tier") != "verified on genuine files":
-        yield Difference("reader of the data", "genuine files", str(value_at(record.audit, "tier")), "amber")
+    if (tier := record.audit.get("tier")) != "verified on genuine files":
+        yield Difference("reader of the data", "genuine files", str(tier), "amber")
 
 
 def _field(name: str, published: object, ours: object, level: Level) -> Iterator[Difference]:
@@ -391,17 +386,17 @@ def _classes(published: Mapping[str, int] | None, record: Record) -> Iterator[Di
         yield Difference("classes", "not stated", "known", "excludes")
         return
     for task, count in published.items():
-        tasks = tasks_of(record) if task in published_names()["collective"] else [task]
-        found = {number_at(record.audit, "channels", name) for name in tasks}
-        if found != {float(count)}:
+        tasks = record.tasks if task in published_names()["collective"] else [task]
+        found = {record.audit.get("channels", {}).get(name) for name in tasks}
+        if found != {count}:
             ours = ", ".join("not recorded" if value is None else f"{value:g}" for value in found)
             yield Difference(f"classes of {task}", str(count), ours, "excludes")
 
 
 def _backbone(published: str | None, record: Record) -> Iterator[Difference]:
-    """`NAME`, or `NAME:osS` where the source states the output stride."""
-    name, stride = value_at(record.cell, "backbone", "name"), value_at(record.cell, "backbone", "output_stride")
-    ours = f"{name}:os{stride}"
+    """`NAME`, or `NAME:osS` if the source states the output stride."""
+    name = record.cell["backbone"]["name"]
+    ours = f"{name}:os{record.cell['backbone'].get('output_stride')}"
     if published is None or published == "per_row":
         yield Difference("backbone", "not stated for the row", ours, "excludes")
     elif published not in (name, ours):
@@ -409,9 +404,8 @@ def _backbone(published: str | None, record: Record) -> Iterator[Difference]:
 
 
 def _weights(published: str | None, record: Record) -> Iterator[Difference]:
-    """Pretrained weights are told by their timm tag: those of ImageNet-1k alone end in in1k and name nothing else."""
-    ours = str(value_at(record.cell, "backbone", "weights"))
-    tag = str(value_at(record.audit, "weights_tag") or "")
+    """Pretrained weights are recognised by their timm tag: it ends in in1k, without _ft_, for ImageNet-1k alone."""
+    ours, tag = record.cell["backbone"]["weights"], record.audit.get("weights_tag", "")
     if ours == "pretrained":
         ours = f"pretrained {tag}".strip()
     imagenet = tag.endswith("in1k") and "_ft_" not in tag
@@ -422,7 +416,7 @@ def _weights(published: str | None, record: Record) -> Iterator[Difference]:
 
 
 def _selection(record: Record) -> str:
-    """`last`, or `test` where the checkpoint was chosen on the test images."""
-    if value_at(record.cell, "selection", "rule") == "last":
+    """`last`, `test` if the checkpoint was chosen on the test images, else `select`."""
+    if record.cell["selection"]["rule"] == "last":
         return "last"
-    return "test" if value_at(record.cell, "selection", "select_on") == "test" else "select"
+    return "test" if record.selects_on_test else "select"

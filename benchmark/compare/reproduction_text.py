@@ -41,14 +41,14 @@ def render_reproduction(reports: Sequence[BoardReport], form: str, width: int = 
 
 
 def row_title(row: RowReport) -> str:
-    """The published row as printed, with its mark; recalled rows say so in words."""
+    """The published row as printed, with its mark; recalled rows are also named so in words."""
     said = f" [{RECALLED}]" if row.row.verification == "recalled" else ""
     by = f" [as printed by {row.third_party}]" if row.third_party else ""
     return f"{row.row.label}{said}{by}"
 
 
 def head_line(report: BoardReport) -> str:
-    """The board, and the table of ours beside it."""
+    """The board, and our table beside it."""
     beside = f"beside {report.table}" if report.table else f"shown alone ({report.board.reproducible_reason})"
     return f"Board {report.board.board}: {report.board.dataset}, {beside}"
 
@@ -111,7 +111,7 @@ def _signed(value: float | None) -> str:
 
 
 def _shown(report: BoardReport) -> Iterator[tuple[RowReport, Comparison]]:
-    """Numbers that somebody has."""
+    """Rows and numbers for which a published value or one of ours exists."""
     for row in report.rows:
         for one in row.comparisons:
             if one.published is not None or one.ours.n:

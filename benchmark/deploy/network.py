@@ -1,8 +1,8 @@
-"""Trained networks of records, back as modules: what to feed them, what they give, and where they come from.
+"""Trained networks of records as modules again, with a description of inputs, outputs and origin.
 
 A record keeps its network as two artifacts, a task graph as JSON and its tensors as safetensors. A safetensors file
-that `export` wrote holds both. Neither is unpickled, and neither needs the training code: this module imports no
-trainer.
+that `export` wrote holds both. Neither is unpickled, and neither needs the training code, which this module does not
+import.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from benchmark.deploy.find import find_record
 from benchmark.plan.plugins import load_plugins
-from benchmark.records.keys import value_at
 from benchmark.records.networks import OF_A_PLUGIN, built_graph, load_graph
 from benchmark.records.record import Record
 from benchmark.records.store import StorageError, Store
-from datasets.errors import UnknownNameError, UsageError, unknown
+from datasets.errors import UnknownNameError, UsageError, first_fault, unknown
 from datasets.registry import dataset_spec, require_dataset
 from methods.graph.task_graph import TaskGraph
 from methods.registry import load_methods
@@ -56,7 +55,7 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W], RGB or gray in [0, 1] -> what a network of this normalisation is fed."""
+        """float [B, C, H, W], RGB or gray in [0, 1] -> input of a network with this normalisation."""
         if self.channels == "BGR":
             images = images.flip(1)
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
@@ -65,9 +64,9 @@ class Normalisation:
 
 @dataclasses.dataclass(frozen=True)
 class OutputDescription:
-    """One prediction: shape of it for one image, and what the label was. unit: of the label, empty where it has none.
+    """One prediction: its shape for one image, and its label. unit: of the label, empty if it has none.
 
-    frame: what the channels of normals mean, see `datasets.contracts.NormalsFrame`; None for other kinds.
+    frame: meaning of the channels of normals, see `datasets.contracts.NormalsFrame`; None for other kinds.
     """
 
     kind: str
@@ -79,10 +78,10 @@ class OutputDescription:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkDescription:
-    """What whoever deploys a network must know; stored in every exported file.
+    """All that is needed to deploy a network; stored in every exported file.
 
     cell, seed, result_hash: of the record; graph: hash of the network. data: data set, layout, version, protocol, home
-    and licence. predictions: how outputs of each kind are read.
+    and licence. predictions: how to read the outputs of each kind.
     """
 
     cell: str
@@ -104,20 +103,19 @@ class NetworkDescription:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> NetworkDescription:
-        """The description of `to_json`. Raises UsageError where it is none."""
+        """The description in a text of `to_json`. Raises UsageError for any other text."""
         try:
             return _DESCRIPTIONS.validate_json(text)
         except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(map(str, fault["loc"])) or "its text"
-            raise UsageError(f"not a description of a network ({place}: {fault['msg']})") from error
+            fault = first_fault(error)
+            raise UsageError(f"not a description of a network ({fault.where or 'its text'}: {fault.text})") from error
 
 
 _DESCRIPTIONS = TypeAdapter(NetworkDescription)
 
 
 class DeployedNetwork(nn.Module):
-    """A trained network: normalised images -> {task: prediction}. In eval mode as it comes from `load_network`.
+    """A trained network: normalised images -> {task: prediction}. `load_network` returns it in eval mode.
 
     description: inputs, normalisation, tasks and origin. graph: the task graph whose nodes it runs.
     """
@@ -128,9 +126,9 @@ class DeployedNetwork(nn.Module):
         self.network = graph.module()
 
     def forward(self, images: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """images: float32 [B, C, H, W], normalised, where all tasks read one input; else {input: such images}.
+        """images: float32 [B, C, H, W], normalised, if all tasks read one input; else {input: such images}.
 
-        Raises UsageError for a tensor where there are several inputs, and UnknownNameError for a missing one.
+        Raises UsageError for a tensor if there are several inputs, and for a missing input.
         """
         inputs = self.description.inputs
         if isinstance(images, Tensor):
@@ -144,7 +142,7 @@ class DeployedNetwork(nn.Module):
         return predictions
 
     def normalise(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W], RGB (or gray) in [0, 1] -> what `forward` expects."""
+        """float [B, C, H, W], RGB (or gray) in [0, 1] -> input of `forward`."""
         return self.description.normalisation(images)
 
     def example(self, batch: int) -> dict[str, Tensor]:
@@ -171,7 +169,7 @@ def load_network(
     cell's key; a safetensors file that `export` wrote; or a Record, with `out`: the folder of its run.
     seed: of several, None takes the lowest that is done. tasks: only these, with what they need of the network.
     plugins: files of plug-ins whose operations or data set the network uses.
-    Raises UsageError for a record that is not there or not done, an unknown row or task, and missing weights.
+    Raises UsageError for a record that is absent or not done, an unknown row or task, and missing weights.
     """
     load_methods()  # a method's module registers the operations of its graphs
     load_plugins(plugins)
@@ -219,9 +217,9 @@ def _restricted(graph: TaskGraph, description: NetworkDescription, tasks: Sequen
 
 
 def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
-    """What a record says of its network. Raises UsageError where the data set is of a plug-in that is not loaded."""
-    cell = cast("Mapping[str, Any]", record.cell)
-    data, channels = cell["data"], int(cell["backbone"]["in_chans"])
+    """The description of a record's network. Raises UsageError if its data set needs a plug-in that is not loaded."""
+    data, channels = record.cell["data"], record.cell["backbone"]["in_chans"]
+    said: Mapping[str, object] = data
     try:
         require_dataset(data["dataset"])
     except UnknownNameError as error:
@@ -233,10 +231,10 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
         tasks=data["tasks"],
         options=data.get("options"),
     )
-    size, stored = value_at(record.audit, "input_size"), value_at(record.audit, "normalisation")
-    if not isinstance(size, Sequence) or not isinstance(stored, Mapping):
+    size, stored = record.audit.get("input_size"), record.audit.get("normalisation")
+    if size is None or stored is None:
         raise UsageError(f"Record {record.key} does not say what its network was fed; run its cell again.")
-    height, width = (int(pixels) for pixels in size)
+    height, width = size
     read = {name: tuple(task for task in graph.tasks if spec.input_of(task) == name) for name in spec.inputs}
     inputs = {name: InputDescription((channels, height, width), tasks) for name, tasks in read.items() if tasks}
     shapes = _shapes(graph, inputs)
@@ -250,10 +248,10 @@ def describe(record: Record, graph: TaskGraph) -> NetworkDescription:
     known = ("dataset", "layout", "version", "protocol", "options")
     return NetworkDescription(
         cell=record.key,
-        method=cell["method"],
-        seed=int(cell["seed"]),
-        data={name: data[name] for name in known if name in data} | {"home": spec.home, "licence": spec.licence},
-        backbone=cell["backbone"],
+        method=record.cell["method"],
+        seed=record.seed,
+        data={name: said[name] for name in known if name in said} | {"home": spec.home, "licence": spec.licence},
+        backbone=record.cell["backbone"],
         graph=graph.hash(),
         result_hash=record.result_hash,
         inputs=inputs,

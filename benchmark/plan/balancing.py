@@ -2,12 +2,12 @@
 
 A *scalarizer* makes one loss of the tasks' losses. An *aggregator* makes one gradient of the tasks' gradients, where
 tasks share a parameter in the step's graph; a parameter that one task alone reads gets that task's own gradient, as
-`torchjd.autojac.mtl_backward` has it. Ours is only `equal`, the sum; everything else is the library's.
+`torchjd.autojac.mtl_backward` has it. Only `equal`, the sum, is ours; all others are the library's.
 
-Left out of what torchjd has: Mean, Sum and its Constant and Random aggregators (the scalarizers say the same for less),
-Krum and TrimmedMean (they guard against hostile rows, not against conflicts), COSMOS, PBI and PCD (they want a
-preference or a primary task, of which a table of equal tasks has none), CR-MOGM, MoDo and SDMGrad (modifiers of others,
-or three batches a step), NashMTL (its solver's memory cannot be put back after a resume).
+Left out of torchjd: Mean, Sum and its Constant and Random aggregators (the scalarizers do the same at less cost), Krum
+and TrimmedMean (they guard against hostile rows, not against conflicts), COSMOS, PBI and PCD (they need a preference or
+a primary task, and our tasks are equal), CR-MOGM, MoDo and SDMGrad (they modify other balancings, or need three batches
+a step), NashMTL (the state of its solver cannot be restored after a resume).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _OURS = {"self", "shape", "projector", "f"}  # arguments that we fill in, and ob
 class BalancerEntry:
     """One way to balance. title: its class in torchjd. defaults: ours, for arguments that torchjd asks for.
 
-    fixed_shape: it remembers something of every task and shared parameter in proportion to its first step, so that
-    these must be the same at every step.
+    fixed_shape: it keeps state for every task and shared parameter of its first step, so these must be the same at
+    every step.
     """
 
     name: str
@@ -45,8 +45,8 @@ class BalancerEntry:
     fixed_shape: bool = False
 
     def parameters(self) -> dict[str, Any]:
-        """{argument: default} of what a suite may give; None where the class works without it,
-        `inspect.Parameter.empty` where it has to be given.
+        """{argument: default} of the arguments that a suite may give; None if the class works without it,
+        `inspect.Parameter.empty` if it is required.
         """
         arguments = inspect.signature(_class_of(self).__init__).parameters
         given = {name: argument.default for name, argument in arguments.items() if name not in _OURS}
@@ -188,8 +188,10 @@ def entry_of(name: str) -> BalancerEntry:
 
 
 def resolved(settings: BalancingSettings, tasks: Sequence[str]) -> BalancingSettings:
-    """Settings with all defaults filled in, as they stand in a cell. Raises UsageError for an unknown name, params
-    that it does not take, tasks that a `{task: number}` leaves out or does not know, and packages that are missing.
+    """Settings with all defaults filled in, as a cell stores them.
+
+    Raises UsageError for an unknown name or parameter, a `{task: number}` with missing or unknown tasks, and a missing
+    package.
     """
     if settings.name == EQUAL:
         if settings.params:

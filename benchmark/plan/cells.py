@@ -1,12 +1,13 @@
-"""From what a suite says to what will run: names looked up, defaults filled in, faults found before the first step."""
+"""From a suite to the cells that will run: names looked up, defaults filled in, faults found before the first step."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -17,9 +18,10 @@ from benchmark.plan.balancing import EQUAL, entry_of, resolved
 from benchmark.plan.program import Program, program_of
 from benchmark.plan.role_data import load_splits, require_batches
 from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
+from benchmark.records.documents import CellDocument
 from benchmark.records.keys import canonical_json, cell_key, flat_params, table_key
 from datasets.contracts import DatasetSpec
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 from datasets.images.augmentation import augmentation, augmented_size, canonical_steps
 from datasets.images.transforms import one_channel
 from datasets.on_disk.sample_checks import faults, require
@@ -39,23 +41,28 @@ ONE_VALUE = {"bool_type", "float_type", "int_type", "string_type", "literal_erro
 class PlannedCell:
     """A cell whose names are known and whose defaults are filled in.
 
-    document: what the key is the hash of; without paths, so that a folder of results can move. weights: `none`,
-    `pretrained` or a path. program: the code that will train it. notes, data_notes: what its method says of this
-    pairing, and what to know of its data, for whoever reads the plan.
+    document: the key is its hash; it holds no paths, so that a folder of results can move. weights: `none`,
+    `pretrained` or a path. program: the code that will train it. notes, data_notes: remarks for readers of the plan, by
+    the method on this pairing, and on the data.
     """
 
     settings: Cell
-    document: dict[str, Any]
+    document: CellDocument
     weights: str
     is_reference: bool
     program: Program
     notes: tuple[str, ...] = ()
     data_notes: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Name of the cell's record."""
         return cell_key(self.document)
+
+    @functools.cached_property
+    def table_key(self) -> str:
+        """The key of its table."""
+        return table_key(self.document)
 
     @property
     def title(self) -> str:
@@ -71,7 +78,7 @@ class PlannedCell:
 def plan(suite: Suite, data_root: Path | None = None) -> list[PlannedCell]:
     """All cells of a suite, baselines of Delta_m first so that others find their networks.
 
-    data_root: where data sets on disk lie; their lists are read and their files counted here. What has one task stands
+    data_root: folder of the data sets; their lists are read and their files counted here. A cell with one task appears
     once, whatever loss balancing the suite asks for. Raises UsageError.
     """
     cells: dict[str, PlannedCell] = {}
@@ -101,7 +108,7 @@ def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
 
 
 def head_document(head: HeadSettings) -> dict[str, object]:
-    """What stands in a cell for its heads; the width where the decoder has one."""
+    """A cell's entry for its heads; with the width if the decoder has one."""
     width = DenseForm.of(head.dense, head.hidden).width
     return {"pooled": "pool + linear", "dense": head.dense, **({} if width is None else {"hidden": width})}
 
@@ -114,10 +121,9 @@ def dense_form(document: Mapping[str, Any]) -> DenseForm:
 def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[PlannedCell]:
     """The cells with the notes of their methods and data.
 
-    Each distinct data set is listed and looked at once, so that what is missing or wrong is found before the first
-    step. Each distinct backbone
-    is built once and shown to each distinct method: sizes, options and weight files that do not fit, and methods that
-    cannot run on it, are found here. Raises UsageError.
+    Each distinct data set is listed and checked once, and each distinct backbone is built once and passed to each
+    distinct method. Missing or wrong files, sizes, options and weights that do not fit, and methods that cannot run on
+    a backbone, are so found before the first step. Raises UsageError.
     """
     listed: set[bytes] = set()
     backbones: dict[bytes, Backbone] = {}
@@ -137,7 +143,8 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
             weights = "none" if cell.weights == "pretrained" else cell.weights
             config, dense = backbone_config(cell.settings, spec), dense_form(cell.document)
             backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense)
-        pair = canonical_json([cell.document[part] for part in ("method", "backbone", "data", "budget")])
+        document = cell.document
+        pair = canonical_json([document["method"], document["backbone"], document["data"], document["budget"]])
         if pair not in notes:
             name, budget = cell.settings.method.name, cell.settings.budget
             method = get_method(name)
@@ -162,9 +169,7 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
 
 
 def _require_statistics(cell: Cell, spec: DatasetSpec, backbone: Backbone) -> None:
-    """Raise UsageError where batches of one image leave a batch norm a single value per channel, which has no
-    statistics.
-    """
+    """Raise UsageError if batches of one image leave a batch norm one value per channel, which has no statistics."""
     if cell.recipe.batch_size > 1:
         return
     height, width = backbone.input_size
@@ -191,10 +196,10 @@ def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
 
 
 def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
-    """Load every split of a data set that is not part of the core, and look at it as far as seconds can tell.
+    """Load every split of a data set that is not part of the core, and make the checks that take seconds.
 
-    Raises UsageError for what is absent, miscounted, truncated, of another size or illegal, and for colour images where
-    the backbone takes one channel.
+    Raises UsageError for files that are absent, miscounted, truncated, of another size or illegal, and for colour
+    images if the backbone takes one channel.
     """
     one = cell.backbone.in_chans == 1
     if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
@@ -207,7 +212,7 @@ def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
 
 
 def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:
-    """What to know of the data: the layout that was recognised where the suite names none, and caveats."""
+    """Remarks on the data: the recognised layout, if the data set has several, and caveats."""
     found = (f"layout {spec.layout} ({spec.tier})",) if len(get_dataset(spec.name).layouts) > 1 else ()
     return (*found, *spec.caveats)
 
@@ -227,7 +232,7 @@ def missing_reference(cells: Sequence[PlannedCell]) -> bool:
     """Whether some cell has no single-task baseline beside it, so that its Delta_m will be a dash."""
 
     def group(cell: PlannedCell) -> tuple[str, int]:
-        return table_key(cell.document), cell.settings.seed
+        return cell.table_key, cell.settings.seed
 
     with_reference = {group(cell) for cell in cells if cell.is_reference}
     return any(group(cell) not in with_reference for cell in cells)
@@ -236,7 +241,7 @@ def missing_reference(cells: Sequence[PlannedCell]) -> bool:
 def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
     """A cell with every name looked up and every default filled in, the layout of its data among them.
 
-    Raises UsageError with the nearest valid name, and DatasetMissingError where a layout cannot be told.
+    Raises UsageError with the nearest valid name, and DatasetMissingError if the layout cannot be recognised.
     """
     if cell.data.layout is None and get_dataset(cell.data.dataset).layouts:
         _, layout = find_layout(cell.data.dataset, data_root)
@@ -271,7 +276,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         },
         "backbone": {**_only_if_asked(cell.backbone, "dilation", "timm"), "weights": weights_tag(weights)},
         "head": head_document(cell.head),
-        # Loader processes change no result, so they are no part of a cell's identity.
+        # The number of loader processes changes no result, so it is not part of a cell's identity.
         "recipe": {
             **cell.recipe.model_dump(mode="json", exclude={"workers"}),
             "augmentation": canonical_steps(cell.recipe.augmentation),
@@ -281,12 +286,12 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         "seed": cell.seed,
     }
     program = program_of(method, spec, cell.backbone.name)
-    return PlannedCell(cell, document, weights, method.is_single_task_reference, program)
+    return PlannedCell(cell, cast(CellDocument, document), weights, method.is_single_task_reference, program)
 
 
 def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) -> BalancingSettings:
-    """The loss balancing of a cell with its defaults filled in; equal where there is one task. Raises UsageError for
-    what cannot be combined.
+    """The loss balancing of a cell with its defaults filled in; equal if there is one task. Raises UsageError for a
+    balancing that the method, its parameters or the precision rule out.
     """
     asked, name = cell.recipe.balancing, cell.method.name
     found = resolved(asked, spec.task_names)
@@ -309,8 +314,8 @@ def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) ->
 
 
 def _only_if_asked(settings: Settings, field: str, usual: object) -> dict[str, object]:
-    """Settings as they stand in a cell. A field that came later, for published settings, stands there only where it is
-    not as usual, so that older cells keep their keys.
+    """Settings as a cell stores them. A field that was added later, for published settings, is stored only if it
+    differs from the usual value, so that older cells keep their keys.
     """
     values: dict[str, object] = settings.model_dump(mode="json")
     if values[field] == usual:
@@ -332,19 +337,18 @@ def method_params(method: AnyMethod, name: str, given: dict[str, Any]) -> Any:
     try:
         return method.Params(**given)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            raise unknown(f"parameter of {name}", key, method.Params.model_fields) from error
-        if not key:  # a fault of several parameters together
-            raise UsageError(f"Parameters of {name}: {fault['msg'].removeprefix('Value error, ')}.") from error
-        listed = isinstance(fault["input"], list) and fault["type"] in ONE_VALUE
-        hint = f" For a row of each value: sweep: {{{key.split('.')[0]}: [...]}}." if listed else ""
-        raise UsageError(f"Parameter {name}.{key}: {fault['msg']} (given: {fault['input']!r}).{hint}") from error
+        fault = first_fault(error)
+        if fault.kind == "extra_forbidden":
+            raise unknown(f"parameter of {name}", fault.where, method.Params.model_fields) from error
+        if not fault.where:  # a fault of several parameters together
+            raise UsageError(f"Parameters of {name}: {fault.text}.") from error
+        listed = isinstance(fault.given, list) and fault.kind in ONE_VALUE
+        hint = f" For a row of each value: sweep: {{{fault.where.split('.')[0]}: [...]}}." if listed else ""
+        raise UsageError(f"Parameter {name}.{fault} (given: {fault.given!r}).{hint}") from error
 
 
 def weights_tag(weights: str) -> str:
-    """What stands in a cell for its initial weights: `none`, `pretrained`, or `file-` and the start of its sha256."""
+    """A cell's entry for its initial weights: `none`, `pretrained`, or `file-` and the start of its sha256."""
     if weights in WEIGHTS:
         return weights
     path = Path(weights)

@@ -1,9 +1,8 @@
-"""What a suite will take: time, memory and disk of every cell, from records of its like or from a short probe.
+"""Estimates of the time, memory and disk of a suite, from records of similar cells or from a short probe.
 
-From a record of another length it scales with the steps of the final training, of which a method's stages are multiples
-under the suite's recipe. A probe is the cell itself with every stage cut short, each scaled by what was cut off it.
-Evaluation does not scale.
-Single-task networks that several cells share are counted once.
+An estimate from a record of another length scales with the steps of the final training: under the suite's recipe, a
+method's stages are multiples of it. A probe is the cell itself with every stage cut short, and each stage scaled to its
+full length. Evaluation does not scale. Single-task networks that several cells share are counted once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.plan.cells import PlannedCell
-from benchmark.records.keys import canonical_json, unbalanced, value_at
+from benchmark.records.keys import canonical_json, unbalanced
 from benchmark.records.record import Record
 
 PROBE_STEPS = 10  # of every stage: enough that the first step, which is slower, does not decide
@@ -38,7 +37,7 @@ class Estimate:
 
 
 def kind_of(cell: PlannedCell) -> bytes:
-    """What cells that take equally long per step share: all but seed and budget."""
+    """The cell without seed and budget: cells that share it take equally long per step."""
     return canonical_json({key: value for key, value in cell.document.items() if key not in ("seed", "budget")})
 
 
@@ -46,36 +45,30 @@ def from_record(record: Record, root: Path, steps: int, step_limit: int | None =
     """The estimate for `steps` final steps from a finished record of the same kind. root: folder of that
     record's run. step_limit: of a probe.
     """
-    budget = _number(record.cell, "budget", "steps")
+    budget, cost = record.cell["budget"]["steps"], record.cost
     factor = steps / budget
     networks = {key: _network_seconds(root, key) for key in record.reused_from}
-    trained = sum(_number(record.cost, account, "seconds") for account in ("search", "final"))
+    trained = sum(part.get("seconds") or 0.0 for part in (cost.get("search", {}), cost.get("final", {})))
     own = max(0.0, trained - sum(networks.values()))
-    own += _number(record.cost, "io_seconds") + _number(record.cost, "unrun_seconds")
+    own += (cost.get("io_seconds") or 0.0) + (cost.get("unrun_seconds") or 0.0)
     ran = budget if step_limit is None else min(budget, step_limit)
-    memory, evaluation = (value_at(record.cost, name) for name in ("peak_bytes", "evaluation_peak_bytes"))
     return Estimate(
-        seconds=own * factor + _number(record.cost, "evaluation_seconds"),
+        seconds=own * factor + (cost.get("evaluation_seconds") or 0.0),
         shared={key: seconds * steps / ran for key, seconds in networks.items()},
-        memory_bytes=memory if isinstance(memory, int) else None,
+        memory_bytes=cost.get("peak_bytes"),
         disk_bytes=_disk(record, root),
         source="record" if step_limit is None else "probe",
-        evaluation_bytes=evaluation if isinstance(evaluation, int) else None,
+        evaluation_bytes=cost.get("evaluation_peak_bytes"),
     )
 
 
-def _number(value: object, *path: str) -> float:
-    found = value_at(value, *path)
-    return float(found) if isinstance(found, (int, float)) else 0.0
-
-
 def _network_seconds(root: Path, key: str) -> float:
-    """Seconds that a kept single-task network took to train; 0 where it is gone."""
+    """Seconds that a kept single-task network took to train; 0 if it is gone."""
     try:
         summary = json.loads((root / "single_task" / key[:2] / key / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return float(summary["spending"]["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
         return 0.0
-    return _number(summary, "spending", "seconds")
 
 
 def _disk(record: Record, root: Path) -> int:
@@ -101,7 +94,7 @@ def estimates_from(records: Iterable[Record], cells: Sequence[PlannedCell], root
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """Of all cells that are still to run. seconds: on `jobs` workers. unknown: cells without an estimate."""
+    """The estimate for all cells still to run. seconds: on `jobs` workers. unknown: cells without an estimate."""
 
     seconds: float
     memory_bytes: int | None

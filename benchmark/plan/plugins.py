@@ -1,7 +1,7 @@
 """Methods, data sets and backbone families from a user's own files, named by a suite's `plugins:` or by `--plugin`.
 
 A plug-in is a Python file that uses `@register_method`, `@register_dataset` or `@family`, as our own files do.
-It is the user's code and runs with the user's rights: a suite from somebody else is to be read before it is run.
+It is the user's code and runs with the user's rights: read a suite from another person before running it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,8 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Optional
-
-import typer
 
 from datasets.errors import UsageError
-
-PluginOption = Annotated[
-    Optional[list[Path]],  # noqa: UP045  (typer reads it in modules of any age)
-    typer.Option(
-        "--plugin", metavar="FILE", help="Python file that registers methods, data sets or backbones; may be repeated."
-    ),
-]
 
 
 def load_plugins(files: Iterable[str | Path]) -> None:

@@ -1,8 +1,8 @@
 """The program that trains a cell: its source files, found by their imports, and their hash. Spec: measurement 9.
 
-Import statements are read, also those inside functions; nothing is imported or run. Followed are our three packages,
-the package that a registered method or data set lies in, and what lies beside a plug-in. A method or data set that the
-cell does not use, and whatever prints, draws or times, is not reached and changes no hash.
+Import statements are read, also those inside functions; no module is imported or run. They are followed within our
+three packages, the package of a registered method or data set, and the folder of a plug-in. Methods and data sets that
+the cell does not use, and code that prints, draws or times, are not reached and change no hash.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Hashes (sha256, hex) of the code of a cell. training: what all methods share on its data set, its backbone and
-    its kinds of tasks. method: what its method reads beside that.
+    """Hashes (sha256, hex) of the code of a cell. training: the files that all methods share on its data set, its
+    backbone and its kinds of tasks. method: further files of its method.
     """
 
     training: str
@@ -65,8 +65,8 @@ def source_files(modules: Iterable[str]) -> dict[Path, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Module:
-    """name: dotted; of a plug-in that of its file. home: the folder where its project's own imports are looked up.
-    own: the one top-level package that is followed there; empty for a plug-in, of which all that lies beside it is.
+    """name: dotted; the file's name for a plug-in. home: the folder in which imports of its project are looked up. own:
+    the one top-level package that is followed there; empty for a plug-in, for which everything beside it is followed.
     """
 
     name: str
@@ -88,10 +88,11 @@ def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
     """The files that an absolute import runs: those of the packages around it, then its own. None for libraries."""
     parts = name.split(".")
     if parts[0] in PACKAGES:
+        parts = _public_names(parts[0]).get(name, name).split(".")
         home, own = _home_of(parts[0]), parts[0]
     elif own not in ("", parts[0]):
         return
-    # The __init__ of our own three says versions and names only: a release is no other program.
+    # The __init__ of our three packages holds versions and names only: a release does not change the program.
     for end in range(2 if parts[0] in PACKAGES else 1, len(parts) + 1):
         path = home.joinpath(*parts[:end])
         for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
@@ -101,12 +102,23 @@ def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
 
 
 @functools.cache
+def _public_names(package: str) -> Mapping[str, str]:
+    """{package.name: module} of the names that one of our packages exports lazily, read from its imports for types."""
+    return {
+        f"{package}.{alias.name}": node.module
+        for node in ast.walk(ast.parse(module_file(package).read_bytes()))
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(f"{package}.")
+        for alias in node.names
+    }
+
+
+@functools.cache
 def _home_of(package: str) -> Path:
     return module_file(package).parent.parent
 
 
 def _imported(module: _Module) -> Iterator[str]:
-    """Absolute names of what a module imports."""
+    """Absolute names of the imports of a module."""
     package = module.name.split(".")
     if module.file.name != "__init__.py":
         package.pop()
@@ -136,7 +148,7 @@ def _read(file: Path) -> _Source:
 
 @functools.cache
 def _parsed(file: Path, mtime_ns: int, size: int) -> _Source:
-    """A file in a state; one that has been changed since is another entry."""
+    """A file in one state; after a change it is another entry."""
     tree = ast.parse(file.read_bytes())
     imports = tuple(_imports([tree]))
     for node in ast.walk(tree):

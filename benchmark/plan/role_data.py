@@ -33,7 +33,7 @@ def load_splits(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> dict[s
 
 
 def content_hash(splits: Mapping[str, MultiTaskDataset]) -> str:
-    """What the samples of all splits hold, 32 hex digits: the data hash of a record."""
+    """Hash of the samples of all splits, 32 hex digits: the data hash of a record."""
     return cell_key(
         {f"{name}/{key}": part.content_hash() for name, split in splits.items() for key, part in split.inputs.items()}
     )
@@ -55,10 +55,10 @@ def load_roles(cell: Cell, spec: DatasetSpec, root: Path | None) -> tuple[dict[s
 
 
 def require_batches(cell: Cell, spec: DatasetSpec, alternates: bool, root: Path | None) -> None:
-    """Raise UsageError where a role that is trained on has fewer samples than a batch.
+    """Raise UsageError if a role that is trained on has fewer samples than a batch.
 
-    alternates: whether fit and arch are trained on apart. Data are loaded only where that is not plain from their
-    number: whole scenes may be held out, hence half of what the fractions promise.
+    alternates: whether fit and arch are trained on separately. Data are loaded only if the number of samples does not
+    settle it: whole scenes may be held out, so a role may get as few as half of its fraction.
     """
     selection, batch = cell.selection, cell.recipe.batch_size
     held_out = 0.0 if "val" in spec.splits or selection.select_on == "test" else selection.holdout_fraction

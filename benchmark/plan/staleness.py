@@ -18,9 +18,9 @@ _UNKNOWN = "made before records said which code trained them"
 
 
 class Present:
-    """What records made now would say of their code, data and libraries. data_root: folder of the data sets.
+    """The code, data and libraries that a record made now would state. data_root: folder of the data sets.
 
-    Initial weights are not compared: their digest is in the cell, and other ones are another cell.
+    Initial weights are not compared: their digest is in the cell, so other weights make another cell.
     """
 
     def __init__(self, data_root: Path | None) -> None:
@@ -28,10 +28,10 @@ class Present:
         self._contents: dict[bytes, str] = {}
 
     def stale_reason(self, record: Record, cell: PlannedCell) -> str | None:
-        """What differs between a record and the present, in words; None where nothing does.
+        """The difference between a record and the present, in words; None if there is none.
 
-        Data are listed and hashed where nothing else differs, each data set once. Raises UsageError where they cannot
-        be read.
+        Data are listed and hashed only if nothing else differs, each data set once. Raises UsageError if they cannot be
+        read.
         """
         made = record.versions
         if made.get("training_hash") is None:

@@ -1,8 +1,8 @@
-"""Suites: what a YAML file says, validated, and the `Cell`s that it asks for. The plan is data; nothing here opens a
-data set or builds a network.
+"""Suites: the settings of a YAML file, validated, and the `Cell`s that it asks for. The plan is data; nothing here
+opens a data set or builds a network.
 
-Every key is checked (unknown keys are errors that name file, line, key and the nearest valid key); defaults are filled
-in, so a cell's canonical JSON says everything that its result depends on.
+Every key is checked, and an unknown key is an error that names file, line, key and the nearest valid key. Defaults are
+filled in, so that a cell's canonical JSON holds everything that its result depends on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmark.records.measurements import MemoryFormat
 from datasets.settings import Checked
 
 MAX_SWEEP = 1_000  # rows of one entry: combinations multiply
-WEIGHTS = ("none", "pretrained")  # what `weights` of a backbone takes beside a file
+WEIGHTS = ("none", "pretrained")  # values of a backbone's `weights` that are not a file
 BALANCING = "balancing"
 
 
@@ -45,43 +45,48 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class OptimizerSettings(Settings):
-    """Optimizer of the weights. head_lr: rate of heads and added layers (measurement 4g); null takes `lr`."""
+    """Optimizer of the weights."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 0.05
-    head_lr: Positive | None = None
-    momentum: Fraction = 0.9
-    nesterov: bool = False
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    head_lr: Positive | None = Field(
+        default=None, description="learning rate of heads and added layers (measurement 4g); null takes `lr`"
+    )
+    momentum: Fraction = Field(default=0.9, description="of sgd")
+    nesterov: bool = Field(default=False, description="of sgd")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="of adam and adamw")
     weight_decay: NonNegative = 5e-4
 
 
 class ScheduleSettings(Settings):
-    """Factor on the learning rate over a stage; restarts with every stage. warmup, milestones: fractions of
-    the stage.
-    """
+    """Factor on the learning rate over a stage; it restarts with every stage."""
 
     name: Literal["cosine", "step", "poly", "constant"] = "cosine"
-    warmup: Fraction = 0.05
-    milestones: tuple[Fraction, ...] = (0.5, 0.75)
-    gamma: Positive = 0.1
-    power: Positive = 0.9
+    warmup: Fraction = Field(default=0.05, description="part of the stage in which the factor rises to 1")
+    milestones: tuple[Fraction, ...] = Field(
+        default=(0.5, 0.75), description="of `step`: fractions of the stage at which the factor is multiplied by gamma"
+    )
+    gamma: Positive = Field(default=0.1, description="of `step`")
+    power: Positive = Field(default=0.9, description="of `poly`: exponent of the remaining part of the stage")
 
 
 class BalancingSettings(Settings):
-    """How task losses become gradients: `equal` sums the weighted losses, others are torchjd's
-    (benchmark.plan.balancing). A bare name stands for one without params; a `{task: number}` among these is a vector.
-    """
+    """How task losses become gradients. In YAML, a bare name is short for a balancing without params."""
 
-    name: str = "equal"
-    params: dict[str, float | int | str | dict[str, float]] = Field(default_factory=dict)
+    name: str = Field(
+        default="equal",
+        description="`equal` sums the weighted losses; the others are torchjd's, see benchmark.plan.balancing",
+    )
+    params: dict[str, float | int | str | dict[str, float]] = Field(
+        default_factory=dict, description="arguments of the balancing; `{task: number}` is a vector over the tasks"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _a_name_is_one(cls, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             raise ValueError(
-                "is one way for all rows; a list, which makes a row of each, stands at the top level of the suite: "
+                "is one way for all rows; a list, which makes a row of each, belongs at the top level of the suite: "
                 "balancing: [equal, uncertainty]"
             )
         return {"name": value} if isinstance(value, str) else value
@@ -104,56 +109,64 @@ Balancings = Annotated[
 
 
 class RecipeSettings(Settings):
-    """What every row of a table trains with. `published` is set by a method's own recipe and shown red by the audit.
+    """How every row of a table is trained."""
 
-    augmentation: steps in order, each a name or a mapping with `name` and options (datasets.images.augmentation).
-    max_loss: a training loss above it ends the cell as diverged. workers: loader processes for sets that are not
-    cached.
-    """
-
-    name: Literal["suite", "published"] = "suite"
+    name: Literal["suite", "published"] = Field(
+        default="suite", description="`published` states that the settings are those of a paper"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     batch_size: Count = 64
-    clip_norm: Positive | None = 5.0
+    clip_norm: Positive | None = Field(default=5.0, description="largest norm of the gradient; null does not clip")
     precision: Literal["fp32", "amp-bf16", "amp-fp16"] = "fp32"
     memory_format: MemoryFormat = "channels_last"
     balancing: BalancingSettings = BalancingSettings()
-    augmentation: tuple[str | dict[str, Any], ...] = ()
-    max_loss: Positive = 1e6
-    workers: Annotated[int, Field(ge=0)] = 0
+    augmentation: tuple[str | dict[str, Any], ...] = Field(
+        default=(),
+        description="steps in order, each a name or a mapping with `name` and options (datasets.images.augmentation)",
+    )
+    max_loss: Positive = Field(default=1e6, description="a training loss above it ends the cell as diverged")
+    workers: int = Field(default=0, ge=0, description="loader processes, for data sets that are not cached")
 
 
 class SelectionSettings(Settings):
-    """Which checkpoint of the final training is kept, and how train is cut into roles (measurement 1.4).
-
-    evaluations: how often `best-on-select` looks at the select role, at equal distances. select_on: `test` re-enacts a
-    published protocol that chose on its test images; such rows are red, unranked and say so everywhere.
-    """
+    """Which checkpoint of the final training is kept, and how the train split is cut into roles (measurement 1.4)."""
 
     rule: Literal["last", "best-on-select"] = "last"
-    evaluations: Count = 5
-    arch_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.20
-    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.10
-    select_on: Literal["select", "test"] = "select"
+    evaluations: Count = Field(
+        default=5, description="of `best-on-select`: number of evaluations on the select role, evenly spaced"
+    )
+    arch_fraction: float = Field(default=0.20, gt=0, lt=1, description="part of the training samples with role arch")
+    holdout_fraction: float = Field(
+        default=0.10, gt=0, lt=1, description="part held out for the select role if there is no val split"
+    )
+    select_on: Literal["select", "test"] = Field(
+        default="select",
+        description="`test` re-enacts a published protocol that chose on its test images; such rows are red, unranked "
+        "and marked everywhere",
+    )
 
 
 class BudgetSettings(Settings):
-    """steps: batches of the final training, equal for every row. cycles: parts that time inside a stage counts in."""
+    """How long every row is trained."""
 
-    steps: Count = 100
-    cycles: Count = 20
+    steps: Count = Field(default=100, description="batches of the final training")
+    cycles: Count = Field(default=20, description="equal parts of a stage: the unit of time within it")
 
 
 class DataSettings(Settings):
-    """A data set with protocol, tasks and task weights; null tasks takes the data set's default ones."""
+    """A data set and what of it is learnt. In YAML, a bare name is short for a data set with its defaults."""
 
     dataset: str
     protocol: str = "standard"
-    layout: str | None = None
-    tasks: tuple[str, ...] | None = None
-    task_weights: dict[str, Positive] = Field(default_factory=dict)
-    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    layout: str | None = Field(default=None, description="of the files on disk; null takes the one that is found")
+    tasks: tuple[str, ...] | None = Field(default=None, description="null takes the data set's default tasks")
+    task_weights: dict[str, Positive] = Field(
+        default_factory=dict, description="factors on the losses; absent tasks keep the data set's weight"
+    )
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="of this data set, see `list NAME`"
+    )
 
     @field_validator("tasks")
     @classmethod
@@ -164,45 +177,50 @@ class DataSettings(Settings):
 
 
 class BackboneSettings(Settings):
-    """A timm backbone. weights: `none`, `pretrained`, or a file relative to the suite's; equal initial weights for all
-    rows.
-    dilation: of the first convolution of a dilated stage, see `methods.backbones.family.BackboneConfig`.
-
-    Images come in the data set's size. Vision transformers are built for it.
+    """A timm backbone, with the same initial weights for all rows. Images have the size of the data set; vision
+    transformers are built for it.
     """
 
     name: str
-    weights: str = "none"
+    weights: str = Field(default="none", description="`none`, `pretrained`, or a file relative to the suite's")
     in_chans: Literal[1, 3] = 3
     output_stride: Literal[8, 16, 32] = 32
-    zero_init_last: bool = False
-    drop_path: Fraction = 0.0
-    dropout: Fraction = 0.0
-    dilation: Literal["timm", "deeplab"] = "timm"
+    zero_init_last: bool = Field(default=False, description="the last norm of every residual branch starts at 0")
+    drop_path: Fraction = Field(default=0.0, description="largest rate of stochastic depth")
+    dropout: Fraction = Field(default=0.0, description="rate before the last layer of a head")
+    dilation: Literal["timm", "deeplab"] = Field(
+        default="timm",
+        description="of the first convolution of a dilated stage, see methods.backbones.family.BackboneConfig",
+    )
 
 
 class HeadSettings(Settings):
-    """Heads of tasks with a label for every pixel: name of the decoder, and its width inside (null: as published)."""
+    """Heads of tasks with a label for every pixel."""
 
-    dense: str = "conv1x1"
-    hidden: Count | None = None
+    dense: str = Field(default="conv1x1", description="name of the decoder")
+    hidden: Count | None = Field(default=None, description="channels inside the decoder; null takes the published ones")
 
 
 class MethodSettings(Settings):
-    """A method and those of its parameters that differ from their defaults."""
+    """A method and its parameters."""
 
     name: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict, description="those that differ from the method's defaults")
 
 
 class MethodEntry(MethodSettings):
-    """An entry of a suite's methods. sweep: `{budget: [1.0, 1.5, 2.0]}` makes a row of every value, with several
-    parameters of every combination; `a.b` is the parameter b of section a. balancing: of this entry alone, in place of
-    the suite's; one, or a list that makes a row of each.
+    """An entry of a suite's methods, which may make several rows. In YAML, a bare name is short for a method with its
+    defaults.
     """
 
-    balancing: Balancings | None = None
-    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    balancing: Balancings | None = Field(
+        default=None, description="of this entry, in place of the suite's; a list makes a row of each"
+    )
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="`{budget: [1.0, 1.5, 2.0]}` makes a row of every value, several parameters a row of every "
+        "combination; `a.b` is the parameter b of section a",
+    )
 
     @field_validator("sweep")
     @classmethod
@@ -223,8 +241,9 @@ class MethodEntry(MethodSettings):
         return self
 
     def rows(self) -> Iterator[MethodSettings]:
-        """One setting for every combination of swept values, the last parameter fastest. Raises ValueError for a
-        parameter that is given twice.
+        """One setting for every combination of swept values; the last parameter varies fastest.
+
+        Raises ValueError for a parameter that is given twice.
         """
         for values in itertools.product(*self.sweep.values()):
             params = copy.deepcopy(self.params)
@@ -237,7 +256,9 @@ class MethodEntry(MethodSettings):
 
 
 def section_of(params: dict[str, Any], keys: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The section that a dotted name leads to, made where it is not there, and the last key. Raises ValueError."""
+    """The section that a dotted name leads to, created if absent, and the last key. Raises ValueError if one of the
+    keys holds a value.
+    """
     for key in keys[:-1]:
         child = params.setdefault(key, {})
         if not isinstance(child, dict):
@@ -247,12 +268,7 @@ def section_of(params: dict[str, Any], keys: Sequence[str]) -> tuple[dict[str, A
 
 
 class Suite(Settings):
-    """What was asked for: the product of data sets, backbones, methods with their loss balancing, and seeds.
-
-    balancing: of every method that has none of its own; a list makes a row of each. What has one task is not balanced
-    and stands once. It takes the place of `recipe.balancing`, which says the same of one for all rows.
-    plugins: Python files that register methods and data sets of their own, relative to the suite's file.
-    """
+    """A benchmark as asked for: the product of data sets, backbones, methods with their loss balancing, and seeds."""
 
     name: Name
     description: str = ""
@@ -264,8 +280,14 @@ class Suite(Settings):
     head: HeadSettings = HeadSettings()
     recipe: RecipeSettings = RecipeSettings()
     selection: SelectionSettings = SelectionSettings()
-    balancing: Balancings | None = None
-    plugins: tuple[str, ...] = ()
+    balancing: Balancings | None = Field(
+        default=None,
+        description="of every method whose entry names none, in place of `recipe.balancing`; a list makes a row of "
+        "each. Cells with one task are not balanced and appear once",
+    )
+    plugins: tuple[str, ...] = Field(
+        default=(), description="Python files that register methods and data sets, relative to the suite's file"
+    )
 
     @model_validator(mode="after")
     def _balanced_once(self) -> Suite:
@@ -291,9 +313,7 @@ class Suite(Settings):
         )
 
     def cells(self) -> Iterator[Cell]:
-        """The cells in a fixed order: data, backbone, seed, method; so that the rows of a comparison appear
-        together.
-        """
+        """The cells in the order data, backbone, seed, method, so that the rows of a comparison come together."""
         usual = self.balancing or (self.recipe.balancing,)
         rows = [
             (row, self.recipe.model_copy(update={"balancing": balancing}), entry.balancing is not None)
@@ -317,10 +337,7 @@ class Suite(Settings):
 
 
 class Cell(Settings):
-    """One training to one record. `benchmark.plan.cells.resolve` fills in what only registries know.
-
-    own_balancing: its method's entry asks for the loss balancing, not the suite as a whole; no part of its identity.
-    """
+    """One training, which makes one record. `benchmark.plan.cells.resolve` fills in what only registries know."""
 
     method: MethodSettings
     data: DataSettings
@@ -330,7 +347,10 @@ class Cell(Settings):
     selection: SelectionSettings
     budget: BudgetSettings
     seed: int
-    own_balancing: bool = False
+    own_balancing: bool = Field(
+        default=False,
+        description="whether the method's entry asks for the loss balancing, not the suite; not part of the key",
+    )
 
 
 def _is_list(value: Any) -> bool:
@@ -338,7 +358,7 @@ def _is_list(value: Any) -> bool:
 
 
 def make_absolute(document: dict[str, Any], folder: Path) -> None:
-    """Paths of a suite are relative to its file; workers and later runs do not know where that was."""
+    """Make the paths of a suite absolute: they are relative to its file, which workers do not know."""
     if isinstance(document.get("plugins"), list):
         document["plugins"] = [str((folder / str(file)).resolve()) for file in document["plugins"]]
     if isinstance(document.get("backbones"), list):

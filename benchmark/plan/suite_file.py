@@ -1,7 +1,8 @@
-"""A suite from its YAML file, with the choices of a command line; faults name file, line and key."""
+"""A suite from its YAML file, with a user's choices. Errors name file, line and key."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from benchmark.cli import split_names
 from benchmark.plan.suite import BALANCING, Suite, make_absolute, section_of
 from benchmark.plan.yaml_text import Location, parse_yaml
-from datasets.errors import UnknownNameError, UsageError, nearest, unknown
+from datasets.errors import UnknownNameError, UsageError, first_fault, nearest, unknown
 
 SUITES = Path(__file__).parent.parent / "suites"
 
@@ -26,8 +26,8 @@ def suite_names() -> list[str]:
 
 
 def find_suite(name: str) -> Path:
-    """File of a shipped suite, or the path itself: what ends in .yaml or .yml or has a separator. A bare name is a
-    shipped suite whatever lies in the working directory. Raises UnknownNameError.
+    """The file of a suite: a name that ends in .yaml or .yml, or has a separator, is a path; a bare name is a shipped
+    suite, even if the working directory has a file of that name. Raises UsageError.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or any(mark in name for mark in (os.sep, os.altsep) if mark):
@@ -109,24 +109,23 @@ def _method_entries(document: dict[str, Any], name: str) -> list[dict[str, Any]]
 
 
 def _explain(error: ValidationError, path: Path, lines: Mapping[Location, int]) -> str:
-    """One line for the first fault: file, line, key path, what is wrong, nearest valid key."""
-    fault = error.errors()[0]
+    """One line for the first fault: file, line, key path, fault, nearest valid key."""
+    fault = first_fault(error)
     # A union adds the name of the branch that was tried; the lines only know the document's own keys.
-    location = tuple(fault["loc"])
+    location = error.errors()[0]["loc"]
     known = next((location[:n] for n in range(len(location), -1, -1) if location[:n] in lines), ())
     where = f"{path}, line {lines[known]}" if known else str(path)
-    key = ".".join(str(part) for part in location)
-    if fault["type"] == "extra_forbidden":
+    if fault.kind == "extra_forbidden":
         allowed = _fields_at(location[:-1])
         hint = f" Nearest: {', '.join(nearest(str(location[-1]), allowed))}. Known: {', '.join(allowed)}."
         hint = hint if allowed else ""
-        return f"{where}: unknown key {key!r}.{hint}"
-    given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
-    return f"{where}: {key}: {fault['msg'].removeprefix('Value error, ')}{given}."[:500]
+        return f"{where}: unknown key {fault.where!r}.{hint}"
+    given = "" if fault.kind == "missing" else f" (given: {fault.given!r})"
+    return f"{where}: {fault}{given}."[:500]
 
 
 def _fields_at(location: Location) -> list[str]:
-    """Names of the settings that may stand at a place of a suite."""
+    """Names of the settings that are valid at a place of a suite."""
     model: type[BaseModel] = Suite
     for part in location:
         if isinstance(part, int):
@@ -157,42 +156,49 @@ def changes_to(suite: dict[str, Any], option: str, key: str, names: Sequence[str
     return [entry for name in names for entry in known.get(name, [{key: name}])]
 
 
-def select(
-    name: str,
-    *,
-    methods: str | None = None,
-    datasets: str | None = None,
-    tasks: str | None = None,
-    backbones: str | None = None,
-    seeds: str | None = None,
-    settings: Sequence[str] = (),
-    plugins: Sequence[str | Path] = (),
-) -> Suite:
-    """A suite with the choices of the command line. plugins: besides the suite's own, relative to the working
-    directory. Raises UsageError.
+@dataclasses.dataclass(frozen=True)
+class SuiteChoices:
+    """What a user changes in a suite; None leaves a part as it is.
+
+    methods, datasets, backbones: only these entries, in this order; tasks: of every data set. settings: `a.b=c`
+    assignments. plugins: files besides the suite's own, relative to the working directory.
     """
+
+    methods: Sequence[str] | None = None
+    datasets: Sequence[str] | None = None
+    tasks: Sequence[str] | None = None
+    backbones: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+    settings: Sequence[str] = ()
+    plugins: Sequence[str | Path] = ()
+
+
+def select(name: str, choices: SuiteChoices = SuiteChoices()) -> Suite:
+    """A suite with a user's choices. name: of a shipped suite, or the path of a YAML file. Raises UsageError."""
+    for field, value in vars(choices).items():
+        if isinstance(value, str):  # a sequence too, of letters
+            raise UsageError(f"{field}={value!r}: expected a list, for example [{value!r}].")
     path = find_suite(name)
     # Validated first, so that what is changed below is known to have the right form.
     read_suite(path)
     document, _ = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     changes: dict[str, Any] = {}
-    for option, key, text in (
-        ("methods", "name", methods),
-        ("data", "dataset", datasets),
-        ("backbones", "name", backbones),
+    for option, key, names in (
+        ("methods", "name", choices.methods),
+        ("data", "dataset", choices.datasets),
+        ("backbones", "name", choices.backbones),
     ):
-        if (names := split_names(text)) is not None:
+        if names is not None:
             changes[option] = changes_to(document, option, key, names)
-    if (chosen := split_names(tasks)) is not None:
+    if choices.tasks is not None:
         entries = changes.get("data", document["data"])
         changes["data"] = [
-            {**({"dataset": entry} if isinstance(entry, str) else entry), "tasks": chosen} for entry in entries
+            {**({"dataset": entry} if isinstance(entry, str) else entry), "tasks": list(choices.tasks)}
+            for entry in entries
         ]
-    if (numbers := split_names(seeds)) is not None:
-        try:
-            changes["seeds"] = [int(number) for number in numbers]
-        except ValueError as error:
-            raise UsageError(f"--seeds {seeds!r}: expected whole numbers, for example 0,1,2.") from error
-    suite = read_suite(path, changes, settings)
-    named = tuple(str(Path(file).resolve()) for file in plugins)  # workers do not know where the command was started
+    if choices.seeds is not None:
+        changes["seeds"] = list(choices.seeds)
+    suite = read_suite(path, changes, choices.settings)
+    # Absolute: workers do not know where the command was started.
+    named = tuple(str(Path(file).resolve()) for file in choices.plugins)
     return suite.model_copy(update={"plugins": tuple(dict.fromkeys((*suite.plugins, *named)))})

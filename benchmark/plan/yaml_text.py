@@ -1,6 +1,6 @@
-"""YAML of users, read within bounds and as it looks.
+"""Users' YAML, read within bounds and without surprises.
 
-Safe tags only, no key twice, aliases that do not multiply. Numbers that YAML 1.1 reads otherwise than they look (032 is
+Tags are safe, keys are unique, and aliases cannot multiply. Numbers that YAML 1.1 reads in an unexpected way (032 is
 26, 1:30 is 90) are refused.
 """
 
@@ -14,7 +14,7 @@ import yaml
 from datasets.errors import UsageError
 
 MAX_BRACKETS = 1_000  # PyYAML takes quadratic time over nested brackets: minutes for a file of 100 kB
-MAX_NODES = 10_000  # with every alias written out, which can be exponentially more than what stands in the file
+MAX_NODES = 10_000  # with every alias written out, which can be exponentially more than in the file
 
 Location = tuple[str | int, ...]
 

@@ -2,8 +2,9 @@
 
 delta of a metric = 100 * s * (m - b) / |b| with value m, single-task value b and s = +1 for higher is better, else -1:
 positive is better, whatever the metric. `mean-metrics` averages over a task's metrics J first, then over tasks;
-`one-metric` takes each task's primary metric. What cannot be computed is null with a reason, never 0, and a null in one
-metric makes the whole value null: a mean over what is left would compare other quantities in other rows.
+`one-metric` takes each task's primary metric. A value that cannot be computed is null with a reason, never 0. A null in
+one metric makes the whole value null: a mean over the remaining metrics would compare different quantities in different
+rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from benchmark.records.record import MetricEntry
+    from benchmark.records.documents import MetricEntry
 
 Variant = Literal["mean-metrics", "one-metric"]
 SMALLEST_BASELINE = 1e-8  # |b| below it: no ratio
@@ -25,8 +26,8 @@ _SETS: Mapping[str, tuple[str, ...]] = {
     "mean_angle": ("mean_angle", "median_angle", "within_11_25", "within_22_5", "within_30"),
     "rel_err": ("abs_err", "rel_err", "delta_1_25", "delta_1_25_2", "delta_1_25_3"),
 }
-# Primary metrics, the first one present counts. The specification names those up to `accuracy`; the rest is our choice,
-# for tasks that have none of them (rare classes, regression maps, Taskonomy under `adashare`).
+# Primary metrics; the first one present counts. The specification names those up to `accuracy`; the others are our
+# choice, for tasks without any of these (rare classes, regression maps, Taskonomy under `adashare`).
 _PRIMARY = (
     "miou",
     "mean_angle",
@@ -56,7 +57,7 @@ class Delta:
 
 
 def primary_metric(names: Collection[str]) -> str | None:
-    """The primary metric of a task with these metrics; None where they are several and none is known."""
+    """The primary metric of a task with these metrics; None if there are several and none of them is known."""
     if "rel_err" in names and "rmse" in names:  # depth; other kinds that have an rmse are judged by abs_err
         return "rmse"
     for name in _PRIMARY:
@@ -66,7 +67,7 @@ def primary_metric(names: Collection[str]) -> str | None:
 
 
 def compared_metrics(names: Collection[str], variant: Variant) -> tuple[str, ...]:
-    """J: the metrics of a task that enter its Delta, out of those measured; empty where no primary metric is known."""
+    """J: the measured metrics of a task that enter its Delta; empty if no primary metric is known."""
     if variant == "mean-metrics":
         for signature, metrics in _SETS.items():
             if signature in names:
@@ -76,7 +77,7 @@ def compared_metrics(names: Collection[str], variant: Variant) -> tuple[str, ...
 
 
 def delta_metric(value: float, baseline: float, higher_is_better: bool) -> float | None:
-    """100 * s * (value - baseline) / |baseline|, percent; None where |baseline| < 1e-8."""
+    """100 * s * (value - baseline) / |baseline|, percent; None if |baseline| < 1e-8."""
     if abs(baseline) < SMALLEST_BASELINE:
         return None
     sign = 1.0 if higher_is_better else -1.0

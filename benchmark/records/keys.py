@@ -7,17 +7,16 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import TYPE_CHECKING
 
 from datasets.errors import UsageError
 
+if TYPE_CHECKING:
+    from benchmark.records.documents import BalancingDocument
+
 KEY_DIGITS = 32
-
-
 TABLE_DIGITS = 12
-
-
-EQUAL_BALANCING: Mapping[str, object] = {"name": "equal", "params": {}}  # the sum of the weighted losses
+EQUAL_BALANCING: BalancingDocument = {"name": "equal", "params": {}}  # the sum of the weighted losses
 
 
 class CanonicalError(UsageError):
@@ -87,38 +86,32 @@ def cell_key(cell: Mapping[str, object]) -> str:
 
 
 def table_key(cell: Mapping[str, object]) -> str:
-    """What the rows of one table share, 12 hex digits: the cell without method, loss balancing and seed."""
+    """The key of a cell's table, 12 hex digits: a hash of the cell without method, loss balancing and seed."""
     shared = {name: value for name, value in unbalanced(cell).items() if name not in ("method", "seed")}
     return hashlib.sha256(canonical_json(shared)).hexdigest()[:TABLE_DIGITS]
 
 
 def row_key(cell: Mapping[str, object]) -> bytes:
-    """What tells the rows of one table apart: method with parameters, and loss balancing where it is not equal."""
+    """The key of a cell's row within its table: method with parameters, and loss balancing if it is not equal."""
     balancing = balancing_of(cell)
     return canonical_json([cell["method"], *([] if balancing == EQUAL_BALANCING else [balancing])])
 
 
 def balancing_of(cell: Mapping[str, object]) -> Mapping[str, object]:
-    """The loss balancing of a cell: name and params; equal where the cell says nothing."""
-    found = value_at(cell, "recipe", "balancing")
+    """The loss balancing of a cell: name and params; `equal` if the cell names none."""
+    recipe = cell.get("recipe")
+    found = recipe.get("balancing") if isinstance(recipe, Mapping) else None
     return found if isinstance(found, Mapping) else EQUAL_BALANCING
 
 
 def unbalanced(cell: Mapping[str, object]) -> dict[str, object]:
-    """The cell with equal loss balancing: what rows share that differ in nothing else, and networks of one task."""
+    """The cell with `equal` loss balancing: rows that differ in their balancing alone share it, and their single-task
+    networks.
+    """
     recipe = cell.get("recipe")
     if balancing_of(cell) == EQUAL_BALANCING or not isinstance(recipe, Mapping):
         return dict(cell)
     return {**cell, "recipe": {**recipe, "balancing": dict(EQUAL_BALANCING)}}
-
-
-def value_at(value: object, *path: str) -> object:
-    """The value at a key path of nested JSON objects; None where a key is missing."""
-    for name in path:
-        if not isinstance(value, Mapping):
-            return None
-        value = cast("Mapping[str, object]", value).get(name)
-    return value
 
 
 def flat_params(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

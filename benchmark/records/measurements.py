@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from benchmark.records.keys import canonical_json
 from benchmark.records.record import parse_json
 from benchmark.records.store import safe_name, write_atomic
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 
 SCHEMA = 1
 FOLDER = "speed"
@@ -26,11 +26,15 @@ DeviceKind = Literal["cpu", "cuda"]
 Dtype = Literal["fp32", "tf32", "amp-bf16", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Status = Literal["done", "oom", "failed"]
+Form = Literal["pairs", "slots"]
+
+PAIRS, ROUNDS = 60, 7
+NOISY_AA = 0.03  # |aa - 1| above it: `noisy`
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeedSettings:
-    """What is equal for all rows of a speed table. Raises UsageError for what does not exist.
+    """The settings that all rows of a speed table share. Raises UsageError for an unknown value or combination.
 
     batch: of the input; of train-step the training batch. dtype: fp32 (TF32 off), tf32, amp-bf16 (autocast), bf16 (cast
     weights). memory_format: of model and input. threads: intra-op; inter-op is 1.
@@ -64,13 +68,31 @@ class SpeedSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spread:
+    """Median and extremes over calls (pairs) or rounds (slots)."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTimes:
+    """Milliseconds of a step: on the host clock (pairs), on the device (slots)."""
+
+    median: float
+    p10: float
+    p90: float
+    iqr: float
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkEntry:
     """One network in one mode. graph: hash of its task graph; mode: joint, mixed, task:NAME or train-step.
 
     images, predictions: per step. r: relative to the reference, r_stl: to the single-task networks of the same table in
-    the same mode. step_ms is the latency where batch is 1. message: why it is not done. raw: times as taken.
-    compile: seconds, graphs and graph breaks. memory: bytes, where that pass was made. Numbers are None where
-    status is not `done`.
+    the same mode. step_ms is the latency if batch is 1. message: why it is not done. raw: times as taken. compile:
+    seconds, graphs and graph breaks. memory: bytes, if that pass was made. Numbers are None if status is not `done`.
     """
 
     graph: str
@@ -100,9 +122,9 @@ class NetworkEntry:
 class MeasurementFile:
     """All networks of one table at one setting, measured together.
 
-    status: `done` where ref could be measured, else its failure. aa: A/A ratio, printed with every table. reference:
-    what ref is, and how fast it was. protocol: pairs or rounds and the rule of the warm-up. states: clocks, temperature
-    and the like before and after, None where there is no counter. started: UTC.
+    status: `done` if the reference (ref) could be measured, else its failure. aa: A/A ratio, printed with every table.
+    reference: name and speed of ref. protocol: pairs or rounds and the rule of the warm-up. states: clocks, temperature
+    and the like before and after, None without a counter. started: UTC.
     """
 
     schema: int
@@ -124,6 +146,11 @@ class MeasurementFile:
     environment: Mapping[str, Any]
     states: Mapping[str, Any]
     networks: tuple[NetworkEntry, ...]
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether two copies of the reference differed by more than 3 %."""
+        return self.aa is not None and is_noisy(self.aa)
 
 
 _PARSER = TypeAdapter(MeasurementFile)
@@ -165,12 +192,12 @@ class SpeedResults:
     problems: tuple[str, ...]
 
     def find(self, graph: str, settings: str, mode: str) -> NetworkSpeed | None:
-        """The latest measurement of a network, whatever its status; None where there is none."""
+        """The latest measurement of a network, whatever its status; None if there is none."""
         return self.networks.get(graph, {}).get(settings, {}).get(mode)
 
 
 def read_measurement(path: Path) -> MeasurementFile:
-    """The measurement in a file. Raises UsageError with the reason where it is none."""
+    """The measurement in a file. Raises UsageError with the reason if the file does not hold one."""
     try:
         document = parse_json(path.read_bytes())
     except OSError as error:
@@ -181,8 +208,7 @@ def read_measurement(path: Path) -> MeasurementFile:
     try:
         return _PARSER.validate_python(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise UsageError(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}") from error
+        raise UsageError(str(first_fault(error))) from error
 
 
 def read_speed(root: Path) -> SpeedResults:
@@ -201,29 +227,7 @@ def read_speed(root: Path) -> SpeedResults:
         for entry in measurement.networks:
             modes = networks.setdefault(entry.graph, {}).setdefault(measurement.settings.name, {})
             modes[entry.mode] = NetworkSpeed(entry, measurement)
-    return SpeedResults(cast("Mapping[str, Mapping[str, Mapping[str, NetworkSpeed]]]", networks), tuple(problems))
-
-
-Form = Literal["pairs", "slots"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Median and extremes over calls (pairs) or rounds (slots)."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class StepTimes:
-    """Milliseconds of a step: on the host clock (pairs), on the device (slots)."""
-
-    median: float
-    p10: float
-    p90: float
-    iqr: float
+    return SpeedResults(networks, tuple(problems))
 
 
 def is_noisy(aa: float) -> bool:
@@ -234,12 +238,6 @@ def is_noisy(aa: float) -> bool:
 def same_speed_within(aa: float) -> float:
     """Relative differences below this are not called differences."""
     return max(2 * abs(aa - 1), NOISY_AA)
-
-
-PAIRS, ROUNDS = 60, 7
-
-
-NOISY_AA = 0.03  # |aa - 1| above it: `noisy`
 
 
 def light_settings(device: str) -> SpeedSettings:

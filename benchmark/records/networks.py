@@ -16,7 +16,7 @@ from methods.graph.task_graph import TaskGraph
 
 
 def load_graph(store: Store, record: Record) -> TaskGraph:
-    """The stored network of a record. Raises StorageError where its files are missing or changed."""
+    """The stored network of a record. Raises StorageError if its files are missing or changed."""
     for name in ("graph", "weights"):
         if name not in record.artifacts:
             raise UsageError(f"Record {record.key} has no artifact {name!r}; run its cell again.")
@@ -26,7 +26,7 @@ def load_graph(store: Store, record: Record) -> TaskGraph:
 
 
 def built_graph(document: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> TaskGraph:
-    """The graph of its JSON form. Raises UsageError where other code wrote it, in a form that this one cannot build."""
+    """The graph of its JSON form. Raises UsageError if other code wrote it in a form that this version cannot build."""
     try:
         return TaskGraph.from_json(document, tensors)
     except UnknownNameError as error:

@@ -1,4 +1,4 @@
-"""Where a record comes from: hashes of the code, versions of the libraries, the machine. Spec: measurement 9.
+"""Origin of a record: hashes of the code, versions of the libraries, the machine. Spec: measurement 9.
 
 Heavy packages are not imported to ask for their versions, and nothing here names a path or a host.
 """
@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from benchmark.records.documents import EnvironmentDocument
 from benchmark.version import __version__
 from datasets.errors import UsageError
 
 PACKAGES = ("benchmark", "datasets", "methods")
-# What changes bits or speed on one machine; PATH-like variables stay out of records.
+# Variables that change bits or speed on one machine; PATH-like variables stay out of records.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -52,7 +53,7 @@ def _sources(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def module_file(name: str) -> Path:
-    """The source file of a module, imported or not. Raises UsageError where it has none."""
+    """The source file of a module, imported or not. Raises UsageError if it has none."""
     module = sys.modules.get(name)
     origin = getattr(module, "__file__", None)  # plug-ins and __main__ are known here and nowhere else
     if origin is None:
@@ -74,7 +75,7 @@ def package_hash() -> str:
 
 
 def installed(distribution: str) -> str | None:
-    """The version of an installed distribution, None where it is not there. Nothing is imported."""
+    """The version of a distribution, None if it is not installed. Nothing is imported."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -129,9 +130,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
-    """{"commit": hex, "dirty": bool} of the checkout that holds the packages; both None where they are not tracked.
+    """{"commit": hex, "dirty": bool} of the checkout that holds the packages; both None if they are not tracked.
 
-    An installed copy inside somebody's own repository is not tracked there, and must not report that one's commit.
+    A copy that is installed inside another repository is not tracked there and must not report that repository's
+    commit.
     """
     folder = Path(__file__).parent.parent if folder is None else folder
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
@@ -143,8 +145,8 @@ def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
 
 
 def cpu_name() -> str:
-    """Name of the processor as the system tells it; on Linux with family, model and stepping, which a virtual machine's
-    name leaves out.
+    """Name of the processor as the system reports it; on Linux with family, model and stepping, which the name of a
+    virtual machine's processor leaves out.
     """
     cpuinfo = Path("/proc/cpuinfo")
     try:
@@ -167,7 +169,7 @@ def environment(
     determinism: Mapping[str, bool | str],
     driver: str | None = None,
     cpu_capability: str | None = None,
-) -> dict[str, object]:
+) -> EnvironmentDocument:
     """The `environment` block of a record. device: "cpu" or a GPU's name; threads: intra- and inter-op.
 
     cpu_capability: the instruction set that torch's CPU kernels use, asked of torch by the caller.

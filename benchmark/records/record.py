@@ -1,4 +1,4 @@
-"""What a record is: fields, hashes, and the checks that a file must pass. Spec: measurement 9.
+"""A record: its fields, what readers ask of it, its hashes, and its file. Spec: measurement 9.
 
 Nothing here opens a file (`benchmark.records.store` does) or imports torch: reports must start fast.
 """
@@ -13,12 +13,24 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import ConfigDict, PlainValidator, TypeAdapter, ValidationError, with_config
-from typing_extensions import NotRequired, TypedDict  # pydantic reads no other TypedDict before Python 3.12
-
-from benchmark.records.keys import canonical_json, cell_key, value_at
+from benchmark.records.documents import (
+    LARGEST,
+    ArtifactEntry,
+    Audit,
+    BalancingDocument,
+    CellDocument,
+    ComputeDocument,
+    CostDocument,
+    EnvironmentDocument,
+    ErrorEntry,
+    GraphDocument,
+    MetricEntry,
+    SizeDocument,
+    problem_of,
+)
+from benchmark.records.keys import EQUAL_BALANCING, canonical_json, cell_key, row_key, table_key
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,149 +38,11 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STATUSES = ("done", "diverged", "failed", "oom", "timeout", "interrupted")
-INVALID = "invalid"  # what reading makes of a file that is not a record; never written
+INVALID = "invalid"  # status of a file that could not be read as a record; never written
 MAX_DEPTH = 50  # of nested values
-LARGEST = 1e100  # a number beyond it is no measurement; sums of squares of smaller ones are finite
-_MAX_DIGITS = 300  # an integer of so many is finite as a float
+_MAX_DIGITS = 300  # an integer with this many digits is finite as a float
 _ZEROS = "0" * 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def _metric_value(value: object) -> object:
-    if value is None or (isinstance(value, float) and abs(value) <= LARGEST):
-        return value
-    raise ValueError(f"expected null or a float within {LARGEST:g}")  # not an int: 1 and 1.0 must not both occur
-
-
-_some = with_config(ConfigDict(extra="allow"))  # what more there is, tables do not read, or as text only
-
-
-class MetricEntry(TypedDict):
-    """One measured value as stored; value is None where no unit was valid or a prediction was not finite."""
-
-    value: Annotated[float | None, PlainValidator(_metric_value)]
-    unit: str
-    higher_is_better: bool
-    n_units: int
-    n_nonfinite: int
-    detail: Mapping[str, object]
-
-
-class ErrorEntry(TypedDict):
-    """Why a cell is not done: class of the error, one line, and where it happened as far as known."""
-
-    kind: str
-    message: str
-    stage: str | None
-    step: int | None
-    task: str | None
-
-
-class Fact(TypedDict):
-    """One number about what a method found, in the audit part of a record; value is None where it could not be had."""
-
-    value: float | None
-    unit: str
-
-
-class ArtifactEntry(TypedDict):
-    """A file beside the records; `file` is relative to the store's root, with forward slashes."""
-
-    kind: str
-    file: str
-    sha256: str
-
-
-@_some
-class _Named(TypedDict):
-    name: str
-
-
-@_some
-class _Balancing(_Named):
-    params: NotRequired[dict[str, object]]
-
-
-@_some
-class _Method(_Named):
-    params: dict[str, object]
-
-
-@_some
-class _Data(TypedDict):
-    dataset: str
-    protocol: str
-    tasks: list[str]
-
-
-@_some
-class _Backbone(_Named):
-    weights: str
-
-
-@_some
-class _Recipe(_Named):
-    balancing: NotRequired[_Balancing]
-
-
-@_some
-class _Selection(TypedDict):
-    rule: str
-
-
-@_some
-class _Budget(TypedDict):
-    steps: int
-
-
-@_some
-class _Cell(TypedDict):
-    method: _Method
-    data: _Data
-    backbone: _Backbone
-    recipe: _Recipe
-    selection: _Selection
-    budget: _Budget
-    seed: int
-
-
-@_some
-class _Audit(TypedDict, total=False):
-    reference: str | None
-    non_default_params: dict[str, object]
-    facts: dict[str, Fact]
-    flags: list[str]
-    chosen: list[str]
-
-
-@with_config(ConfigDict(extra="forbid"))
-class _Document(TypedDict):
-    """The fields of `Record` with the types that whoever reads a record relies on."""
-
-    schema: int
-    cell: _Cell
-    status: str
-    error: ErrorEntry | None
-    attempts: int
-    started: str
-    finished: str
-    versions: dict[str, object]
-    environment: dict[str, object]
-    roles: dict[str, object]
-    n_evaluated: dict[str, object]
-    selected: dict[str, object]
-    metrics: dict[str, dict[str, MetricEntry]]
-    size: dict[str, object]
-    compute: dict[str, object]
-    cost: dict[str, object]
-    audit: _Audit
-    reused_from: list[str]
-    graph: dict[str, object]
-    curves: dict[str, list[float | None]]
-    artifacts: dict[str, ArtifactEntry]
-    samples: dict[str, object]
-    result_hash: str
-    record_hash: str
 
 
 def metrics_json(metrics: Metrics) -> dict[str, dict[str, MetricEntry]]:
@@ -198,28 +72,28 @@ def curve_json(values: Iterable[float]) -> list[float | None]:
 class Record:
     """The stored result of a cell, field by field as in its JSON; every mapping holds JSON values only.
 
-    error: None exactly where status is `done`. Both hashes are set by `Store.write` and by reading. A record with
-    status `invalid` stands for a file that could not be trusted: its cell is empty, `error.message` says why.
+    error: None exactly if status is `done`. Both hashes are set by `Store.write` and by reading. A record with status
+    `invalid` represents a file that could not be trusted: its cell is `NO_CELL`, and `error.message` says why.
     """
 
-    cell: Mapping[str, object]
+    cell: CellDocument
     status: str
     error: ErrorEntry | None = None
     attempts: int = 1
     started: str = ""
     finished: str = ""
-    versions: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    environment: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    environment: EnvironmentDocument = dataclasses.field(default_factory=EnvironmentDocument)
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     n_evaluated: Mapping[str, int] = dataclasses.field(default_factory=dict)
     selected: Mapping[str, object] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, MetricEntry]] = dataclasses.field(default_factory=dict)
-    size: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    compute: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    cost: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    audit: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    size: SizeDocument = dataclasses.field(default_factory=SizeDocument)
+    compute: ComputeDocument = dataclasses.field(default_factory=ComputeDocument)
+    cost: CostDocument = dataclasses.field(default_factory=CostDocument)
+    audit: Audit = dataclasses.field(default_factory=Audit)
     reused_from: Sequence[str] = ()
-    graph: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    graph: GraphDocument = dataclasses.field(default_factory=GraphDocument)
     curves: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
     artifacts: Mapping[str, ArtifactEntry] = dataclasses.field(default_factory=dict)
     samples: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -227,10 +101,89 @@ class Record:
     result_hash: str = ""
     record_hash: str = ""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The cell's key; empty for an invalid record, whose cell is not known."""
         return cell_key(self.cell) if self.cell else ""
+
+    @functools.cached_property
+    def table_key(self) -> str:
+        """The key of its table, see `benchmark.records.keys.table_key`."""
+        return table_key(self.cell)
+
+    @functools.cached_property
+    def row_key(self) -> bytes:
+        """The key of its row within the table, see `benchmark.records.keys.row_key`."""
+        return row_key(self.cell)
+
+    @property
+    def title(self) -> str:
+        """For people: method, data, backbone, seed."""
+        cell = self.cell
+        return f"{self.method} · {cell['data']['dataset']} · {cell['backbone']['name']} · seed {self.seed}"
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.cell["method"]["name"]
+
+    @property
+    def params(self) -> Mapping[str, object]:
+        """All parameters of the method, defaults filled in."""
+        return self.cell["method"]["params"]
+
+    @property
+    def has_default_params(self) -> bool:
+        """Whether the method has its default parameters; False if the record does not say."""
+        return self.audit.get("non_default_params") == {}
+
+    @property
+    def seed(self) -> int:
+        """The seed of the cell."""
+        return self.cell["seed"]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the cell."""
+        return self.cell["data"]["tasks"]
+
+    @property
+    def balancing(self) -> BalancingDocument:
+        """The loss balancing; equal if the cell does not say."""
+        return self.cell["recipe"].get("balancing", EQUAL_BALANCING)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the method is the single-task reference, which Delta_m compares with."""
+        return self.audit.get("reference") == "single_task"
+
+    @property
+    def is_comparison_reference(self) -> bool:
+        """Whether the method is the one that all others are tested against."""
+        return self.audit.get("reference") == "shared"
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the checkpoint was chosen on the report role, which re-enacts a published protocol."""
+        return self.value_at("cell.selection.select_on") == "test"
+
+    @property
+    def graph_hash(self) -> str:
+        """Hash of the task graph, which speed is stored under; empty if there is none."""
+        return self.graph.get("hash", "")
+
+    def value_at(self, path: str) -> object:
+        """The value at a dotted path such as `cell.data.layout`; None if a key is missing."""
+        first, *names = path.split(".")
+        value: object = getattr(self, first)
+        for name in names:
+            if not isinstance(value, Mapping):
+                return None
+            value = value.get(name)
+        return value
+
+
+NO_CELL = cast(CellDocument, {})
 
 
 def result_hash(record: Record) -> str:
@@ -278,8 +231,8 @@ def parse_record(data: bytes) -> Record:
 
 
 def parse_json(data: bytes) -> object:
-    """The value in a JSON file of ours. Raises UsageError, with the reason, for what is not JSON, for numbers that are
-    not finite as floats, and for values nested deeper than `MAX_DEPTH`.
+    """The value in a JSON file of the suite. Raises UsageError, with the reason, for bytes that are not JSON, for
+    numbers that are not finite as floats, and for values nested deeper than `MAX_DEPTH`.
     """
     try:
         document = json.loads(
@@ -315,24 +268,12 @@ def _is_deep(value: object, left: int) -> bool:
 
 
 def _problem(document: object) -> str | None:
-    """What is wrong with a parsed record, or None: everything that a report relies on has its name and type."""
+    """The first fault of a parsed record, or None."""
     if not isinstance(document, dict):
         return f"a record is a JSON object, not {type(document).__name__}"
     if document.get("schema") != SCHEMA:
         return f"schema {document.get('schema')!r}; this version reads schema {SCHEMA}"
-    try:
-        _checker().validate_python(document, strict=True)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        words = {"missing": f"{place} is missing", "extra_forbidden": f"unknown field {place!r}"}
-        return words.get(fault["type"], f"{place} has the wrong type or value: {fault['msg']}")
-    return _status_problem(document["status"], document["error"])
-
-
-@functools.lru_cache(maxsize=1)
-def _checker() -> TypeAdapter[Any]:
-    return TypeAdapter(_Document)
+    return problem_of(document) or _status_problem(document["status"], document["error"])
 
 
 def _status_problem(status: str, error: object) -> str | None:
@@ -341,46 +282,6 @@ def _status_problem(status: str, error: object) -> str | None:
     if (status == "done") != (error is None):
         return f"status {status!r} {'with' if error is not None else 'without'} an error"
     return None
-
-
-# Values of the audit field `reference`: the baseline of Delta_m; the row that the others are tested against, which is
-# also the control of search cost where it trains for the whole budget of a search.
-SINGLE_TASK = "single_task"
-
-
-SHARED = "shared"
-
-
-def seed_of_record(record: Record) -> int:
-    """The seed of its cell."""
-    return cast(int, record.cell["seed"])
-
-
-def method_of(record: Record) -> str:
-    """Name of its method."""
-    return cast(str, value_at(record.cell, "method", "name"))
-
-
-def params_of(record: Record) -> Mapping[str, object]:
-    """All parameters of its method, defaults filled in."""
-    return cast("Mapping[str, object]", value_at(record.cell, "method", "params"))
-
-
-def is_reference(record: Record) -> bool:
-    """Whether its method is the single-task reference, which Delta_m compares with."""
-    return record.audit.get("reference") == SINGLE_TASK
-
-
-def number_at(value: object, *path: str) -> float | None:
-    """The number at a key path of nested JSON objects; None where there is none, or one beyond `LARGEST`."""
-    found = value_at(value, *path)
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return float(cast(float, found)) if is_number and abs(cast(float, found)) <= LARGEST else None
-
-
-def graph_hash(record: Record) -> str:
-    """Hash of the record's task graph: what speed is stored under."""
-    return str(value_at(record.graph, "hash"))
 
 
 def utc_now() -> str:

@@ -14,44 +14,14 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
-from benchmark.records.keys import KEY_DIGITS, CanonicalError, canonical_json, cell_key, table_key
-from benchmark.records.record import (
-    INVALID,
-    STATUSES,
-    ArtifactEntry,
-    ErrorEntry,
-    MetricEntry,
-    Record,
-    curve_json,
-    metrics_json,
-    parse_record,
-    record_bytes,
-    result_hash,
-)
+from benchmark.records.documents import ArtifactEntry, ErrorEntry
+from benchmark.records.keys import KEY_DIGITS
+from benchmark.records.record import INVALID, NO_CELL, Record, parse_record, record_bytes
 from datasets.errors import UsageError
-
-__all__ = [
-    "INVALID",
-    "STATUSES",
-    "ArtifactEntry",
-    "CanonicalError",
-    "ErrorEntry",
-    "MetricEntry",
-    "Record",
-    "StorageError",
-    "Store",
-    "canonical_json",
-    "cell_key",
-    "curve_json",
-    "metrics_json",
-    "result_hash",
-    "safe_name",
-    "table_key",
-    "write_atomic",
-]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _SUFFIXES = {
@@ -67,12 +37,24 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.EBADF, errno.E
 _MAX_NAME = 60  # characters of an artifact's name that survive in its file name
 
 
+class Keyed(Protocol):
+    """A record or a planned cell: both have the keys that name files."""
+
+    @property
+    def key(self) -> str:
+        """Of the cell."""
+
+    @property
+    def table_key(self) -> str:
+        """Of its table."""
+
+
 class StorageError(UsageError):
     """A file of the store cannot be read or written; the message names path and cause."""
 
 
 def traceback_file(out: Path, key: str) -> Path:
-    """Where the traceback of a cell that failed by a fault in code lies below a folder of results."""
+    """The file, in a folder of results, for the traceback of a cell that failed by a fault in code."""
     return out / "work" / key / "traceback.txt"
 
 
@@ -100,14 +82,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_torn(folder: Path, prefix: str = "") -> None:
-    """Remove what a killed process left half-written in a folder. Hold the lock of whatever is written there."""
+    """Remove the half-written files of a killed process from a folder. Hold the lock of the files written there."""
     for path in folder.glob(f".{prefix}*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name durable. Windows and some network file systems cannot open or sync a folder: then it is not."""
+    """Make the new name durable. Not on Windows and some network file systems, which cannot open or sync a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -125,30 +107,29 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
-    def record_path(self, cell: Mapping[str, object]) -> Path:
-        """Where the record of a cell lies."""
-        key = cell_key(cell)
-        return self.root / "records" / table_key(cell) / key[:2] / f"{key}.json"
+    def record_path(self, cell: Keyed) -> Path:
+        """The file of a record, or of a planned cell's record."""
+        return self.root / "records" / cell.table_key / cell.key[:2] / f"{cell.key}.json"
 
     def write(self, record: Record) -> Record:
         """Store a record, with both hashes set, and return it. An older record of the cell is first kept in `history/`.
 
-        Hold `lock(record.key)`. Raises UsageError for a record that reading would refuse, StorageError where the system
-        does not let it be written: the older record then stays in place.
+        Hold `lock(record.key)`. Raises UsageError for a record that reading would refuse, and StorageError if it cannot
+        be written; the older record then stays in place.
         """
         data = record_bytes(record)
         try:
             written = parse_record(data)
         except UsageError as error:
             raise UsageError(f"Record of cell {record.key} cannot be stored: {error}.") from error
-        path = self.record_path(record.cell)
+        path = self.record_path(record)
         if path.exists():
             self._keep_in_history(path)
         write_atomic(path, data)
         return written
 
     def require_writable(self) -> None:
-        """Make the folder and a file in it, which is gone again. Raises StorageError where that cannot be done."""
+        """Make the folder, and try to write a file in it. Raises StorageError if that fails."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):  # a name of its own: several runs may start on one folder
@@ -157,19 +138,19 @@ class Store:
             raise StorageError(f"Results folder {self.root} cannot be used: {error.strerror or error}.") from error
 
     def mark_stale(self, record: Record, reason: str) -> None:
-        """Note beside a record why a run has kept it though it is stale, for whoever judges the folder later.
+        """Note beside a record why a run has kept it though it is stale, for later readers of the folder.
 
-        Raises StorageError where the system does not let it be written.
+        Raises StorageError if the note cannot be written.
         """
         write_atomic(self._stale_path(record), f"{record.record_hash} {reason}".encode())
 
     def unmark_stale(self, record: Record) -> None:
-        """Take the note away: the record is as one that would be made now."""
+        """Remove the note: the record equals one that would be made now."""
         with contextlib.suppress(OSError):
             self._stale_path(record).unlink()
 
     def stale_reason(self, record: Record) -> str | None:
-        """Why the latest run on this folder has called the record stale; None where it has not."""
+        """Why the latest run on this folder has called the record stale; None if it has not."""
         try:
             about, _, reason = self._stale_path(record).read_text(encoding="utf-8").partition(" ")
         except (OSError, UnicodeDecodeError):
@@ -177,7 +158,7 @@ class Store:
         return reason if about == record.record_hash else None  # a note on the record that was here before
 
     def _stale_path(self, record: Record) -> Path:
-        return self.record_path(record.cell).with_suffix(".stale")
+        return self.record_path(record).with_suffix(".stale")
 
     def _keep_in_history(self, path: Path) -> None:
         # A copy, not a move: at no moment is the cell without a record. Named by content, so that a retry adds nothing.
@@ -189,7 +170,7 @@ class Store:
         write_atomic(self.root / "history" / path.parent.parent.name / path.parent.name / name, old)
 
     def read(self, key: str) -> Record | None:
-        """The record of a key, with status `invalid` where the file cannot be trusted; None where there is none."""
+        """The record of a key, with status `invalid` if the file cannot be trusted; None if there is no file."""
         _check_key(key)
         paths = sorted((self.root / "records").glob(f"*/{key[:2]}/{key}.json"))
         return self._read_file(paths[0]) if paths else None
@@ -208,8 +189,12 @@ class Store:
             records.append(record)
         return records
 
+    def holds_records(self) -> bool:
+        """Whether there is any file of a record, even one that cannot be trusted; none is read."""
+        return any((self.root / "records").glob("*/*/*.json"))
+
     def is_done(self, key: str) -> bool:
-        """Whether the cell has a valid record with status `done`; anything else is no cache hit."""
+        """Whether the cell has a valid record with status `done`; no other record is a cache hit."""
         record = self.read(key)
         return record is not None and record.status == "done"
 
@@ -228,14 +213,14 @@ class Store:
     def _invalid(self, path: Path, reason: str) -> Record:
         message = f"{self._name(path)}: {reason}"
         error = ErrorEntry(kind=INVALID, message=message, stage=None, step=None, task=None)
-        return Record(cell={}, status=INVALID, error=error)
+        return Record(cell=NO_CELL, status=INVALID, error=error)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
     @contextlib.contextmanager
     def lock(self, key: str, timeout_s: float = 5.0) -> Iterator[None]:
-        """Within the block this process alone works on the cell. Raises StorageError when another one still does."""
+        """Within the block only this process works on the cell. Raises StorageError if another one still does."""
         import filelock  # reports take no lock and need not load it
 
         _check_key(key)
@@ -253,11 +238,12 @@ class Store:
         finally:
             lock.release()
 
-    def remove_torn(self, cell: Mapping[str, object]) -> None:
-        """Remove what a killed process left half-written of this cell's record and artifacts. Hold the cell's lock."""
-        key = cell_key(cell)
-        remove_torn(self.record_path(cell).parent, key)
-        remove_torn(self.root / "artifacts" / key[:2] / key)
+    def remove_torn(self, cell: Keyed) -> None:
+        """Remove half-written files of this cell's record and artifacts, left by a killed process. Hold the cell's
+        lock.
+        """
+        remove_torn(self.record_path(cell).parent, cell.key)
+        remove_torn(self.root / "artifacts" / cell.key[:2] / cell.key)
 
     def write_artifact(self, key: str, name: str, data: bytes, kind: str) -> ArtifactEntry:
         """Store the bytes of a named artifact and return its entry. kind decides the suffix (`array`: .npy)."""
@@ -267,7 +253,7 @@ class Store:
         return ArtifactEntry(kind=kind, file=file, sha256=hashlib.sha256(data).hexdigest())
 
     def read_artifact(self, entry: ArtifactEntry) -> bytes:
-        """The bytes of an artifact. Raises StorageError where they are missing, changed, or outside of the store."""
+        """The bytes of an artifact. Raises StorageError if they are missing, changed, or outside of the store."""
         path = self.root / entry["file"]
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise StorageError(f"Artifact file {entry['file']!r} lies outside of {self.root}.")
@@ -281,7 +267,9 @@ class Store:
 
 
 def safe_name(name: str) -> str:
-    """A file name of [a-z0-9_-] for any name, equal for equal names only, safe where case is ignored and on Windows."""
+    """A file name of [a-z0-9_-] for any name, equal for equal names only, safe on Windows and on file systems that
+    ignore case.
+    """
     plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower())[:_MAX_NAME]
     if plain == name and not re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d|)", plain):
         return plain

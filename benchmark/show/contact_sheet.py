@@ -6,7 +6,6 @@ grey where unknown. Labels without pixels stand above their image.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmark.records.store import write_atomic
-from benchmark.show.plots import FORMATS
+from benchmark.show.drawing import save_drawing
 from datasets.contracts import DatasetSpec, MultiTaskDataset, Sample, TaskSpec
 from datasets.kinds import get_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
 
 _GOLDEN = 0.382  # of a turn
 _UNKNOWN = (0.6, 0.6, 0.6)
@@ -31,15 +30,10 @@ _COLUMNS = 3  # of samples whose labels have no pixels
 
 
 def contact_sheet(data: MultiTaskDataset, rows_per_input: int, stem: Path) -> list[Path]:
-    """Draw samples at equal distances through a split, PNG and SVG; gives the files. Raises FileError.
+    """Draw samples at equal distances through a split, as PNG and SVG; returns the files. Raises FileError.
 
     A single-domain set has a row a sample; a multi-domain set a row a task with that task's samples.
     """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
     spec = data.spec
     dense = [task for task in spec.tasks if get_kind(task.kind).dense]
     grid = _multi(data, rows_per_input) if spec.domains == "multi" else _single(data, rows_per_input, dense)
@@ -50,23 +44,22 @@ def contact_sheet(data: MultiTaskDataset, rows_per_input: int, stem: Path) -> li
     height, width = spec.native_size
     wide, high = _INCHES * max(1.0, width / height), _INCHES * max(1.0, height / width) + 0.5
     size = (wide * n_columns, high * len(grid) + 0.4)
+    title = f"{spec.name} · {spec.layout} · {data.split} · {spec.protocol} ({spec.tier})"
+    return save_drawing(lambda: _draw(grid, size, title), stem, dpi=110)
+
+
+def _draw(grid: Sequence[Sequence[Picture]], size: tuple[float, float], title: str) -> Drawing:
+    import matplotlib.pyplot as plt
+
+    n_columns = max(len(row) for row in grid)
     figure, axes = plt.subplots(len(grid), n_columns, figsize=size, squeeze=False, layout="constrained")
     for places, row in zip(axes, grid, strict=True):
         for place in places:
             place.set_axis_off()
-        for place, (picture, title) in zip(places, row, strict=False):
-            _show(place, picture, title)
-    figure.suptitle(f"{spec.name} · {spec.layout} · {data.split} · {spec.protocol} ({spec.tier})", fontsize=11)
-    written = []
-    with matplotlib.rc_context({"svg.hashsalt": "sharebench"}):
-        for form in FORMATS:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
-            file = stem.with_name(f"{stem.name}.{form}")
-            write_atomic(file, buffer.getvalue())
-            written.append(file)
-    plt.close(figure)
-    return written
+        for place, (picture, above) in zip(places, row, strict=False):
+            _show(place, picture, above)
+    figure.suptitle(title, fontsize=11)
+    return figure
 
 
 Picture = tuple[Tensor, str]

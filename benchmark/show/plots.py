@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.records.keys import value_at
 from benchmark.records.record import Record
-from benchmark.records.store import Store, safe_name, write_atomic
+from benchmark.records.store import Store, safe_name
+from benchmark.show.drawing import FORMATS, save_drawing
 from methods.figures import Figure, Heatmap, Layered, Lines, Panel, Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-FORMATS = ("png", "svg")
 MAX_COLUMNS = 3  # panels side by side
 MAX_WIDTH = 16.0  # inches; wider pictures cannot be read on a page
 MAX_NAMED = 8  # more tasks or series than this cannot be told apart by colour
@@ -47,15 +46,12 @@ def draw_records(records: Sequence[Record], store: Store, folder: Path) -> Itera
 
 def figure_stem(record: Record, name: str) -> str:
     """File name without suffix: method, start of the key, seed, figure."""
-    method = str(value_at(record.cell, "method", "name"))
-    return safe_name(f"{method}-{record.key[:8]}-seed{record.cell.get('seed')}-{name}")
+    return safe_name(f"{record.method}-{record.key[:8]}-seed{record.seed}-{name}")
 
 
 def subtitle(record: Record) -> str:
     """What a picture is of, beneath its title."""
-    cell = record.cell
-    names = (value_at(cell, "method", "name"), value_at(cell, "data", "dataset"), value_at(cell, "backbone", "name"))
-    return f"{' · '.join(map(str, names))} · seed {cell.get('seed')} · {record.key[:8]}"
+    return f"{record.title} · {record.key[:8]}"
 
 
 def save(figure: Figure, stem: Path, beneath: str = "") -> list[Path]:
@@ -63,34 +59,8 @@ def save(figure: Figure, stem: Path, beneath: str = "") -> list[Path]:
     return save_drawing(lambda: draw(figure, beneath), stem)
 
 
-def save_drawing(make: Callable[[], Drawing], stem: Path) -> list[Path]:
-    """Write what `make` draws as PNG and SVG, equal bytes for equal drawings, and close it; gives the files."""
-    import io
-
-    import matplotlib
-    import matplotlib.pyplot as plt
-
-    written = []
-    # Without the salt and the date two drawings of one figure would differ; a $ in a name is no formula.
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9, "text.parse_math": False}
-    ):
-        drawing = make()
-        for form in FORMATS:
-            buffer = io.BytesIO()
-            drawing.savefig(buffer, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
-            file = stem.with_name(f"{stem.name}.{form}")
-            write_atomic(file, buffer.getvalue())
-            written.append(file)
-        plt.close(drawing)
-    return written
-
-
 def draw(figure: Figure, beneath: str = "") -> Drawing:
     """The figure as a matplotlib drawing; the caller closes it."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
     import seaborn as sns
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from benchmark.cli import WIDTH_OF_FILES
 from benchmark.escape import CsvWriter, plain
-from benchmark.records.delta import Variant
 from benchmark.show.wording import (
     RED,
     cell_text,
@@ -25,10 +24,10 @@ from benchmark.show.wording import (
     seeds_text,
 )
 from benchmark.tables.columns import Column, Part
-from benchmark.tables.folder import tables_of
 from benchmark.tables.labels import DASH
 from benchmark.tables.table import Table
 
+Format = Literal["terminal", "markdown", "csv", "latex"]
 PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "found", "speed")
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -56,7 +55,9 @@ def _columns_of(table: Table, part: Part) -> list[int]:
     return [position for position, column in enumerate(table.columns) if column.part == part]
 
 
-def render_terminal(tables: Sequence[Table], invalid: Sequence[str] = (), width: int = 120, color: bool = False) -> str:
+def render_terminal(
+    tables: Sequence[Table], invalid: Sequence[str] = (), width: int = WIDTH_OF_FILES, color: bool = False
+) -> str:
     """Text for a terminal of `width` characters; wide tables are broken between columns. color: ANSI codes for bold."""
     from rich.console import Console
     from rich.text import Text
@@ -241,6 +242,8 @@ def render_latex(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+# pandas' Styler.to_latex is not used: it draws no \cmidrule under the heads of tasks, and a row that begins with [ or *
+# becomes an argument of the line break before it.
 def _latex_part(table: Table, part: Part) -> list[str]:
     positions = _columns_of(table, part)
     columns = [table.columns[position] for position in positions]
@@ -292,29 +295,14 @@ def _invalid(lines: Sequence[str]) -> list[str]:
     return [f"invalid record {line}" for line in lines]
 
 
-Format = Literal["terminal", "markdown", "csv", "latex"]
-
-
-WIDTH_OF_FILES = 120  # characters a line where no terminal says how wide it is
-
-
-def report(
-    directory: Path,
-    *,
+def render(
+    tables: Sequence[Table],
+    invalid: Sequence[str] = (),
     format: Format = "terminal",
-    variant: Variant = "mean-metrics",
     width: int = WIDTH_OF_FILES,
     color: bool = False,
-    keys: Collection[str] | None = None,
-    reference: str | None = None,
-    allow_red: bool = False,
 ) -> str:
-    """The tables of all records below a folder, or of the cells `keys`, as text.
-
-    Files that cannot be trusted are listed beneath. width, color: of terminal output. reference, allow_red: see
-    `benchmark.tables.table.aggregate`. Raises UsageError where the folder holds no records, or no table that reference.
-    """
-    tables, invalid = tables_of(directory, variant=variant, keys=keys, reference=reference, allow_red=allow_red)
+    """Tables as text. invalid: lines about files that cannot be trusted. width, color: of terminal output."""
     match format:
         case "terminal":
             return render_terminal(tables, invalid, width, color)

@@ -11,19 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.cli import say
 from benchmark.escape import CsvWriter
 from benchmark.records.measurements import MeasurementFile, NetworkEntry, SpeedSettings
-from benchmark.records.store import safe_name, write_atomic
+from benchmark.records.store import safe_name
+from benchmark.show.drawing import FORMATS, save_drawing
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure as Drawing
     from rich.console import Console
     from rich.table import Table
 
     from benchmark.records.record import Record
 
-PICTURES = ("png", "svg")
 CSV_COLUMNS = (
     *("table", "data", "backbone", "network", "method", "seed", "graph", "mode"),
     *("device", "device_name", "batch", "dtype", "memory_format", "compiled", "threads"),
@@ -105,13 +107,13 @@ def _csv_line(named: NamedMeasurement, entry: NetworkEntry | None) -> dict[str, 
 
 
 def check_plot(where: Path) -> None:
-    """Raise UsageError where `--plot` names a file of a form that is not drawn."""
-    if where.suffix and where.suffix.removeprefix(".") not in PICTURES and not where.is_dir():
+    """Raise UsageError where `--plot` names a file that is neither PNG nor SVG."""
+    if where.suffix and where.suffix.removeprefix(".") not in FORMATS and not where.is_dir():
         raise UsageError(f"--plot {where}: expected a folder, or a file that ends in .png or .svg.")
 
 
 def draw_speed(measured: Sequence[NamedMeasurement], where: Path) -> list[Path]:
-    """Draw images/s and r against batch size, a picture a table and mode, as PNG and SVG; gives the files.
+    """Draw images/s and r against batch size, one picture per table and mode, as PNG and SVG; returns the files.
 
     where: a folder, or a file (`x.png` gives x.png and x.svg; several pictures add table and mode to its name). Facets
     are the settings other than batch; networks have colours, markers and, in a legend beside the plot, their names.
@@ -124,14 +126,15 @@ def draw_speed(measured: Sequence[NamedMeasurement], where: Path) -> list[Path]:
             pictures.setdefault((named.measurement.table, line["mode"]), []).append(line)
     if not pictures:
         raise UsageError("Nothing was measured that could be drawn.")
-    is_file = where.suffix.removeprefix(".") in PICTURES
+    is_file = where.suffix.removeprefix(".") in FORMATS
     written = []
     for (table, mode), lines in pictures.items():
         own = safe_name(f"{table[:8]}-{mode}")
         stem = where.with_suffix("") if is_file else where / f"throughput-{own}"
         if is_file and len(pictures) > 1:
             stem = stem.with_name(f"{stem.name}-{own}")
-        written += _draw(lines, stem)
+        # grow: a long name in the legend widens the picture rather than being cut at its edge
+        written += save_drawing(lambda lines=lines: _draw(lines), stem, grow=True)  # type: ignore[misc]
     return written
 
 
@@ -169,51 +172,35 @@ def _setting_text(settings: SpeedSettings) -> str:
     return f"{settings.device}, {settings.dtype}, {settings.memory_format}, {threads}, {compiled}"
 
 
-def _draw(lines: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
+def _draw(lines: Sequence[dict[str, Any]]) -> Drawing:
     import pandas as pd
     import seaborn as sns
 
     frame = pd.DataFrame([{**line, "setting": _setting_text(line["setting"])} for line in lines])
     names = list(dict.fromkeys(frame["network"]))
-    written = []
-    # Without the salt and the date two drawings of the same numbers would differ.
-    with matplotlib.rc_context({"svg.hashsalt": "sharebench", "svg.fonttype": "path", "font.size": 9}):
-        with sns.axes_style("whitegrid"):
-            grid = sns.relplot(
-                frame,
-                kind="line",
-                x="batch",
-                y="value",
-                row="setting",
-                col="quantity",
-                col_order=[IMAGES, RELATIVE],
-                hue="network",
-                style="network",
-                hue_order=names,
-                style_order=names,
-                palette=sns.color_palette("colorblind" if len(names) <= 10 else "viridis", len(names)),
-                markers=[_MARKERS[number % len(_MARKERS)] for number in range(len(names))],
-                dashes=False,
-                errorbar=None,
-                height=3.0,
-                aspect=1.4,
-                facet_kws={"sharey": "col", "sharex": True},
-            )
-        _label_axes(grid, frame)
-        for form in PICTURES:
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if form == "svg" else None
-            # tight: a long name in the legend widens the picture rather than being cut at its edge
-            grid.figure.savefig(buffer, format=form, dpi=150, bbox_inches="tight", metadata=metadata)
-            file = stem.with_name(f"{stem.name}.{form}")
-            write_atomic(file, buffer.getvalue())
-            written.append(file)
-        plt.close(grid.figure)
-    return written
+    with sns.axes_style("whitegrid"):
+        grid = sns.relplot(
+            frame,
+            kind="line",
+            x="batch",
+            y="value",
+            row="setting",
+            col="quantity",
+            col_order=[IMAGES, RELATIVE],
+            hue="network",
+            style="network",
+            hue_order=names,
+            style_order=names,
+            palette=sns.color_palette("colorblind" if len(names) <= 10 else "viridis", len(names)),
+            markers=[_MARKERS[number % len(_MARKERS)] for number in range(len(names))],
+            dashes=False,
+            errorbar=None,
+            height=3.0,
+            aspect=1.4,
+            facet_kws={"sharey": "col", "sharex": True},
+        )
+    _label_axes(grid, frame)
+    return grid.figure
 
 
 def _label_axes(grid: Any, frame: pd.DataFrame) -> None:
@@ -242,13 +229,13 @@ _WIDEST = 10_000  # characters
 
 
 def show(measurement: MeasurementFile, labels: Mapping[str, str], records: Sequence[Record], console: Console) -> None:
-    """Print one measurement: what was equal for all rows, the rows, what the A/A ratio says about differences."""
+    """Print one measurement: the settings of all rows, what the A/A ratio says about differences, and the rows."""
     from benchmark.tables.labels import table_head
 
     head = table_head(records)
-    console.print(f"\n{head['data']} · {head['backbone']}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"\n{head['data']} · {head['backbone']}")
     for line in _about(measurement):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     if measurement.status == "done":
         _print_whole(_table(measurement, labels), console)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from benchmark.records.delta import primary_metric
 from benchmark.records.store import safe_name
+from benchmark.show.drawing import save_drawing
 from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
-from benchmark.show.plots import save_drawing
 from benchmark.show.wording import column_title, row_title
 from benchmark.tables.columns import Column, delta_column
 from benchmark.tables.frontier import front, points, prices, staircase
@@ -45,9 +45,6 @@ def task_columns(table: Table) -> list[tuple[int, Column]]:
 
 
 def _figure(n_panels: int, width: float, height: float) -> tuple[Drawing, list[Axes]]:
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
     import seaborn as sns
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
-from benchmark.records.keys import row_key, table_key, value_at
 from benchmark.records.measurements import (
     JOINT,
     MIXED,
@@ -22,7 +20,7 @@ from benchmark.records.measurements import (
     SpeedResults,
     SpeedSettings,
 )
-from benchmark.records.record import Record, graph_hash, is_reference, seed_of_record
+from benchmark.records.record import Record
 from benchmark.speed.timing import SLOT_S, WarmUpRule
 
 
@@ -73,15 +71,12 @@ def networks_of(records: Sequence[Record], keys: Collection[str] | None = None) 
     for record in records:
         if record.status != "done" or (keys is not None and record.key not in keys):
             continue
-        row = (table_key(record.cell), row_key(record.cell))
-        if row not in rows or seed_of_record(record) < seed_of_record(rows[row]):
+        row = (record.table_key, record.row_key)
+        if row not in rows or record.seed < rows[row].seed:
             rows[row] = record
     tables: dict[str, list[Record]] = {}
-    for (table, _), record in sorted(
-        rows.items(), key=lambda item: (item[0][0], not is_reference(item[1]), item[0][1])
-    ):
-        graphs = {graph_hash(other) for other in tables.get(table, [])}
-        if graph_hash(record) not in graphs:
+    for (table, _), record in sorted(rows.items(), key=lambda item: (item[0][0], not item[1].is_reference, item[0][1])):
+        if record.graph_hash not in {other.graph_hash for other in tables.get(table, [])}:
             tables.setdefault(table, []).append(record)
     return tables
 
@@ -91,9 +86,8 @@ def modes_of(record: Record, wanted: Sequence[str]) -> list[str]:
 
     Where each task has images of its own there is no joint mode, elsewhere no mixed one.
     """
-    tasks = [str(task) for task in cast("Sequence[object]", value_at(record.cell, "data", "tasks"))]
-    inference = MIXED if value_at(record.compute, "macs_joint") is None else JOINT
-    every = [TASK + task for task in tasks]
+    inference = MIXED if record.compute.get("macs_joint") is None else JOINT
+    every = [TASK + task for task in record.tasks]
     found: list[str] = []
     for name in wanted:
         if name == TASK.rstrip(":"):
@@ -107,7 +101,7 @@ def is_measured(
     results: SpeedResults, record: Record, mode: str, settings: SpeedSettings, package: str, device: str
 ) -> bool:
     """Whether this code has measured the network at this setting on this kind of device."""
-    found = results.find(graph_hash(record), settings.name, mode)
+    found = results.find(record.graph_hash, settings.name, mode)
     if found is None or found.entry.status != "done":
         return False
     return found.measurement.versions.get("package_hash") == package and found.measurement.device == device

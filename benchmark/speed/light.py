@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 
 from benchmark.records.measurements import JOINT, MIXED, TASK, failures_of, light_settings, read_speed
 from benchmark.records.provenance import cpu_name, package_hash
-from benchmark.records.record import is_reference
 from benchmark.records.store import Store
 from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, is_measured, modes_of, networks_of
 from benchmark.speed.process import run_job
@@ -57,7 +56,7 @@ def measure_light(
             if not is_measured(results, record, mode, settings, package, name)
         }
         # The single-task networks come along again: the others are compared with them in the same measurement.
-        along = {record.key for record in records if missing and (record.key in missing or is_reference(record))}
+        along = {record.key for record in records if missing and (record.key in missing or record.is_reference)}
         kept += len(records) - len(along)
         if along:
             tables.append(TableJob(table, {key: value for key, value in modes.items() if key in along}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from benchmark.plan.cells import dense_form
 from benchmark.plan.suite import BalancingSettings, RecipeSettings
-from benchmark.records.keys import value_at
 from benchmark.records.measurements import JOINT, MIXED, TASK, SpeedSettings
 from benchmark.records.record import Record
 from benchmark.speed.timing import Call, Failure, Network, failure_of
@@ -50,9 +49,9 @@ class TableNetworks:
 
     def __init__(self, record: Record, settings: SpeedSettings, device: torch.device) -> None:
         self.record, self.settings, self.device = record, settings, device
-        size = cast("Sequence[int]", value_at(record.audit, "input_size"))
-        self.input_size = (int(size[0]), int(size[1]))
-        block = dict(cast("Mapping[str, Any]", record.cell["backbone"]))
+        height, width = record.audit["input_size"]
+        self.input_size = (height, width)
+        block: dict[str, Any] = dict(record.cell["backbone"])
         block.pop("weights")  # other values in the same tensors take the same time
         self.config = BackboneConfig(**block, image_size=self.input_size)
         self._images: dict[str, Tensor] = {}
@@ -136,7 +135,7 @@ class TableNetworks:
 
     def data(self) -> DatasetSpec:
         """The data set of the table, with its tasks and weights."""
-        cell = cast("Mapping[str, Any]", self.record.cell["data"])
+        cell = self.record.cell["data"]
         spec = dataset_spec(
             cell["dataset"],
             protocol=cell["protocol"],
@@ -152,13 +151,14 @@ class TableNetworks:
 
     def training_batch(self, root: Path | None) -> Batch:
         """The first training batch, augmented as in training, on the device. Raises DatasetMissingError."""
-        spec, recipe, cell = self.data(), self.recipe(), cast("Mapping[str, Any]", self.record.cell["data"])
+        spec, recipe, cell = self.data(), self.recipe(), self.record.cell["data"]
         split = load(
             spec.name, root, "train", protocol=spec.protocol, layout=spec.layout, tasks=spec.task_names,
             options=cell.get("options"),
         )  # fmt: skip
-        stored = cast("Mapping[str, Any]", self.record.audit["normalisation"])
-        normalise = Normalise(tuple(stored["mean"]), tuple(stored["std"]), stored["bgr"])
+        stored = self.record.audit["normalisation"]
+        mean, std = ((red, green, blue) for red, green, blue in (stored["mean"], stored["std"]))
+        normalise = Normalise(mean, std, stored["bgr"])
         form = InputFormat(self.config.in_chans, normalise, self.device, self.settings.memory_format == "channels_last")
         inputs = {}
         for name, samples in split.inputs.items():

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmark.records.measurements import MeasurementFile, NetworkEntry, write_measurement
-from benchmark.records.record import Record, graph_hash
+from benchmark.records.record import Record
 from benchmark.records.store import Store
 from benchmark.speed.jobs import SpeedJob, TableJob
 from benchmark.workers.processes import messages_of
@@ -76,7 +76,7 @@ def _with_memory(job: SpeedJob, measurement: MeasurementFile, entry: NetworkEntr
     if entry.status != "done":
         return entry
     keys = next(table.wanted for table in job.tables if table.table == measurement.table)
-    key = next(key for key in keys if graph_hash(_read(job.root, key)) == entry.graph)
+    key = next(key for key in keys if _read(job.root, key).graph_hash == entry.graph)
     messages = messages_of(weigh, job.settings.threads, job, TableJob(measurement.table, {key: (entry.mode,)}))
     with contextlib.closing(messages):
         message = next(messages)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from benchmark.records.documents import EnvironmentDocument
 from benchmark.records.measurements import SCHEMA, TRAIN, MeasurementFile, NetworkEntry
 from benchmark.records.networks import load_graph
 from benchmark.records.provenance import environment, versions
-from benchmark.records.record import Record, graph_hash, is_reference, method_of, params_of, seed_of_record, utc_now
+from benchmark.records.record import Record, utc_now
 from benchmark.records.store import Store
 from benchmark.speed.device import CudaDevice, device_name, device_state
 from benchmark.speed.jobs import SpeedJob, TableJob
@@ -162,14 +163,14 @@ def _entry(session: _Session, name: Name, found: Mapping[str, Sampled | Failure]
     key, mode = name
     record, result = session.records[key], found[_label(key, mode)]
     entry = NetworkEntry(
-        graph=graph_hash(record),
+        graph=record.graph_hash,
         mode=mode,
         status="done",
         batch=session.job.settings.batch,
-        method=method_of(record),
-        params=params_of(record),
-        seed=seed_of_record(record),
-        is_reference=is_reference(record),
+        method=record.method,
+        params=record.params,
+        seed=record.seed,
+        is_reference=record.is_reference,
         compile=session.compiled.get(_label(key, mode)),
     )
     if isinstance(result, Failure):
@@ -198,7 +199,7 @@ def _relative_to_single_task(
     """
     for key, record in session.records.items():
         single = found.get(_label(key, mode))
-        if is_reference(record) and isinstance(single, Sampled):
+        if record.is_reference and isinstance(single, Sampled):
             return statistics.median(a / b for a, b in zip(result.ratios, single.ratios, strict=True))
     return None
 
@@ -233,7 +234,7 @@ def _versions(device: torch.device) -> dict[str, str | None]:
     return {name: value for name, value in found.items() if name not in of_cells}
 
 
-def _environment(job: SpeedJob) -> dict[str, object]:
+def _environment(job: SpeedJob) -> EnvironmentDocument:
     return environment(
         device=device_name(job.device),
         threads={"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},

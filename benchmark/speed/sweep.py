@@ -24,7 +24,7 @@ EXECUTIONS = {"eager": False, "compiled": True}
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What the command line asks for; None takes the full protocol's."""
+    """The values of a sweep; None takes those of the full protocol."""
 
     devices: Sequence[str] = ("auto",)
     batches: Sequence[int] | None = None
@@ -105,10 +105,8 @@ def jobs_of(
 
 def training_batch_size(record: Record) -> int:
     """Batch size of the final training."""
-    from benchmark.records.keys import value_at
-
-    size = value_at(record.cell, "recipe", "batch_size")
-    if not isinstance(size, int):
+    size = record.cell["recipe"].get("batch_size")
+    if size is None:
         raise UsageError(f"Record {record.key} names no batch size; train-step needs one.")
     return size
 

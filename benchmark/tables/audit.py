@@ -1,8 +1,25 @@
 """Fairness audit: what the rows of a table hold equal, what they do not, and which may not be ranked. Spec: measurement
 6 and the equal-budget rules of 4.
 
-Red rows are not ranked; amber is a footnote. A field that a record does not hold is unknown, and unknown counts as
-different. Where rows differ, those stand out that differ from most of them.
+Red rows are not ranked; amber is a footnote. When rows differ, those that deviate from the majority are flagged. Three
+rows with two seeds each may hold for one field:
+
+    row   seed 0   seed 1
+    a     5        5
+    b     5        5
+    c     5        7
+
+What is flagged depends on the scope of the field (`audit_fields`):
+
+- `rows` (most fields): the different values of each row are [5], [5] and [5, 7]. The majority of the rows that have one
+  value holds 5, and c deviates: "5; c: 5 and 7".
+- `rows at one seed` (initial weights, which depend on the seed): the majority is taken at each seed apart. c deviates
+  at seed 1: "as the others; c: 7 at seed 1".
+- `seeds of a row` (code of the method): rows may differ. c is flagged because its own seeds disagree: "c: 5 and 7".
+
+If two values are equally frequent, the comparison reference decides what is usual, then the single-task reference;
+without either every row is flagged. A field that a record does not hold is unknown, which differs from every value; a
+field that no record holds is listed as unknown for all rows.
 """
 
 from __future__ import annotations
@@ -13,8 +30,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmark.records.keys import balancing_of, canonical_json, value_at
-from benchmark.records.record import SHARED, SINGLE_TASK, Record, method_of, number_at, seed_of_record
+from benchmark.records.documents import Reference
+from benchmark.records.keys import canonical_json
+from benchmark.records.record import Record
 from benchmark.tables.audit_fields import FIELDS, UNKNOWN, Field, Rule, cost_of
 
 _TOLERANCE = 0.05  # total costs that are equal for a control
@@ -24,7 +42,7 @@ _HASH = re.compile(r"[0-9a-f]{16,}")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A field in which rows differ. rows: positions of those that stand out; text: the values, ready to print."""
+    """A field in which rows differ. rows: positions of the flagged ones; text: the values, ready to print."""
 
     field: str
     rule: Rule
@@ -34,7 +52,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """equal: what all rows hold equal, by name or group, some with their value; n_equal: how many fields that is."""
+    """equal: fields that all rows hold equal, by name or group, some with their value; n_equal: number of fields.
+
+    banners: what is missing for the table as a whole.
+    """
 
     equal: tuple[str, ...]
     n_equal: int
@@ -57,8 +78,12 @@ class _Row:
     seeds: Sequence[int]
 
     @property
-    def reference(self) -> object:
+    def reference(self) -> Reference | None:
         return self.records[0].audit.get("reference")
+
+    @property
+    def is_comparison_reference(self) -> bool:
+        return self.records[0].is_comparison_reference
 
 
 def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Audit:
@@ -70,7 +95,7 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
     for position, (label, group) in enumerate(zip(labels, groups, strict=True)):
         done = [record for record in group if record.status == "done"]
         if done:
-            rows.append(_Row(position, label, done, [seed_of_record(record) for record in group]))
+            rows.append(_Row(position, label, done, [record.seed for record in group]))
     if not rows:
         return Audit((), 0, (), ())
     equal: dict[str, str] = {}
@@ -99,7 +124,7 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
 
 
 def _grouped(equal: Mapping[str, str]) -> list[str]:
-    """The texts of equal fields, one name for a group that is equal as a whole."""
+    """The texts of equal fields, each once; the name of the group stands for its fields if all of them are equal."""
     broken = {field.group for field in FIELDS if field.name not in equal}
     group_of = {field.name: field.group for field in FIELDS}
     shown = [text if (group := group_of.get(name, "")) in broken else group or text for name, text in equal.items()]
@@ -107,23 +132,23 @@ def _grouped(equal: Mapping[str, str]) -> list[str]:
 
 
 def _values(field: Field, rows: Sequence[_Row]) -> list[list[object]]:
-    """The different values of each row, in the order of seeds; several where its seeds disagree."""
+    """The different values of each row, in the order of seeds; more than one if its seeds disagree."""
     if field.scope == "rows at one seed":
         return _values_at_one_seed(field, rows)
     return [_distinct([field.read(record) for record in row.records]) for row in rows]
 
 
 def _values_at_one_seed(field: Field, rows: Sequence[_Row]) -> list[list[object]]:
-    """For each row the first value that differs from the usual one of its seed, else `as the others`."""
+    """For each row the value of its first seed that deviates from the majority at that seed, else `as the others`."""
     by_seed: dict[int, dict[int, object]] = {}
     for number, row in enumerate(rows):
         for record in row.records:
-            by_seed.setdefault(seed_of_record(record), {})[number] = field.read(record)
+            by_seed.setdefault(record.seed, {})[number] = field.read(record)
     result: list[list[object]] = [["as the others"] for _ in rows]
     for seed, found in sorted(by_seed.items(), reverse=True):
-        usual = _usual([rows[number] for number in found], [[value] for value in found.values()])
+        majority = _majority([rows[number] for number in found], [[value] for value in found.values()])
         for number, value in found.items():
-            if usual is None or value != usual[0]:
+            if [value] != majority:
                 result[number] = [value if value is UNKNOWN else f"{_text(value)} at seed {seed}"]
     return result
 
@@ -138,18 +163,19 @@ def _distinct(values: Sequence[object]) -> list[object]:
 
 
 def _compared(field: Field, rows: Sequence[_Row], values: Sequence[list[object]]) -> Finding | None:
-    """The rows that stand out, with their values; None where all agree."""
-    usual = None if field.scope == "seeds of a row" else _usual(rows, values)
+    """The rows that deviate, with their values; None if all agree."""
+    majority: list[object] = []
     if field.scope == "seeds of a row":
         marked = [number for number, found in enumerate(values) if not _is_settled(found)]
     else:
-        marked = [n for n, found in enumerate(values) if usual is None or len(found) > 1 or found[0] != usual[0]]
+        majority = _majority(rows, values)
+        marked = [number for number, found in enumerate(values) if found != majority]
     if not marked:
         return None
     labels: dict[str, list[str]] = {}
     for number in marked:
         labels.setdefault(" and ".join(map(_text, values[number])), []).append(rows[number].label)
-    parts = [_text(usual[0])] if usual is not None else []
+    parts = [_text(value) for value in majority]
     parts += [f"{', '.join(names)}: {text}" for text, names in labels.items()]
     return Finding(field.name, field.rule, tuple(rows[number].position for number in marked), "; ".join(parts))
 
@@ -158,21 +184,22 @@ def _is_settled(values: Sequence[object]) -> bool:
     return len(values) == 1 and values[0] is not UNKNOWN
 
 
-def _usual(rows: Sequence[_Row], values: Sequence[list[object]]) -> tuple[object] | None:
-    """The value of most rows, as a tuple of one; between equally frequent ones that of the comparison reference, then
-    of the single-task reference. None where that decides nothing: then every row stands out.
+def _majority(rows: Sequence[_Row], values: Sequence[list[object]]) -> list[object]:
+    """The value of most rows, as a list of one; between equally frequent ones that of the comparison reference, then
+    that of the single-task reference. Empty if neither decides: then every row deviates.
     """
     settled = [(row, found[0]) for row, found in zip(rows, values, strict=True) if _is_settled(found)]
     candidates = _distinct([value for _, value in settled])
     counts = [sum(value == candidate for _, value in settled) for candidate in candidates]
     most = [candidate for candidate, count in zip(candidates, counts, strict=True) if count == max(counts)]
     if len(most) == 1:
-        return (most[0],)
-    for reference in (SHARED, SINGLE_TASK):
+        return most
+    order: tuple[Reference, ...] = ("shared", "single_task")
+    for reference in order:
         for row, value in settled:
             if row.reference == reference and value in most:
-                return (value,)
-    return None
+                return [value]
+    return []
 
 
 def _text(value: object) -> str:
@@ -197,20 +224,24 @@ def _plain(value: object) -> str:
 
 
 def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
-    """4a: weights that were updated more often than the budget says need a row beside them that was, too."""
-    budget = value_at(rows[0].records[0].cell, "budget", "steps")
+    """4a: a row whose weights got more updates than the budget needs a comparable row with as many."""
+    budget = rows[0].records[0].cell["budget"]["steps"]
     marked: dict[Rule, dict[_Row, str]] = {"red": {}, "amber": {}}
     for row in rows:
-        found = _distinct([value_at(record.cost, "weight_steps") for record in row.records])
+        found = _distinct([record.cost.get("weight_steps") for record in row.records])
         steps = found[0]
-        if len(found) > 1 or not isinstance(steps, int) or not isinstance(budget, int):
+        if len(found) > 1 or not isinstance(steps, int):
             marked["red"][row] = " and ".join(_text(UNKNOWN if value is None else value) for value in found)
         elif steps < budget:
             marked["red"][row] = f"{steps} (fewer than the budget)"
         elif steps > budget:
             companion = _companion(row, steps, rows)
-            rule: Rule = "red" if companion is None else "amber"
-            marked[rule][row] = f"{steps} ({companion or _NO_COMPANION[row.reference == SHARED]})"
+            if companion is not None:
+                marked["amber"][row] = f"{steps} ({companion})"
+            elif row.is_comparison_reference:
+                marked["red"][row] = f"{steps} (longer than any search with its final training)"
+            else:
+                marked["red"][row] = f"{steps} (no reinit twin, no reference row with as many)"
     if not any(marked.values()):
         yield f"weight_steps {budget}"
     for rule, words in marked.items():
@@ -219,24 +250,18 @@ def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
             yield Finding("weight_steps", rule, tuple(row.position for row in words), text)
 
 
-_NO_COMPANION = {
-    False: "no reinit twin, no reference row with as many",
-    True: "longer than any search with its final training",
-}
-
-
 def _companion(row: _Row, steps: int, rows: Sequence[_Row]) -> str | None:
-    """What makes a row with more updates comparable, in words; None where nothing does."""
+    """What makes a row with more updates comparable, in words; None if nothing does."""
     others = [other for other in rows if other is not row]
     for other in others:
         if _is_reinit_twin(row.records[0], other.records[0]):
             return f"beside its reinit twin {other.label}"
     for other in others:
-        equal = all(value_at(record.cost, "weight_steps") == steps for record in other.records)
-        if equal and SHARED in (row.reference, other.reference):
+        equal = all(record.cost.get("weight_steps") == steps for record in other.records)
+        if equal and (row.is_comparison_reference or other.is_comparison_reference):
             return f"as many as {other.label}"
     longest = max((_total_cost(other) for other in others if _searches(other)), default=0.0)
-    if row.reference == SHARED and _total_cost(row) <= (1 + _TOLERANCE) * longest:
+    if row.is_comparison_reference and _total_cost(row) <= (1 + _TOLERANCE) * longest:
         return "a control: no more than the longest search with its final training"
     return None
 
@@ -245,22 +270,18 @@ def _is_reinit_twin(record: Record, other: Record) -> bool:
     """Whether `other` is the same method with the same parameters and loss balancing, restarted from the initial
     weights.
     """
-    if balancing_of(record.cell) != balancing_of(other.cell):
+    if (record.balancing, record.method) != (other.balancing, other.method) or other.params.get("reinit") is not True:
         return False
-    ours, theirs = record.cell["method"], other.cell["method"]
-    if value_at(ours, "name") != value_at(theirs, "name") or value_at(theirs, "params", "reinit") is not True:
-        return False
-    params = value_at(ours, "params")
-    return isinstance(params, Mapping) and {**params, "reinit": True} == value_at(theirs, "params")
+    return {**record.params, "reinit": True} == other.params
 
 
 def _total_cost(row: _Row) -> float:
-    """Images of search and final training, the largest over seeds; what is not recorded counts as 0."""
+    """Images of search and final training, the largest over seeds; a cost that is not recorded counts as 0."""
     return max((cost_of(record, "search") or 0.0) + (cost_of(record, "final") or 0.0) for record in row.records)
 
 
 def _searches(row: _Row) -> bool:
-    """Whether it spent anything before its final training on a choice of its own, not on a draw."""
+    """Whether the method searched: it spent images before its final training, and not on a random draw."""
     return not _is_random(row) and any(cost_of(record, "search") for record in row.records)
 
 
@@ -269,12 +290,12 @@ def _is_random(row: _Row) -> bool:
 
 
 def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
-    """4c: how far the size of a random architecture is from that of the search it stands beside."""
+    """4c: how far the size of a random architecture is from that of the search that it controls."""
     searching = [row for row in rows if _searches(row)]
     far: dict[_Row, str] = {}
     for row in filter(_is_random, rows):
-        own = [other for other in searching if _method(other) == _method(row)]  # else the nearest of another method
-        found = [(_size_deviation(row, other), other.label) for other in own or searching]
+        same_method = [other for other in searching if _method(other) == _method(row)]
+        found = [(_size_deviation(row, other), other.label) for other in same_method or searching]
         deviation, beside = min(found, default=(None, ""))
         if deviation is not None:
             text = f"{row.label} {100 * deviation:.1f} % from the size of {beside}"
@@ -287,43 +308,43 @@ def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
 
 
 def _method(row: _Row) -> str:
-    return method_of(row.records[0])
+    return row.records[0].method
 
 
 def _size_deviation(row: _Row, other: _Row) -> float:
-    """The largest relative difference in parameters and MACs over seeds; infinite where it is not known."""
-    theirs = {seed_of_record(record): _sizes(record) for record in other.records}
+    """The largest relative difference in parameters and MACs over seeds; infinite if it is not known."""
+    theirs = {record.seed: _sizes(record) for record in other.records}
     deviations = []
     for record in row.records:
-        pairs = zip(_sizes(record), theirs.get(seed_of_record(record), (None, None)), strict=True)
+        pairs = zip(_sizes(record), theirs.get(record.seed, (None, None)), strict=True)
         for ours, target in pairs:
             deviations.append(math.inf if ours is None or not target else abs(ours - target) / target)
     return max(deviations)
 
 
 def _sizes(record: Record) -> tuple[float | None, float | None]:
-    """active[all] and macs_joint; macs_sum where tasks have their own images."""
-    joint = number_at(record.compute, "macs_joint")
-    return number_at(record.size, "total"), number_at(record.compute, "macs_sum") if joint is None else joint
+    """Parameters in total, and macs_joint; macs_sum if tasks have their own images."""
+    joint = record.compute.get("macs_joint")
+    return record.size.get("total"), record.compute.get("macs_sum") if joint is None else joint
 
 
 def _seeds(rows: Sequence[_Row]) -> Iterator[Finding | str]:
-    """Rows that were tried at other seeds than most; a seed that failed counts as tried."""
-    field = Field("seeds", "red", lambda record: record.cell["seed"])
+    """Rows that were tried at other seeds than the majority; a seed that failed counts as tried."""
+    field = Field("seeds", "red", lambda record: record.seed)
     finding = _compared(field, rows, [[list(row.seeds)] for row in rows])
     yield f"seeds {_text(rows[0].seeds)}" if finding is None else finding
 
 
 def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """Choices made on the report role: red even where all rows did it."""
-    marked = [row for row in rows if any(value_at(r.cell, "selection", "select_on") == "test" for r in row.records)]
+    """Checkpoints chosen on the report role: red even if all rows did it."""
+    marked = [row for row in rows if any(record.selects_on_test for record in row.records)]
     if marked:
         names = ", ".join(row.label for row in marked)
         yield Finding("selected on", "red", tuple(row.position for row in marked), f"the report role: {names}")
 
 
 def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """4b: rows whose defaults were chosen on this data set, and rows that do not say."""
+    """4b: rows whose defaults were chosen on this data set, and rows whose records do not say."""
     values = [_distinct([record.audit.get("developed_here", UNKNOWN) for record in row.records]) for row in rows]
     marked = [number for number, found in enumerate(values) if found != [False]]
     if marked:
@@ -332,13 +353,13 @@ def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
 
 
 def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
-    """4c, 4d: a search must stand beside a random architecture and beside the reference given the same total budget."""
+    """4c, 4d: a search needs two controls: a random architecture, and the reference with the same total budget."""
     searching = [row for row in rows if _searches(row)]
     if not searching:
         return
     missing = []
     longest = max(_total_cost(row) for row in searching)
-    references = [_total_cost(row) for row in rows if row.reference == SHARED]
+    references = [_total_cost(row) for row in rows if row.is_comparison_reference]
     if max(references, default=0.0) < (1 - _TOLERANCE) * longest:
         times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
         missing.append(f"the reference row at the largest total budget{times}")

@@ -1,7 +1,8 @@
-"""What a fair comparison holds equal or says: the audited fields, as data. Spec: measurement 6.
+"""The audited fields, as data: everything that a fair comparison must hold equal or state. Spec: measurement 6.
 
-Everything is read from the records, also what the table key holds equal already: a key is a claim of the program that
-wrote the record; data hashes, roles and counts are what it did. Images seen per task follow from steps and batch size.
+Everything is read from the records, including settings that the table key already holds equal: a key is a claim of the
+program that wrote the record, whereas data hashes, roles and counts show what it did.
+Images seen per task follow from steps and batch size.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from benchmark.records.keys import flat_params, value_at
-from benchmark.records.record import Record, number_at, params_of
+from benchmark.records.documents import Account
+from benchmark.records.keys import flat_params
+from benchmark.records.record import Record
 
 Rule = Literal["red", "amber"]
 Scope = Literal["rows", "rows at one seed", "seeds of a row"]
@@ -21,17 +23,17 @@ class _Unknown:
     """The type of UNKNOWN."""
 
 
-UNKNOWN: Final = _Unknown()  # stands for a value that a record does not hold; never the same as another row's
+UNKNOWN: Final = _Unknown()  # in place of a value that a record does not hold; it never equals another row's
 Read = Callable[[Record], object]
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One thing that a fair comparison holds equal or says.
+    """One property that a fair comparison holds equal or states.
 
-    read: its value in a done record. group: what stands for it where all fields of the group are equal. shows_value:
-    printed with its value also where all rows agree. scope: what must be equal: all records, the records of one seed
-    (what depends on the seed), or the records of one row (what depends on the method).
+    read: its value in a done record. group: printed in its place if all fields of the group are equal. shows_value:
+    printed with its value even if all rows agree. scope: the records that must agree: all, those of one seed (for a
+    field that depends on the seed), or those of one row (for a field that depends on the method).
     """
 
     name: str
@@ -43,11 +45,10 @@ class Field:
 
 
 def _at(*paths: str) -> Read:
-    """Reader of the values at dotted paths of a record; unknown where one of them is missing or null."""
-    split = [path.split(".") for path in paths]
+    """Reader of the values at dotted paths of a record; unknown if one of them is missing or null."""
 
     def read(record: Record) -> object:
-        values = [value_at(getattr(record, first), *rest) for first, *rest in split]
+        values = [record.value_at(path) for path in paths]
         if any(value is None for value in values):
             return UNKNOWN
         return values[0] if len(values) == 1 else values
@@ -56,10 +57,10 @@ def _at(*paths: str) -> Read:
 
 
 def _rest(section: str, *named_apart: str) -> Read:
-    """Reader of a section of the cell without what has a field of its own."""
+    """Reader of a section of the cell, without the settings that are separate fields of the audit."""
 
     def read(record: Record) -> object:
-        settings = value_at(record.cell, section)
+        settings = record.value_at(f"cell.{section}")
         if not isinstance(settings, Mapping):
             return UNKNOWN
         return {name: value for name, value in settings.items() if name not in named_apart}
@@ -71,19 +72,19 @@ _OWN_FIELDS = ("augmentation", "balancing", "batch_size", "memory_format", "opti
 
 
 def _recipe(record: Record) -> object:
-    """What the recipe holds beside the fields that have a name, and whether the method trains by its own instead."""
+    """The settings of the recipe that are not separate fields, and whether the method trains by its own recipe."""
     settings = _rest("recipe", *_OWN_FIELDS)(record)
     return [settings, "the method's own"] if record.audit.get("recipe") == "published" else settings
 
 
 def _balancing(record: Record) -> object:
-    name, params = (value_at(record.cell, "recipe", "balancing", key) for key in ("name", "params"))
+    name, params = (record.value_at(f"cell.recipe.balancing.{part}") for part in ("name", "params"))
     return UNKNOWN if name is None else [name, params] if params else name
 
 
 def _loss_weights(record: Record) -> object:
     """The weights of the loss terms that a method adds: by convention its parameters named `..._weight`."""
-    flat = flat_params(params_of(record))
+    flat = flat_params(record.params)
     return {name: value for name, value in flat if name.endswith("_weight")}
 
 
@@ -104,9 +105,9 @@ def _searched_images(record: Record) -> object:
     return record.audit.get("search_roles") or UNKNOWN
 
 
-def cost_of(record: Record, part: str) -> float | None:
-    """What `search` or `final` cost, in images: batches drawn, however many optimizer steps each of them made."""
-    return number_at(record.cost, part, "images")
+def cost_of(record: Record, part: Account) -> float | None:
+    """Cost of `search` or `final` in images of the batches drawn, whatever the number of optimizer steps per batch."""
+    return record.cost.get(part, {}).get("images")
 
 
 FIELDS: tuple[Field, ...] = (

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from benchmark.records.delta import Delta, Variant, delta_m
-from benchmark.records.record import LARGEST, Fact, Record, number_at, seed_of_record
+from benchmark.records.documents import LARGEST
+from benchmark.records.record import Record
 
 if TYPE_CHECKING:
     from benchmark.records.measurements import NetworkSpeed
@@ -57,7 +58,7 @@ COST_COLUMNS = (
     Column("", "final cost", "s", False, "cost", "seconds"),
     Column("", "weight_steps", "", None, "cost", "steps"),
 )
-# All tasks for one batch: `joint`, or `mixed` where each task has its own images. r: relative to the plain backbone.
+# All tasks for one batch: `joint`, or `mixed` if each task has its own images. r: relative to the plain backbone.
 SPEED_COLUMNS = (
     Column("", "throughput", "images/s", True, "speed", "steps"),
     Column("", "throughput, r", "", True, "speed", "ratio"),
@@ -68,7 +69,7 @@ SpeedOf = Callable[[Record], "NetworkSpeed | None"]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A record's numbers. values: every column that applies, None where null; reason: why Delta_m is null."""
+    """A record's numbers. values: every column that applies, None for null; reason: why Delta_m is null."""
 
     seed: int
     values: Mapping[Column, float | None]
@@ -76,7 +77,7 @@ class Measured:
 
 
 def delta_column(variant: Variant) -> Column:
-    """The column of Delta_m; its name says which variant."""
+    """The column of Delta_m; its name contains the variant."""
     return Column("", f"Delta_m ({variant})", "percent", True, "accuracy", "signed", ranked=True)
 
 
@@ -96,7 +97,7 @@ def measure(
             better = entry["higher_is_better"]
             column = Column(task, name, entry["unit"], better, "accuracy", "value", ranked=True)
             values[column] = entry["value"]
-    baseline = baselines.get(seed_of_record(record))
+    baseline = baselines.get(record.seed)
     if baseline is None:
         relative = Delta(None, "no single-task run of this seed")
     else:
@@ -110,39 +111,40 @@ def measure(
         values.update(
             zip(SPEED_COLUMNS, (speed.entry.images_per_s.median, speed.entry.r, speed.entry.r_stl), strict=True)
         )
-    held = {column: None if value is None or abs(value) > LARGEST else value for column, value in values.items()}
-    return Measured(seed_of_record(record), held, relative.reason)
+    held = {column: None if value is None or abs(value) > LARGEST else float(value) for column, value in values.items()}
+    return Measured(record.seed, held, relative.reason)
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
-    """1 - part / whole; None where either is unknown."""
+    """1 - part / whole; None if either is unknown."""
     return None if part is None or not whole else 1.0 - part / whole
 
 
 def _sizes(record: Record, tasks: Sequence[str]) -> tuple[float | None, ...]:
     """Values of SIZE_COLUMNS. Sharing of weights = 1 - total / sum of active[t], of activations = 1 - joint / sum."""
-    total, joint = number_at(record.size, "total"), number_at(record.compute, "macs_joint")
-    macs_sum = number_at(record.compute, "macs_sum")
-    active = [number_at(record.size, "active", task) for task in tasks]
+    total, joint, macs_sum = record.size.get("total"), record.compute.get("macs_joint"), record.compute.get("macs_sum")
+    active = [record.size.get("active", {}).get(task) for task in tasks]
     known = [value for value in active if value is not None]
     weights = _share(total, math.fsum(known)) if len(known) == len(active) else None
-    return total, number_at(record.size, "x_backbone"), joint, macs_sum, weights, _share(joint, macs_sum)
+    return total, record.size.get("x_backbone"), joint, macs_sum, weights, _share(joint, macs_sum)
 
 
 def _costs(record: Record) -> tuple[float | None, ...]:
-    paths = (("search", "optimizer_steps"), ("search", "seconds"), ("final", "optimizer_steps"), ("final", "seconds"))
-    return (*(number_at(record.cost, *path) for path in paths), number_at(record.cost, "weight_steps"))
+    """Values of COST_COLUMNS."""
+    search, final = record.cost.get("search", {}), record.cost.get("final", {})
+    spent = [value for part in (search, final) for value in (part.get("optimizer_steps"), part.get("seconds"))]
+    return (*spent, record.cost.get("weight_steps"))
 
 
 def _facts(record: Record) -> dict[Column, float | None]:
-    """What the method tells of what it found: no results, so neither ranked nor given an arrow."""
-    facts = cast("Mapping[str, Fact]", record.audit.get("facts") or {})
+    """What the method reports about its result: neither ranked nor given an arrow."""
+    facts = record.audit.get("facts", {})
     return {Column("", name, fact["unit"], None, "found", "plain"): fact["value"] for name, fact in facts.items()}
 
 
 def ordered_columns(found: Collection[Column], tasks: Sequence[str], variant: Variant) -> tuple[Column, ...]:
-    """Metrics in the order of tasks and registry, then Delta_m, sizes and costs, which are always there, what methods
-    tell of what they found, in their own order, and speed.
+    """Metrics in the order of tasks and registry; then Delta_m, sizes and costs, which every table has; then the facts
+    that methods report, in their order; then speed.
     """
     facts = dict.fromkeys(column for column in found if column.part == "found")
     speed = [column for column in SPEED_COLUMNS if column in set(found)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection
 from pathlib import Path
 
 from benchmark.records.delta import Variant
-from benchmark.records.keys import value_at
 from benchmark.records.measurements import NetworkSpeed, SpeedResults, light_settings, read_speed
 from benchmark.records.record import Record
 from benchmark.records.store import Store
@@ -15,35 +15,48 @@ from benchmark.tables.table import Table, aggregate, invalid_lines
 from datasets.errors import UsageError
 
 
-def tables_of(
-    directory: Path,
-    *,
-    variant: Variant = "mean-metrics",
-    keys: Collection[str] | None = None,
-    reference: str | None = None,
-    allow_red: bool = False,
-) -> tuple[list[Table], list[str]]:
-    """The tables of `report`, and a line for each file that cannot be trusted. Raises UsageError as `report` does."""
-    _, tables, invalid = read_tables(directory, variant, reference, allow_red, keys)
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """How records become tables.
+
+    variant: of Delta_m. reference: label or method of the row that the others are tested against, None for the method
+    that is one by itself. allow_red: show tables with red differences under a banner, without ranks and tests.
+    keys: only these cells, None for all.
+    """
+
+    variant: Variant = "mean-metrics"
+    reference: str | None = None
+    allow_red: bool = False
+    keys: Collection[str] | None = None
+
+
+def tables_of(directory: Path, options: TableOptions = TableOptions()) -> tuple[list[Table], list[str]]:
+    """The tables of a run's folder, and a line for each file that cannot be trusted.
+
+    Raises UsageError where the folder holds no records, or no table has that reference.
+    """
+    _, tables, invalid = read_tables(directory, options)
     return tables, invalid
 
 
-def read_tables(
-    directory: Path, variant: Variant, reference: str | None, allow_red: bool, keys: Collection[str] | None
-) -> tuple[list[Record], list[Table], list[str]]:
-    """Records, their tables, and a line for each file that cannot be trusted."""
+def read_tables(directory: Path, options: TableOptions = TableOptions()) -> tuple[list[Record], list[Table], list[str]]:
+    """Records, their tables, and a line for each file that cannot be trusted. Raises UsageError as `tables_of`."""
     records = read_records(directory)
-    if keys is not None:
-        records = [record for record in records if not record.cell or record.key in keys]
+    if options.keys is not None:
+        records = [record for record in records if not record.cell or record.key in options.keys]
     speed = read_speed(directory)
     tables = aggregate(
-        records, variant, reference=reference, allow_red=allow_red, speed_of=functools.partial(_speed_of, speed)
+        records,
+        options.variant,
+        reference=options.reference,
+        allow_red=options.allow_red,
+        speed_of=functools.partial(_speed_of, speed),
     )
     return records, tables, [*invalid_lines(records), *speed.problems]
 
 
 def read_records(directory: Path) -> list[Record]:
-    """All records below a folder. Raises UsageError where there are none."""
+    """All records below a folder. Raises UsageError if there are none."""
     records = Store(directory).load_all() if _holds_records(directory) else []
     if not records:
         raise UsageError(_nothing_to_report(directory))
@@ -51,12 +64,11 @@ def read_records(directory: Path) -> list[Record]:
 
 
 def _speed_of(speed: SpeedResults, record: Record) -> NetworkSpeed | None:
-    """The light measurement of a record's network, of the device that it was trained on where there are several."""
-    graph = record.graph.get("hash")
-    devices = ("cpu", "cuda") if value_at(record.environment, "device") == "cpu" else ("cuda", "cpu")
+    """The light measurement of a record's network; of several, the one on the device that it was trained on."""
+    devices = ("cpu", "cuda") if record.environment.get("device") == "cpu" else ("cuda", "cpu")
     for device in devices:
         for mode in ("joint", "mixed"):
-            found = speed.find(str(graph), light_settings(device).name, mode)
+            found = speed.find(record.graph_hash, light_settings(device).name, mode)
             if found is not None:
                 return found
     return None

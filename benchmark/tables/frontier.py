@@ -60,7 +60,7 @@ def front(found: Sequence[Point], lower_is_better: bool) -> list[Point]:
 
 
 def staircase(kept: Sequence[Point]) -> list[tuple[float, float]]:
-    """The front as a line (x, y): at a price between two of its points one has what the cheaper one gives, not more."""
+    """The front as a line (x, y): a price between two of its points buys only what the cheaper point gives."""
     corners = [(point.x, before.y) for before, point in itertools.pairwise(kept)]
     points_and_corners = itertools.zip_longest(((point.x, point.y) for point in kept), corners)
     return [place for pair in points_and_corners for place in pair if place is not None]

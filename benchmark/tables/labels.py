@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import cast
 
-from benchmark.records.keys import EQUAL_BALANCING, balancing_of, flat_params, value_at
-from benchmark.records.record import Record, method_of, number_at, params_of
+from benchmark.records.documents import CellDocument
+from benchmark.records.keys import EQUAL_BALANCING, flat_params
+from benchmark.records.record import Record
 
 DASH = "\N{EN DASH}"
-NON_DEFAULT = "non_default_params"  # audit field: the parameters that differ from the method's defaults
 
 
 def row_labels(firsts: Sequence[Record]) -> list[str]:
-    """Method and the parameters that matter: not at their default, or telling rows of one method apart. A value that
-    most rows of the method have tells nothing: only those that differ from it show theirs. Loss balancing other than
-    equal comes last: `hard_sharing + pcgrad`.
+    """Method and the parameters that matter: those that are not at their default, or in which rows of the method
+    differ. A value that most rows of the method share is left out; only rows with another value show it. Loss balancing
+    other than equal comes last: `hard_sharing + pcgrad`.
 
     firsts: one record of each row of a table.
     """
-    flat = [dict(flat_params(params_of(record))) for record in firsts]
+    flat = [dict(flat_params(record.params)) for record in firsts]
     siblings: dict[str, list[int]] = defaultdict(list)
     for position, record in enumerate(firsts):
-        siblings[method_of(record)].append(position)
+        siblings[record.method].append(position)
     labels = [""] * len(firsts)
     for method, positions in siblings.items():
         names = {name for position in positions for name in flat[position]}
         usual = {name: _usual([flat[position].get(name, DASH) for position in positions]) for name in names}
         for position in positions:
             telling = {name for name in names if flat[position].get(name, DASH) != usual[name]}
-            given = firsts[position].audit.get(NON_DEFAULT)
-            shown = telling | ({name for name, _ in flat_params(given)} if isinstance(given, Mapping) else set())
+            given = firsts[position].audit.get("non_default_params", {})
+            shown = telling | {name for name, _ in flat_params(given)}
             text = ", ".join(f"{name}={flat[position].get(name, DASH)}" for name in sorted(shown))
             labels[position] = f"{method} ({text})" if text else method
     return [label + text for label, text in zip(labels, _balancing_texts(firsts), strict=True)]
@@ -41,9 +40,8 @@ def _balancing_texts(firsts: Sequence[Record]) -> list[str]:
     """` + pcgrad` for each row that is not balanced equally, with the params in which rows of one method and balancing
     differ.
     """
-    found = [balancing_of(record.cell) for record in firsts]
-    rows = [(method_of(record), str(balancing["name"])) for record, balancing in zip(firsts, found, strict=True)]
-    params = [dict(flat_params(cast("Mapping[str, object]", balancing.get("params", {})))) for balancing in found]
+    rows = [(record.method, record.balancing["name"]) for record in firsts]
+    params = [dict(flat_params(record.balancing.get("params", {}))) for record in firsts]
     texts = []
     for row, own in zip(rows, params, strict=True):
         if row[1] == EQUAL_BALANCING["name"]:
@@ -63,27 +61,25 @@ def _usual(values: Sequence[str]) -> str | None:
 
 
 def table_head(records: Sequence[Record]) -> dict[str, str]:
-    """What all rows of a table share, {field: text}."""
+    """The settings that all rows of a table share, {field: text}."""
     cell = records[0].cell
-    tiers = sorted({str(record.audit["tier"]) for record in records if record.audit.get("tier")})
+    tiers = sorted({tier for record in records if (tier := record.audit.get("tier"))})
     head = {
-        "data": _described(value_at(cell, "data"), "dataset", ("layout", "version", "options")),
-        "protocol": str(value_at(cell, "data", "protocol")),
+        "data": _described(cell["data"], "dataset", ("layout", "version", "options")),
+        "protocol": cell["data"]["protocol"],
         "tasks": _described_tasks(cell),
-        "backbone": _described(value_at(cell, "backbone"), "name", ("weights", "image_size", "output_stride")),
-        "head": _described(value_at(cell, "head"), "name", ()),
-        "recipe": str(value_at(cell, "recipe", "name")),
-        "budget": f"{value_at(cell, 'budget', 'steps')} steps",
-        "selection": str(value_at(cell, "selection", "rule")),
+        "backbone": _described(cell["backbone"], "name", ("weights", "image_size", "output_stride")),
+        "head": _described(cell.get("head", {}), "name", ()),
+        "recipe": cell["recipe"]["name"],
+        "budget": f"{cell['budget']['steps']} steps",
+        "selection": cell["selection"]["rule"],
         "data tier": ", ".join(tiers) or "not recorded",
     }
     return {field: text for field, text in head.items() if text}
 
 
-def _described(settings: object, name: str, first: Sequence[str]) -> str:
-    """`resnet18 (weights none, output_stride 32)`: the name, the fields of `first`, then what is switched on."""
-    if not isinstance(settings, Mapping):
-        return ""
+def _described(settings: Mapping[str, object], name: str, first: Sequence[str]) -> str:
+    """`resnet18 (weights none, output_stride 32)`: the name, the fields in `first`, then the options that are set."""
     shown = [field for field in first if settings.get(field) not in (None, "", {}, [])]
     if name == "name":
         shown += [field for field in settings if field not in (name, *first, "in_chans") and settings[field]]
@@ -100,9 +96,9 @@ def _plain_text(value: object) -> str:
     return str(value)
 
 
-def _described_tasks(cell: Mapping[str, object]) -> str:
-    names = cast("Sequence[object]", value_at(cell, "data", "tasks"))
-    weights = {str(name): number_at(cell, "data", "task_weights", str(name)) for name in names}
+def _described_tasks(cell: CellDocument) -> str:
+    given = cell["data"].get("task_weights", {})
+    weights = {name: given.get(name) for name in cell["data"]["tasks"]}
     return ", ".join(
         name if weight in (None, 1.0) else f"{name} (weight {weight:g})" for name, weight in weights.items()
     )

@@ -1,12 +1,12 @@
-"""What seeds can say: mean and s.d., paired tests, Holm, minimum detectable effect, rank groups. Spec: measurement 5.
+"""Statistics over seeds: mean, s.d., paired tests, Holm, minimum detectable effect, rank groups. Spec: measurement 5.
 
 The test is the paired t test at every number of seeds. It assumes normal differences. A permutation test of the signs
-does not, but its smallest p is 2^(1 - n): with six seeds and two rows, or seven and four, nothing could ever be
-significant, so that who adds a seed would lose what five had found. Here the specification is left.
+does not, but its smallest p is 2^(1 - n): with six seeds and two rows, or seven and four, no difference could ever be
+significant, so an added seed could undo a finding of five. Here we depart from the specification.
 
 Pure functions of numbers; `benchmark.tables.table` chooses the rows, `benchmark.show.render` the words. Differences are
 always of two rows at the same seed, d_s = a_s - b_s, because at equal seed both had the same initial weights and data
-order. numpy and scipy are imported where a test is made: a table of one seed must not wait for them.
+order. numpy and scipy are imported only for a test: a table of one seed must not wait for them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05  # of all tests, after Holm
 POWER = 0.8  # with which the minimum detectable effect is found
-MIN_SEEDS = 3  # below it nothing is tested, ranked or marked
+MIN_SEEDS = 3  # below it, no row is tested, ranked or marked
 _ROUNDING = 1e-12  # differences below this share of the values are rounding, not effects
 
 Flag = Literal["identical", "constant"]
@@ -65,7 +65,7 @@ class Comparison:
     """A row against the reference row on one quantity: row minus reference, paired by seed.
 
     mean, sd: of the differences, in the quantity's unit, sd with divisor n - 1. p: two-sided; adjusted: after Holm over
-    the comparisons of the table; both None where `flag` says that the differences have no spread to test against.
+    the comparisons of the table; both None if `flag` is set: then the differences have no spread to test against.
     """
 
     n: int
@@ -83,11 +83,12 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class ColumnStatistics:
-    """The tests of one quantity; rows go by their position in the table, and only those that may be ranked are here.
+    """The tests of one quantity. Rows are given by their position in the table, and only rows that may be ranked
+    appear.
 
     comparisons: {row: against the reference}, empty without one. ranks: {row: rank}, 1 for the first group.
     median_sd: of the differences from the reference, without one from the leader. detectable: the smallest |mean
-    difference| that one of `m` tests would find with power 0.8; None where no test could be made.
+    difference| that one of `m` tests would find with power 0.8; None if no test could be made.
     """
 
     n: int
@@ -169,7 +170,7 @@ def _largest(*values: Floats) -> float:
 
 
 def p_values(rows: Floats, base: Floats) -> Floats:
-    """Two-sided p of each row against `base`, paired by seed; NaN where all differences of a row are the same.
+    """Two-sided p of each row against `base`, paired by seed; NaN if all differences of a row are the same.
 
     rows: [K, n], base: [n], n >= 3. The paired t test, n - 1 degrees of freedom.
     """
@@ -218,7 +219,8 @@ def detectable_shift(n: int, m: int) -> float:
     critical = float(t.isf(LEVEL / (2 * m), n - 1))
 
     def missing_power(shift: float) -> float:
-        # The upper tail only: scipy's lower tail is NaN for large shifts, and a find of the wrong sign is no success.
+        # The upper tail only: scipy's lower tail is NaN for large shifts, and finding an effect of the wrong sign is
+        # not power.
         return float(nct.sf(critical, n - 1, shift)) - POWER
 
     upper = max(1.0, critical)
@@ -232,9 +234,9 @@ def rank_groups(
 ) -> list[list[int]]:
     """Positions in groups, best group first, in each the leader first.
 
-    The best position left leads; its group is all left that do not differ significantly from it, Holm within the step.
-    Groups are not chained: who ties with a follower but not with the leader starts or joins a later group.
-    p_against(leader, others): p of each, NaN where there is none, which counts as a tie.
+    The best remaining position leads; its group are all remaining positions that do not differ significantly from it,
+    Holm within the step. Groups are not chained: a position that ties with a follower but not with the leader belongs
+    to a later group. p_against(leader, others): p of each, NaN for no test, which counts as a tie.
     """
     import numpy as np
 

@@ -1,9 +1,9 @@
 """Records -> tables of numbers: seeds are aggregated here, before anything is rendered. Spec: measurement 1.5, 2, 4, 5.
 
 One table per table key (a cell without method and seed), one row per method and parameters, one column per quantity,
-with the audit and the tests of its rows. `benchmark.show.render` turns a table into text. Nothing here knows a
-method: the baseline of Delta_m and the row that the others are tested against say so in `audit["reference"]`
-of their records.
+with the audit and the tests of its rows. `benchmark.show.render` turns a table into text. No method is named here: the
+records of the baseline of Delta_m, and of the row that the others are tested against, state their role in
+`audit["reference"]`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,13 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import cast
 
 from benchmark.records.delta import Variant, primary_metric
-from benchmark.records.keys import EQUAL_BALANCING, balancing_of, row_key, table_key, value_at
-from benchmark.records.record import (
-    INVALID,
-    SHARED,
-    Record,
-    is_reference,
-    method_of,
-    number_at,
-    params_of,
-    seed_of_record,
-)
+from benchmark.records.keys import EQUAL_BALANCING
+from benchmark.records.record import INVALID, Record
 from benchmark.tables.audit import Audit, audit_rows
 from benchmark.tables.columns import Column, Measured, SpeedOf, delta_column, measure, ordered_columns
-from benchmark.tables.labels import DASH, NON_DEFAULT, row_labels, table_head
+from benchmark.tables.labels import DASH, row_labels, table_head
 from benchmark.tables.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
 from datasets.errors import UsageError, unknown
 
@@ -45,8 +35,8 @@ RED_ALLOWED = "red differences allowed: nothing in this table is ranked or teste
 class Row:
     """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
 
-    key: what tells it from the other rows of its table. cells: as many as the table has columns, over the seeds that
-    are done. failures: a line for each status not done.
+    key: of the row within its table. cells: one for each column of the table, over the seeds that are done. failures: a
+    line for each seed that is not done.
     """
 
     key: bytes
@@ -71,10 +61,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What one table shows. head: {field: text}, printed above it and in every line of the CSV form.
+    """The contents of one table. head: {field: text}, printed above it and in every line of the CSV form.
 
     ranked: positions of the rows that are complete and not red. reference: position of the row that the others are
-    tested against. statistics: {column: its tests}, for ranked columns where at least two ranked rows have values at
+    tested against. statistics: {column: its tests}, for ranked columns in which at least two ranked rows have values at
     three seeds. headline: the columns whose tests are written out.
     """
 
@@ -106,17 +96,17 @@ def aggregate(
     allow_red: bool = False,
     speed_of: SpeedOf | None = None,
 ) -> list[Table]:
-    """One table per table key, ordered by what their heads say; invalid records are left out.
+    """One table per table key, ordered by their heads; invalid records are left out.
 
-    reference: label or method of the row that the others are tested against, None for the method that is one by
-    itself. speed_of: the measurement of a record's network, where it was measured. allow_red: a table with red rows is
-    not ranked at all, under a banner. Raises UsageError for a reference that no table has, and where one cell has two
-    records, which counted twice would pass for two seeds.
+    reference: label or method of the row that the others are tested against; None takes the method that declares itself
+    one. speed_of: the measurement of a record's network, None if it was not measured. allow_red: a table with red rows
+    is not ranked at all, and a banner says so. Raises UsageError for a reference that no table has, and for two records
+    of one cell, which would pass for two seeds.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
-            groups[table_key(record.cell)].append(record)
+            groups[record.table_key].append(record)
     tables = [_table(key, group, variant, reference, allow_red, speed_of) for key, group in groups.items()]
     if reference is not None and all(table.reference is None for table in tables):
         raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
@@ -136,8 +126,8 @@ def _table(
     allow_red: bool,
     speed_of: SpeedOf | None,
 ) -> Table:
-    tasks = [str(task) for task in cast("Sequence[object]", value_at(records[0].cell, "data", "tasks"))]
-    seeds = sorted({seed_of_record(record) for record in records})
+    tasks = records[0].tasks
+    seeds = sorted({record.seed for record in records})
     baselines, notes = single_task_records(records)
     labels, groups = labelled_rows(records)
     measured = [
@@ -159,7 +149,7 @@ def _table(
         *_sparse_notes(labels, groups),
         *_speed_notes(records, speed_of),
     ]
-    banners = [TEST_SELECTED] if value_at(records[0].cell, "selection", "select_on") == "test" else []
+    banners = [TEST_SELECTED] if records[0].selects_on_test else []
     banners += [RED_ALLOWED] if allow_red and audit.red else []
     return Table(
         key=key,
@@ -181,7 +171,7 @@ def labelled_rows(records: Sequence[Record]) -> tuple[list[str], list[list[Recor
     """Labels and records of the rows: baselines of Delta_m first, then by label."""
     groups = _by_row(records)
     labels = row_labels([group[0] for group in groups])
-    order = sorted(range(len(groups)), key=lambda n: (not any(map(is_reference, groups[n])), labels[n]))
+    order = sorted(range(len(groups)), key=lambda n: (not any(record.is_reference for record in groups[n]), labels[n]))
     return [labels[n] for n in order], [groups[n] for n in order]
 
 
@@ -190,25 +180,23 @@ def _by_row(records: Sequence[Record]) -> list[list[Record]]:
     given twice.
     """
     groups: dict[bytes, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=seed_of_record):
-        group = groups[row_key(record.cell)]
-        if group and seed_of_record(group[-1]) == seed_of_record(record):
-            raise UsageError(
-                f"Two records of one cell ({method_of(record)}, seed {seed_of_record(record)}, {record.key})."
-            )
+    for record in sorted(records, key=lambda record: record.seed):
+        group = groups[record.row_key]
+        if group and group[-1].seed == record.seed:
+            raise UsageError(f"Two records of one cell ({record.method}, seed {record.seed}, {record.key}).")
         group.append(record)
     return list(groups.values())
 
 
 def single_task_records(records: Sequence[Record]) -> tuple[dict[int, Record], list[str]]:
-    """The single-task record of each seed. Where several rows are one, the row with default parameters, else none."""
+    """The single-task record of each seed: of several rows the one with default parameters, else none."""
     candidates: dict[int, list[Record]] = defaultdict(list)
     for record in records:
-        if is_reference(record) and record.status == "done":
-            candidates[seed_of_record(record)].append(record)
+        if record.is_reference and record.status == "done":
+            candidates[record.seed].append(record)
     chosen, ambiguous = {}, []
     for seed, found in sorted(candidates.items()):
-        plain = found if len(found) == 1 else [record for record in found if record.audit.get(NON_DEFAULT) == {}]
+        plain = found if len(found) == 1 else [record for record in found if record.has_default_params]
         if len(plain) == 1:
             chosen[seed] = plain[0]
         else:
@@ -228,28 +216,27 @@ def _row(
     for column in columns:
         known = [(one.seed, value) for one in measured if (value := one.values.get(column)) is not None]
         cells.append(Summary(tuple(seed for seed, _ in known), tuple(value for _, value in known)))
-    found = {seed_of_record(record): record.status for record in records}
+    found = {record.seed: record.status for record in records}
     statuses = {seed: found.get(seed, NOT_RUN) for seed in seeds}
     failures = [_failure(record) for record in records if record.status != "done"]
     if missing := [str(seed) for seed, status in statuses.items() if status == NOT_RUN]:
         failures.append(f"seed {', '.join(missing)}: {NOT_RUN}")
     first = records[0]
-    reference = any(map(is_reference, records))
     return Row(
-        row_key(first.cell),
-        label,
-        method_of(first),
-        params_of(first),
-        reference,
-        statuses,
-        tuple(cells),
-        tuple(failures),
+        key=first.row_key,
+        label=label,
+        method=first.method,
+        params=first.params,
+        is_reference=any(record.is_reference for record in records),
+        statuses=statuses,
+        cells=tuple(cells),
+        failures=tuple(failures),
     )
 
 
 def _failure(record: Record) -> str:
     """One line: seed, status, reason and where."""
-    line, error = f"seed {seed_of_record(record)}: {record.status}", record.error
+    line, error = f"seed {record.seed}: {record.status}", record.error
     if error is None:
         return line
     places = (("stage", error["stage"]), ("step", error["step"]), ("task", error["task"]))
@@ -266,13 +253,13 @@ def _tested_against(labels: Sequence[str], groups: Sequence[Sequence[Record]], w
     if wanted in labels:
         return labels.index(wanted)
     if wanted is not None:
-        found = [(n, group) for n, group in rows if method_of(group[0]) == wanted]
+        found = [(n, group) for n, group in rows if group[0].method == wanted]
     else:
-        found = [(n, group) for n, group in rows if any(one.audit.get("reference") == SHARED for one in group)]
+        found = [(n, group) for n, group in rows if any(one.is_comparison_reference for one in group)]
     if len(found) > 1:
-        found = [(n, group) for n, group in found if any(one.audit.get(NON_DEFAULT) == {} for one in group)]
+        found = [(n, group) for n, group in found if any(one.has_default_params for one in group)]
     if len(found) > 1:
-        found = [(n, group) for n, group in found if balancing_of(group[0].cell) == EQUAL_BALANCING]
+        found = [(n, group) for n, group in found if group[0].balancing == EQUAL_BALANCING]
     return found[0][0] if len(found) == 1 else None
 
 
@@ -290,7 +277,7 @@ def _statistics(
 
 
 def _headline(columns: Sequence[Column], tested: Collection[int], variant: Variant) -> list[int]:
-    """Delta_m, or where it has no tests the primary metric of each task."""
+    """Delta_m, or the primary metric of each task if Delta_m has no tests."""
     delta = columns.index(delta_column(variant))
     if delta in tested:
         return [delta]
@@ -381,12 +368,10 @@ def _speed_notes(records: Sequence[Record], speed_of: SpeedOf | None) -> list[st
 
 
 def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """How much of what a method chose two seeds have in common: a search that finds something else each time found
-    nothing.
-    """
+    """How much two seeds agree in what a method chose: a search whose result changes with the seed has found noise."""
     notes = []
     for label, group in zip(labels, groups, strict=True):
-        chosen = [frozenset(cast("Sequence[str]", record.audit.get("chosen") or ())) for record in group]
+        chosen = [frozenset(record.audit.get("chosen", ())) for record in group]
         pairs = [len(a & b) / len(a | b) for a, b in itertools.combinations(chosen, 2) if a | b]
         if pairs:
             notes.append(
@@ -397,32 +382,30 @@ def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) ->
 
 
 def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """What methods say is not as it should be in their runs, with the seeds; what all runs say (of the data) once."""
-    said = [cast("Sequence[str]", record.audit.get("flags") or ()) for group in groups for record in group]
+    """Problems that methods report about their runs, with the seeds; a problem of all runs (of the data) once."""
+    said = [record.audit.get("flags", []) for group in groups for record in group]
     by_all = [flag for flag in dict.fromkeys(itertools.chain(*said)) if all(flag in flags for flags in said)]
     by_all = by_all if len(labels) > 1 else []
     notes = [f"all rows: {flag}" for flag in by_all]
     for label, group in zip(labels, groups, strict=True):
         seeds: dict[str, list[str]] = defaultdict(list)
         for record in group:
-            for flag in cast("Sequence[str]", record.audit.get("flags") or ()):
+            for flag in record.audit.get("flags", []):
                 if flag not in by_all:
-                    seeds[flag].append(str(seed_of_record(record)))
+                    seeds[flag].append(str(record.seed))
         notes += [f"{label}: {flag} (seed {', '.join(found)})" for flag, found in seeds.items()]
     return notes
 
 
 def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
-    """Unstructured zeros are no saving of time, and what masks prune is not counted: the table must say so
-    (measurement 2).
-    """
+    """Unstructured zeros save no time, and pruned parameters are not counted: the table says both (measurement 2)."""
     notes = []
     for label, group in zip(labels, groups, strict=True):
-        sizes = [(number_at(record.size, "nonzero"), number_at(record.size, "dense")) for record in group]
+        sizes = [(record.size.get("nonzero"), record.size.get("dense")) for record in group]
         shares = [nonzero / dense for nonzero, dense in sizes if nonzero is not None and dense]
         if shares and min(shares) < SPARSE_BELOW:
             kept = 100 * math.fsum(shares) / len(shares)
             text = f"{label}: {kept:.1f} % of its parameters are not zero; unstructured zeros save no time"
-            pruned = any(number_at(record.size, "total") != number_at(record.size, "dense") for record in group)
+            pruned = any(record.size.get("total") != record.size.get("dense") for record in group)
             notes.append(f"{text}, and counts leave out what its masks prune" if pruned else text)
     return notes

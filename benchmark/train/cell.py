@@ -19,9 +19,10 @@ import torch
 from benchmark.plan.cells import PlannedCell, backbone_config, cell_spec, dense_form, method_params
 from benchmark.plan.program import Program, program_of
 from benchmark.plan.staleness import Present
+from benchmark.records.documents import Audit, CostDocument, EnvironmentDocument, ErrorEntry, Reference
 from benchmark.records.keys import canonical_json, cell_key, unbalanced
 from benchmark.records.provenance import environment, installed, versions
-from benchmark.records.record import ErrorEntry, Record, curve_json, metrics_json
+from benchmark.records.record import Record, curve_json, metrics_json
 from benchmark.records.store import Store, remove_torn, traceback_file, write_atomic
 from benchmark.train.ledger import Spending
 from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader
@@ -88,7 +89,7 @@ def run_cell(
         before = store.read(planned.key)
         if before is not None and before.status == "done" and not _to_refresh(before, planned, settings):
             return before
-        store.remove_torn(planned.document)
+        store.remove_torn(planned)
         attempts = before.attempts + 1 if before is not None and before.cell else 1
         started = _now()
         traceback_file(settings.out, planned.key).unlink(missing_ok=True)  # of an earlier attempt
@@ -260,13 +261,13 @@ class _CellRun:
     def _input_shapes(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(self.spec.inputs, (1, self.cell.backbone.in_chans, *self.spec.native_size))
 
-    def _cost(self, trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> dict[str, Any]:
+    def _cost(self, trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> CostDocument:
         """peaks: bytes in training, and in the evaluation on report."""
         ledger = trainer.ledger
         return {
             "weight_steps": trainer.weight_steps(graph),
-            "search": dataclasses.asdict(ledger.search),
-            "final": dataclasses.asdict(ledger.final),
+            "search": _plain(ledger.search),
+            "final": _plain(ledger.final),
             "peak_bytes": max((peak for peak in peaks if peak is not None), default=None),
             "evaluation_peak_bytes": peaks[1],
             "evaluation_seconds": ledger.evaluation_seconds,
@@ -274,7 +275,7 @@ class _CellRun:
             **({} if self.settings.step_limit is None else {"unrun_seconds": ledger.unrun_seconds}),
         }
 
-    def _audit(self, trainer: CellTrainer) -> dict[str, Any]:
+    def _audit(self, trainer: CellTrainer) -> Audit:
         """What a fair comparison must hold equal or say (measurement 6); read by tables, never by training.
 
         What the cell, the versions and the costs say already is read from there.
@@ -282,9 +283,9 @@ class _CellRun:
         fidelity: Fidelity = self.method.fidelity
         params = method_params(self.method, self.cell.method.name, self.cell.method.params)
         method = self.method(params)
-        reference = "shared" if self.method.is_comparison_reference else None
+        compared: Reference | None = "shared" if self.method.is_comparison_reference else None
         return {
-            "reference": "single_task" if self.method.is_single_task_reference else reference,
+            "reference": "single_task" if self.method.is_single_task_reference else compared,
             "random_architecture": method.is_random_architecture,
             "non_default_params": params.model_dump(mode="json", exclude_defaults=True),
             "tuning_trials": 1,  # one setting a row: the published defaults, or what the suite's author wrote
@@ -299,7 +300,7 @@ class _CellRun:
             "weights_tag": pretrained_tag(self.cell.backbone.name) if self.planned.weights == "pretrained" else "",
             "weights_entry": self.prototype.weights_entry,
             "fidelity": sorted({statement.tag for statement in fidelity.statements}),
-            "normalisation": dataclasses.asdict(self.normalise),
+            "normalisation": _plain(self.normalise),
             "units": {task.name: task.unit for task in self.spec.tasks},
             "batch_norm": method.final_batch_norm,
             "input_size": list(self.spec.native_size),
@@ -335,7 +336,7 @@ class _CellRun:
             cudnn=str(torch.backends.cudnn.version()) if cuda else None,
         )
 
-    def _environment(self) -> dict[str, Any]:
+    def _environment(self) -> EnvironmentDocument:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         threads = {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()}
         deterministic = {"algorithms": torch.are_deterministic_algorithms_enabled()}
@@ -432,7 +433,6 @@ def _state_hash(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
     """A dataclass as JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))
-    return plain
+    return json.loads(json.dumps(dataclasses.asdict(value)))

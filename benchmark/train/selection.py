@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmark.records.delta import delta_m
-from benchmark.records.record import MetricEntry, metrics_json
+from benchmark.records.documents import MetricEntry
+from benchmark.records.record import metrics_json
 from benchmark.train.stage import StageRun
 from methods.contracts import Metrics
 

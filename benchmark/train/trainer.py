@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from benchmark.records.documents import Fact
 from benchmark.records.keys import canonical_json
-from benchmark.records.record import Fact, curve_json
+from benchmark.records.record import curve_json
 from benchmark.train.checkpoints import Checkpoints
 from benchmark.train.evaluate import evaluate
 from benchmark.train.ledger import Ledger

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from benchmark.cli import say
 from benchmark.escape import plain
 from benchmark.workers.executors import Event
 
@@ -68,4 +69,4 @@ class RunView:
         line = (
             f"[{self.finished}/{len(self.titles)}] {self.titles[event.cell]}: {event.status} in {event.seconds:.1f} s"
         )
-        self.console.print(line + reason, highlight=False, markup=False, soft_wrap=True)
+        say(self.console, line + reason)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmark.cli import say
 from benchmark.plan.cells import PlannedCell, notes_of
 from benchmark.plan.estimate import PROBE_STEPS, Estimate, estimates_from, from_record, kind_of, total
 from benchmark.records.store import Store
@@ -28,12 +29,12 @@ def show_plan(
     if probe:
         unknown = {kind_of(cell): cell for cell in reversed(pending) if kind_of(cell) not in estimates}
         if unknown:
-            console.print(f"Probing {len(unknown)} kinds of cells ...", highlight=False)
+            say(console, f"Probing {len(unknown)} kinds of cells ...")
             estimates |= _probe(list(unknown.values()), settings, failures)
     console.print(_table(cells, pending, estimates))
     _summarise(pending, estimates, jobs, console)
     for line in [*notes_of(cells), *failures]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     return 1 if failures else 0
 
 
@@ -96,7 +97,7 @@ def _summarise(pending: Sequence[PlannedCell], estimates: dict[bytes, Estimate],
         )
     if summary.unknown:
         text += f"; {summary.unknown} cells without an estimate"
-    console.print(text + ".", highlight=False, soft_wrap=True)
+    say(console, text + ".")
 
 
 def duration(seconds: float) -> str:

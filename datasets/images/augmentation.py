@@ -1,7 +1,7 @@
-"""Augmentation of whole samples: labels follow the image, and values that a step changes are changed by rule.
+"""Augmentation of whole samples: labels follow the image, and values that depend on its geometry change by rule.
 
-The steps are named in a suite's recipe, with their options, in the order in which they apply, equal for every row of a
-table. Where a published protocol does something else than the geometry asks for, that is a flag of the protocol.
+A suite's recipe names the steps with their options, in the order in which they apply, equal for every row of a table.
+Where a published protocol deviates from the geometry, a flag of the protocol says so.
 Spec: datasets 2.6.
 """
 
@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from datasets.errors import UsageError, unknown
+from datasets.errors import UsageError, first_fault, unknown
 from datasets.images.transforms import Depth, InverseDepth, Normals, fill_values, nearest_centre, negate
 from datasets.protocols import ProtocolFlags, get_protocol
 from datasets.settings import Checked
@@ -32,7 +32,7 @@ Pixels = Annotated[int, Field(ge=1)]
 
 
 class Step(Checked):
-    """One kind of step. Fields are its options, `step` its name in suites."""
+    """One kind of step. Its fields are its options. step: its name in suites. mirrors: whether it flips images."""
 
     model_config = ConfigDict(allow_inf_nan=False)
     step: ClassVar[str]
@@ -48,11 +48,11 @@ class Step(Checked):
 
 
 class FlipStep(Step):
-    """Mirrors left and right with probability p."""
+    """Swaps left and right."""
 
     step: ClassVar[str] = "horizontal_flip"
     mirrors: ClassVar[bool] = True
-    p: Annotated[float, Field(ge=0, le=1)] = 0.5
+    p: float = Field(default=0.5, ge=0, le=1, description="probability of a flip")
 
     def transform(self, size: Size, flags: ProtocolFlags) -> v2.Transform:
         """Labels with it; normals by the protocol's flag."""
@@ -60,10 +60,10 @@ class FlipStep(Step):
 
 
 class ShiftStep(Step):
-    """A random crop of the sample's own size after padding by so many pixels; 4 as in common CIFAR recipes."""
+    """Pads the sample and takes a random crop of its own size."""
 
     step: ClassVar[str] = "shift"
-    pixels: Pixels = 4
+    pixels: int = Field(default=4, ge=1, description="padding on each side; 4 as in common CIFAR recipes")
 
     def transform(self, size: Size, flags: ProtocolFlags) -> v2.Transform:
         """Padding is black, and ignored in labels."""
@@ -71,14 +71,15 @@ class ShiftStep(Step):
 
 
 class ZoomStep(Step):
-    """A random region of 1 / s of the size, enlarged to it. s: uniform in 1 .. largest, or one of `scales`.
-
-    1.5 is our choice; the published releases zoom by up to 1.2 to 1.5.
-    """
+    """Enlarges a random region of 1 / s of the size to the whole size."""
 
     step: ClassVar[str] = "zoom"
-    largest: Annotated[float, Field(ge=1)] = 1.5
-    scales: tuple[Annotated[float, Field(ge=1)], ...] = ()
+    largest: float = Field(
+        default=1.5,
+        ge=1,
+        description="s is uniform from 1 to this; 1.5 is our choice, published releases zoom by up to 1.2 to 1.5",
+    )
+    scales: tuple[Annotated[float, Field(ge=1)], ...] = Field(default=(), description="or s is one of these")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> ZoomStep:
@@ -92,14 +93,16 @@ class ZoomStep(Step):
 
 
 class ScaleCropStep(Step):
-    """The sample scaled by s, uniform in `scale`, padded about its centre where it is too small, and cropped at random.
+    """Scales the sample by s, pads it about its centre where it is too small, and takes a random crop.
 
-    size: (height, width) of the crop; None: the sample's own. AdaShare's release: scale .5 to 1.5, crops of 321 x 321.
+    AdaShare's release: scale 0.5 to 1.5, crops of 321 x 321.
     """
 
     step: ClassVar[str] = "scale_crop"
-    scale: tuple[Positive, Positive] = (0.5, 1.5)
-    size: tuple[Pixels, Pixels] | None = None
+    scale: tuple[Positive, Positive] = Field(default=(0.5, 1.5), description="smallest and largest s, uniform")
+    size: tuple[Pixels, Pixels] | None = Field(
+        default=None, description="height and width of the crop in pixels; null takes those of the sample"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> ScaleCropStep:
@@ -117,10 +120,10 @@ class ScaleCropStep(Step):
 
 
 class RotationStep(Step):
-    """Turns by up to so many degrees either way; the size stays, corners are padded."""
+    """Turns the sample about its centre. The size stays, corners are padded."""
 
     step: ClassVar[str] = "rotation"
-    degrees: Annotated[float, Field(gt=0, le=180)] = 20.0
+    degrees: float = Field(default=20.0, gt=0, le=180, description="largest angle, either way")
 
     def transform(self, size: Size, flags: ProtocolFlags) -> v2.Transform:
         """Normals turn in the image plane; where their frame is unknown that is an error."""
@@ -128,31 +131,26 @@ class RotationStep(Step):
 
 
 class ColourStep(Step):
-    """Brightness, contrast and saturation by factors in 1 +- x, hue by a shift in +- x; labels stay as they are."""
+    """Changes the colours of the image; labels stay as they are."""
 
     step: ClassVar[str] = "colour"
-    brightness: Annotated[float, Field(ge=0, le=1)] = 0.2
-    contrast: Annotated[float, Field(ge=0, le=1)] = 0.2
-    saturation: Annotated[float, Field(ge=0, le=1)] = 0.2
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    brightness: float = Field(default=0.2, ge=0, le=1, description="x: a factor from 1 - x to 1 + x")
+    contrast: float = Field(default=0.2, ge=0, le=1, description="x: a factor from 1 - x to 1 + x")
+    saturation: float = Field(default=0.2, ge=0, le=1, description="x: a factor from 1 - x to 1 + x")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="x: a shift from -x to x, in turns of the colour wheel")
 
     def transform(self, size: Size, flags: ProtocolFlags) -> v2.Transform:
         """Of the image alone."""
         return v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
 
 
-_STEPS: Mapping[str, type[Step]] = {
+STEPS: Mapping[str, type[Step]] = {
     kind.step: kind for kind in (FlipStep, ShiftStep, ZoomStep, ScaleCropStep, RotationStep, ColourStep)
 }
 
 
-def augmentation_names() -> list[str]:
-    """Names of the steps."""
-    return list(_STEPS)
-
-
 def read_steps(configs: Sequence[StepConfig]) -> list[Step]:
-    """Steps from a recipe: a name, or a mapping with `name` and options. Raises UsageError for what is no step."""
+    """The steps of a recipe. configs: names, or mappings with `name` and options. Raises UsageError."""
     return [_read(config) for config in configs]
 
 
@@ -160,22 +158,21 @@ def _read(config: StepConfig) -> Step:
     options = {"name": config} if isinstance(config, str) else dict(config)
     name = options.pop("name", None)
     if name is None:
-        raise UsageError(f"An augmentation step needs a name: {dict(options)!r}; one of {', '.join(_STEPS)}.")
-    if name not in _STEPS:
-        raise unknown("augmentation", str(name), _STEPS)
-    kind = _STEPS[name]
+        raise UsageError(f"An augmentation step needs a name: {dict(options)!r}; one of {', '.join(STEPS)}.")
+    if name not in STEPS:
+        raise unknown("augmentation", str(name), STEPS)
+    kind = STEPS[name]
     try:
         return kind(**options)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            raise unknown(f"option of augmentation {name!r}", key, kind.model_fields) from error
-        raise UsageError(f"Augmentation {name}{'.' if key else ''}{key}: {fault['msg']}.") from error
+        fault = first_fault(error)
+        if fault.kind == "extra_forbidden":
+            raise unknown(f"option of augmentation {name!r}", fault.where, kind.model_fields) from error
+        raise UsageError(f"Augmentation {name}{'.' if fault.where else ''}{fault}.") from error
 
 
 def canonical_steps(configs: Sequence[StepConfig]) -> list[str | dict[str, Any]]:
-    """What stands in a cell: the name of a step whose options are the defaults, else name and all options."""
+    """The steps as a cell holds them: the name alone where all options are the defaults, else name and all options."""
     found: list[str | dict[str, Any]] = []
     for step in read_steps(configs):
         values = step.model_dump(mode="json")
@@ -196,7 +193,7 @@ def augmentation(
     """A transform of whole samples of (height, width) `size` that applies the steps in order.
 
     mirrored: False leaves out flips. Random numbers come from torch's current stream, which the caller sets. Class
-    labels do not change (so a flip is wrong where a class means a side). Raises UsageError for what is no step.
+    labels do not change, so a flip is wrong where a class means a side. Raises UsageError as `read_steps`.
     """
     transforms = []
     for step in read_steps(configs):
@@ -216,7 +213,7 @@ def augmentation(
 def augmentation_of(
     configs: Sequence[StepConfig], spec: DatasetSpec, input_name: str
 ) -> Callable[[Sample], Sample] | None:
-    """The transform of the samples of one input of a data set; None where there is no step."""
+    """The transform of the samples of one input of a data set; None if there are no steps."""
     if not configs:
         return None
     flags = get_protocol(spec.protocol, spec.name)
@@ -283,7 +280,7 @@ class Zoom(v2.Transform):
         return {"top": top, "left": left, "height": region[0], "width": region[1], "zoom": self.size[1] / region[1]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One leaf of the sample; whatever is neither image nor label map passes."""
+        """One leaf of the sample; other leaves than images and label maps pass unchanged."""
         if not isinstance(inpt, (tv_tensors.Image, tv_tensors.Mask)):
             return inpt
         region = functional.crop(inpt, params["top"], params["left"], params["height"], params["width"])
@@ -313,7 +310,7 @@ class ScaleCrop(v2.Transform):
         return {"scaled": scaled, "padding": padding, "top": top, "left": left, "zoom": scaled[1] / width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One leaf of the sample; whatever is neither image nor label map passes."""
+        """One leaf of the sample; other leaves than images and label maps pass unchanged."""
         if not isinstance(inpt, (tv_tensors.Image, tv_tensors.Mask)):
             return inpt
         scaled = resized(inpt, params["scaled"], params["zoom"], self.flags)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from datasets.errors import UsageError
@@ -45,13 +45,13 @@ class Normals(tv_tensors.Mask):
 
 
 class NormalsOfUnknownFrame(Normals):
-    """Unit vectors whose axes nobody has verified: channel 0 is taken as x, and what turns them is refused."""
+    """Unit vectors whose axes are not verified: channel 0 is taken as x, and transforms that turn them are refused."""
 
 
 class EncodedNormals(tv_tensors.Mask):
     """Normals as the colours of their file, float [3, H, W] in 0 .. 255, not decoded; black = unknown.
 
-    Places follow the image, colours stay: what an axis is cannot be told before decoding.
+    Places follow the image, colours stay: the axes are not known before decoding.
     """
 
 
@@ -76,10 +76,10 @@ def _flip_normals_vertically(normals: Normals) -> Normals:
 def _rotate_normals(
     normals: Normals,
     angle: float,
-    interpolation: object = None,  # a mask is resampled by nearest neighbour, whatever is asked for images
+    interpolation: object = None,  # a mask is always resampled by nearest neighbour
     expand: bool = False,
     center: list[float] | None = None,
-    fill: object = None,  # unknown normals are the zero vector, whatever is asked for others
+    fill: object = None,  # unknown normals are always the zero vector
 ) -> Normals:
     """Counter-clockwise by `angle` degrees: places as a mask, then vectors in the image plane."""
     moved = functional.rotate_mask(normals.as_subclass(Tensor), angle=angle, expand=expand, center=center, fill=0.0)
@@ -121,6 +121,12 @@ def nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:
         (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape[-2:], strict=True)
     )
     return values[..., rows[:, None], columns]
+
+
+def squared(images: Tensor, side: int) -> Tensor:
+    """uint8 [..., h, w] -> uint8 [..., side, side]: bilinear, smoothed when reduced, in 8 bits."""
+    resized: Tensor = functional.resize(images, [side, side], InterpolationMode.BILINEAR, antialias=True)
+    return resized
 
 
 @dataclasses.dataclass(frozen=True)

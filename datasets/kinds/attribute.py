@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
 from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid, single_prediction
 from datasets.kinds.class_kind import IGNORE, ClassEvaluator
 from datasets.kinds.metrics import Evaluator
@@ -15,6 +11,8 @@ from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.contracts import TaskSpec
 
 
@@ -36,6 +34,8 @@ class AttributeKind(FloatingKind):
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Binary cross-entropy, mean over labelled samples."""
+        from torch.nn import functional
+
         check_floating(target)
         logit = single_prediction(prediction, target)
         losses = functional.binary_cross_entropy_with_logits(logit, (target == 1).to(logit.dtype), reduction="none")
@@ -54,6 +54,8 @@ class AttributeEvaluator(ClassEvaluator):
     """Two classes with the logits 0 and z, so the prediction is 1 if and only if z > 0."""
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
+        import torch
+
         check_floating(label)
         logit = single_prediction(prediction, label)
         illegal = self.n_classes  # a class that does not exist, for values between and beyond 0 and 1

@@ -9,39 +9,35 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torchvision import tv_tensors
-
 from datasets.errors import UsageError
 from datasets.kinds.metrics import Evaluator, LabelError, check_metrics
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import tv_tensors
+
     from datasets.contracts import TaskSpec
 
 
 class Kind(abc.ABC):
     """One kind of task. Stateless.
 
-    name: as in `TaskSpec.kind`. dense: one label per pixel. ignore: which labels are ignored, in words.
-    fill: the ignore value itself, which padding puts into labels; None for labels without pixels.
-    fewest_channels: with one class there is nothing to tell apart. floating: labels are floating point, else integers.
+    Torch is imported where tensors are made: `list` makes specs of tasks, which ask their kinds, and needs no torch.
     """
 
-    name: ClassVar[str]
-    dense: ClassVar[bool]
-    ignore: ClassVar[str]
-    fill: ClassVar[float | int | None]
-    fewest_channels: ClassVar[int] = 1
-    floating: ClassVar[bool] = False
+    name: ClassVar[str]  # as in `TaskSpec.kind`
+    dense: ClassVar[bool]  # one label per pixel
+    ignore: ClassVar[str]  # which labels are ignored, in words
+    fill: ClassVar[float | int | None]  # the ignore value, which padding writes; None for labels without pixels
+    fewest_channels: ClassVar[int] = 1  # 2 for classes: one class alone leaves nothing to decide
+    floating: ClassVar[bool] = False  # labels are floating point, else integers
 
     @abc.abstractmethod
     def valid(self, target: Tensor) -> Tensor:
-        """bool, one per label: which labels count. Follows from the label alone, illegal ones included.
+        """bool, one per label: which labels count. It follows from the label alone, also for illegal labels.
 
-        The shape of the target, without the channels where a vector is one label.
+        The shape is that of the target, without the channels where a vector is one label.
         """
 
     @abc.abstractmethod
@@ -50,18 +46,18 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def legal_values(self, task: TaskSpec) -> str:
-        """What is legal and what is ignored, in words: `0 to 10, or 255`."""
+        """The legal and the ignored labels in words: `0 to 10, or 255`."""
 
     @abc.abstractmethod
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """Scalar float32, mean over valid labels; 0 with zero gradient where none is valid. No host synchronisation."""
+        """Scalar float32, mean over valid labels; 0 with zero gradient if none is valid. No host synchronisation."""
 
     @abc.abstractmethod
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
-        """A fresh evaluator of the metrics that the task lists. Raises UnknownNameError for one of another kind."""
+        """A fresh evaluator of the task's metrics. Raises UnknownNameError for a metric of another kind."""
 
     def check_task(self, task: TaskSpec) -> None:
-        """Raise UsageError for a task that this kind cannot judge: every `TaskSpec` asks when it is made."""
+        """Raise UsageError for a task that this kind cannot judge. Every `TaskSpec` calls this when it is made."""
         check_metrics(task)
         if task.channels < self.fewest_channels:
             raise UsageError(
@@ -82,16 +78,16 @@ class Kind(abc.ABC):
         return target
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor] | None:
-        """Type that geometric transforms know the labels by; None for labels without pixels."""
+        """The type by which geometric transforms recognise the labels; None for labels without pixels."""
         return None
 
     def wrap(self, target: Tensor, task: TaskSpec) -> Tensor:
         """The target as a tensor of its type."""
         wrapper = self.wrapper(task)
-        return target if wrapper is None else cast(Tensor, wrapper(target))
+        return target if wrapper is None else cast("Tensor", wrapper(target))
 
     def check(self, target: Tensor, task: TaskSpec) -> None:
-        """Raise LabelError where a label is neither ignored nor legal; names the first one. Reads from the device."""
+        """Raise LabelError naming the first label that is neither ignored nor legal. Synchronises with the device."""
         legal = self.legal(target, task)
         if not bool(legal.all()):
             illegal = self.magnitude(target)[~legal]
@@ -114,6 +110,8 @@ class FloatingKind(Kind):
 
 def resize_prediction(prediction: Tensor, size: tuple[int, int], flags: ProtocolFlags) -> Tensor:
     """float [B, C, h, w] -> float [B, C, *size]; bilinear with align_corners=False, or nearest under that flag."""
+    from torch.nn import functional
+
     if tuple(prediction.shape[-2:]) == size:
         return prediction
     if flags.upsample == "nearest":
@@ -146,7 +144,9 @@ def single_prediction(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def check_integer(target: Tensor) -> None:
-    """Raise ValueError for labels that are not integers: a cast would round them without a word."""
+    """Raise ValueError for labels that are not integers: a cast would round them silently."""
+    import torch
+
     if target.is_floating_point() or target.dtype == torch.bool:
         raise ValueError(f"Expected integer labels, got {target.dtype}.")
 
@@ -164,9 +164,13 @@ def shapes(prediction: Tensor, target: Tensor) -> str:
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision becomes float32: sums over a batch of pixels overflow or stall in it."""
+    import torch
+
     return values if values.dtype == torch.float64 else values.float()
 
 
 def mean_of_valid(losses: Tensor, valid: Tensor) -> Tensor:
     """Mean of `losses` where `valid`, 0 with zero gradient where nothing is; both [...]. No host synchronisation."""
+    import torch
+
     return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)

@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torchvision import tv_tensors
-
 from datasets.kinds.base import Kind, check_integer, dense_prediction, mean_of_valid
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import tv_tensors
+
     from datasets.contracts import TaskSpec
 
 IGNORE = 255
@@ -50,6 +48,9 @@ class BinaryMapKind(Kind):
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Weighted binary cross-entropy, mean over labelled pixels (the weights do not enter the divisor)."""
+        import torch
+        from torch.nn import functional
+
         check_integer(target)
         logit = dense_prediction(prediction, target, 1, flags).squeeze(1)
         losses = functional.binary_cross_entropy_with_logits(logit, (target == 1).to(logit.dtype), reduction="none")
@@ -67,6 +68,8 @@ class BinaryMapKind(Kind):
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """Mask."""
+        from torchvision import tv_tensors
+
         return tv_tensors.Mask
 
 
@@ -84,6 +87,8 @@ class BinaryMapEvaluator(Evaluator):
         self.kind, self.flags = kind, flags
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
+        import torch
+
         check_integer(label)
         logit = dense_prediction(prediction, label, 1, self.flags).squeeze(1)
         legal = self.kind.legal(label, self.task)
@@ -103,6 +108,8 @@ class BinaryMapEvaluator(Evaluator):
 
     def _add_iou(self, level: Tensor, true: Tensor, valid: Tensor) -> None:
         """IoU of each image at each threshold; both empty: 1. Images without a valid pixel are skipped."""
+        import torch
+
         n_images, n_levels = len(level), len(IOU_THRESHOLDS) + 1
         index = level + n_levels * torch.arange(n_images, device=level.device).view(-1, 1, 1)
 
@@ -118,6 +125,8 @@ class BinaryMapEvaluator(Evaluator):
         self._add("images_skipped", (~counted).sum())
 
     def _add_f(self, level: Tensor, true: Tensor) -> None:
+        import torch
+
         n_levels = len(F_THRESHOLDS) + 1
         self._add("predicted", exceeding(histogram(level, torch.ones_like(true), n_levels)))
         self._add("predicted_exact", exceeding(histogram(level, true, n_levels)))
@@ -156,6 +165,8 @@ class BinaryMapEvaluator(Evaluator):
 
 def levels(probability: Tensor, thresholds: tuple[float, ...]) -> Tensor:
     """int64, shape of `probability` (float64): how many thresholds lie strictly below it. thresholds: ascending."""
+    import torch
+
     # Compared with the thresholds themselves: floor(100 p) puts 0.29 = 28.999... / 100 into the wrong level.
     borders = torch.tensor(thresholds, dtype=torch.float64, device=probability.device)
     return torch.bucketize(probability, borders)
@@ -179,6 +190,9 @@ def dilate(values: Tensor, radius_squared: int) -> Tensor:
 
     The disk is a stack of rows, and a row of half-width w is the row of w - 1 and two more pixels: 4 r maxima, not r^2.
     """
+    # By hand, since scipy.ndimage leaves the device and torch has pooling over rectangles only; this one is exact.
+    import torch
+
     height, width = values.shape[-2:]
     radius = math.isqrt(radius_squared)
     rows, result = values, values
@@ -194,6 +208,8 @@ def dilate(values: Tensor, radius_squared: int) -> Tensor:
 
 def _shift(values: Tensor, by: int, axis: int) -> Tensor:
     """Shifted copy with zeros at the border; |by| < size of the axis."""
+    import torch
+
     if by == 0:
         return values
     size = values.shape[axis]

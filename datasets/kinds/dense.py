@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-from torchvision import tv_tensors
-
-from datasets.images.transforms import Dense
 from datasets.kinds.base import dense_prediction
 from datasets.kinds.registry import register_kind
 from datasets.kinds.regression import RegressionKind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import tv_tensors
+
     from datasets.contracts import TaskSpec
 
 
@@ -39,4 +38,6 @@ class DenseKind(RegressionKind):
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """Dense."""
+        from datasets.images.transforms import Dense
+
         return Dense

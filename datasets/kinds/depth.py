@@ -8,11 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torchvision import tv_tensors
-
-from datasets.images.transforms import Depth, InverseDepth
 from datasets.kinds.base import check_floating, dense_prediction
 from datasets.kinds.metrics import Evaluator, MetricResult, ratio, share
 from datasets.kinds.registry import register_kind
@@ -20,6 +15,9 @@ from datasets.kinds.regression import RegressionKind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import tv_tensors
+
     from datasets.contracts import TaskSpec
 
 INVERSE_UNITS = ("inverse_depth", "disparity_px")
@@ -58,6 +56,8 @@ class DepthKind(RegressionKind):
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """Depth, or InverseDepth, which a zoom scales the other way."""
+        from datasets.images.transforms import Depth, InverseDepth
+
         return InverseDepth if task.unit in INVERSE_UNITS else Depth
 
 
@@ -70,6 +70,8 @@ class DepthEvaluator(Evaluator):
         self.kind, self.flags = kind, flags
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
+        import torch
+
         check_floating(label)
         depth = self.kind.fit(prediction, label, self.task, self.flags).double()
         legal = self.kind.legal(label, self.task)
@@ -95,6 +97,8 @@ class DepthEvaluator(Evaluator):
 
     def _add_images(self, error: Tensor, label: Tensor, counted: Tensor) -> None:
         """Means of each image; images without a counted pixel are skipped and counted."""
+        import torch
+
         n_pixels = counted.sum(dim=(1, 2))
         divisor = n_pixels.clamp(min=1)
 

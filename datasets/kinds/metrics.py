@@ -1,4 +1,4 @@
-"""The metric registry, and the base of what computes metrics. Spec: measurement 1.1 and 1.2.
+"""The metric registry, and the base of evaluators. Spec: measurement 1.1 and 1.2.
 
 Every metric that is computed or shown has one row here, with unit and direction. A metric holds sums (float64) and
 counts (int64) and divides once, at the end, so its value does not depend on how the samples were cut into batches.
@@ -11,12 +11,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
 from datasets.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.contracts import TaskSpec
 
 Unit = Literal["percent", "ratio", "degree", "label_units", "loss_value"]
@@ -46,7 +45,7 @@ class Metric:
 
 _CLASSES = ("class", "attribute")
 _REGRESSIONS = ("dense", "scalar")
-_METRICS: Mapping[str, Metric] = {
+METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", _CLASSES, "percent", True),
@@ -87,29 +86,24 @@ _METRICS: Mapping[str, Metric] = {
 }
 
 
-def metric_names() -> list[str]:
-    """All names of the registry, in its order."""
-    return list(_METRICS)
-
-
 def get_metric(name: str) -> Metric:
     """The row of a metric. Raises UnknownNameError with the nearest names."""
-    if name not in _METRICS:
-        raise unknown("metric", name, _METRICS)
-    return _METRICS[name]
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    return METRICS[name]
 
 
 def computed_metrics(kind: str) -> list[str]:
     """Names of the metrics that the evaluator of a kind can compute."""
     return [
         metric.name
-        for metric in _METRICS.values()
+        for metric in METRICS.values()
         if kind in metric.kinds and metric.scope == "task" and metric.status == "computed"
     ]
 
 
 def check_metrics(task: TaskSpec) -> None:
-    """Raise UnknownNameError for a metric that the task's kind has not, with the nearest names."""
+    """Raise UnknownNameError, with the nearest names, for a metric that the task's kind does not compute."""
     known = computed_metrics(task.kind)
     for name in task.metrics:
         if name not in known:
@@ -118,36 +112,39 @@ def check_metrics(task: TaskSpec) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
-    """One value. value: None where no unit was valid, where the metric is undefined, or where a prediction at a valid
-    unit was not finite. n_units: what it was averaged over. n_nonfinite: such predictions. detail: what belongs beside
-    the value (threshold, classes averaged, ...)."""
+    """The value of one metric."""
 
+    # None if no unit was valid, the metric is undefined, or a prediction at a valid unit was not finite.
     value: float | None
-    n_units: int
-    n_nonfinite: int = 0
+    n_units: int  # pixels or samples that were averaged
+    n_nonfinite: int = 0  # predictions at valid units that were not finite
+    # What belongs beside the value: threshold, classes averaged, ...
     detail: Mapping[str, float | int | Sequence[int]] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator(abc.ABC):
-    """Computes the metrics that a task lists, over as many batches as come.
+    """Computes the metrics that a task lists over any number of batches.
 
     State follows the predictions to their device, and `update` reads nothing back from it: illegal labels and
-    non-finite predictions are counted and judged in `result`. Raises UnknownNameError for a metric that is not one of
-    the task's kind.
+    non-finite predictions are counted, and `result` judges them. Raises UnknownNameError for a metric of another kind.
     """
 
     def __init__(self, task: TaskSpec, counts: Mapping[str, int], sums: Mapping[str, int]) -> None:
         """counts, sums: names of int64 and float64 state vectors with their lengths."""
+        import torch
+
         check_metrics(task)
         self.task = task
         self._state = {name: torch.zeros(size, dtype=torch.int64) for name, size in counts.items()}
         self._state |= {name: torch.zeros(size, dtype=torch.float64) for name, size in sums.items()}
         self._state |= {name: torch.zeros(1, dtype=torch.int64) for name in ("illegal", "nonfinite")}
 
-    @torch.no_grad()
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Add a batch. Shapes as the kind defines them; raises ValueError where they do not fit."""
-        self._update(prediction, label)
+        import torch
+
+        with torch.no_grad():
+            self._update(prediction, label)
 
     def merge(self, other: Evaluator) -> None:
         """Add what another evaluator of the same task has seen."""
@@ -206,8 +203,10 @@ def share(numerator: float, denominator: int) -> MetricResult:
 def histogram(index: Tensor, mask: Tensor, n_bins: int) -> Tensor:
     """int64 [n_bins]: how often each index in 0 .. n_bins - 1 occurs where `mask` holds; index int64, mask bool, [...].
 
-    What is masked out may hold any value. No host synchronisation: boolean indexing and CUDA's bincount would wait.
+    Masked indices may have any value. No host synchronisation: boolean indexing and CUDA's bincount would wait.
     """
+    import torch
+
     index = torch.where(mask, index, n_bins).flatten()
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=n_bins + 1)[:n_bins]

@@ -1,6 +1,6 @@
 """`normals`: a unit vector per pixel; labels float [B, 3, H, W], the zero vector ignored. Loss: 1 - cosine.
 
-A protocol may compare the colours of the files instead (`encoded`): vectors of 0 to 255 that nobody decoded. Angles
+A protocol may compare the colours of the files instead (`encoded`): vectors of 0 to 255 that were not decoded. Angles
 between those are compressed and out of order, so neither form of labels is ever measured as the other.
 """
 
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torchvision import tv_tensors
-
 from datasets.errors import ProtocolError, UsageError
-from datasets.images.transforms import EncodedNormals, Normals, NormalsOfUnknownFrame
 from datasets.kinds.base import Kind, check_floating, dense_prediction, mean_of_valid
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio, share
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import tv_tensors
+
     from datasets.contracts import TaskSpec
 
 BOUNDS = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}  # degrees
@@ -59,7 +56,7 @@ class NormalsKind(Kind):
         return target.norm(dim=-3)
 
     def check_task(self, task: TaskSpec) -> None:
-        """Raise UsageError for a task that has not three channels."""
+        """Raise UsageError for a task without exactly three channels."""
         super().check_task(task)
         if task.channels != 3:
             raise UsageError(f"Task {task.name!r} of kind 'normals' has channels = {task.channels}; expected 3.")
@@ -70,7 +67,7 @@ class NormalsKind(Kind):
         return f"{legal}, or {self.ignore}"
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """1 - cosine, mean over labelled pixels. Raises ProtocolError where labels and protocol differ in encoding."""
+        """1 - cosine, mean over labelled pixels. Raises ProtocolError if labels and protocol differ in encoding."""
         _check_encoding(task, flags)
         vectors, label = _pair(prediction, target, flags)
         return mean_of_valid(1 - _cosine(vectors, label), self.valid(target))
@@ -89,6 +86,8 @@ class NormalsKind(Kind):
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """By frame: only where the axes are known can vectors be turned."""
+        from datasets.images.transforms import EncodedNormals, Normals, NormalsOfUnknownFrame
+
         if task.frame == "encoded":
             return EncodedNormals
         return NormalsOfUnknownFrame if task.frame == "unknown" else Normals
@@ -102,6 +101,8 @@ class NormalsEvaluator(Evaluator):
         self.kind, self.flags = kind, flags
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
+        import torch
+
         vectors, truth = _pair(prediction, label, self.flags)
         legal = self.kind.legal(label, self.task)
         valid = self.kind.valid(label) & legal
@@ -152,4 +153,6 @@ def _pair(prediction: Tensor, target: Tensor, flags: ProtocolFlags) -> tuple[Ten
 
 def _cosine(vectors: Tensor, label: Tensor) -> Tensor:
     """[B, H, W]: cosine of the angle between each pair of vectors; 0 where either is the zero vector."""
+    from torch.nn import functional
+
     return (functional.normalize(vectors, dim=1, eps=_TINY) * functional.normalize(label, dim=1, eps=_TINY)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Kinds by name. A kind is found by lying in this package."""
+"""Kinds by name. Every module of this package is searched for kinds."""
 
 from __future__ import annotations
 

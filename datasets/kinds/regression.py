@@ -8,14 +8,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid
 from datasets.kinds.metrics import Evaluator, MetricResult, ratio
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.contracts import TaskSpec
 
 
@@ -36,6 +35,8 @@ class RegressionKind(FloatingKind):
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Mean absolute difference over labelled numbers, divided by the task's `loss_divisor`."""
+        import torch
+
         check_floating(target)
         values, valid = self.fit(prediction, target, task, flags), self.valid(target)
         # NaN labels are replaced first, so that no gradient depends on what a backward pass makes of 0 * NaN.
@@ -55,6 +56,8 @@ class RegressionEvaluator(Evaluator):
         self.fit = fit
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
+        import torch
+
         check_floating(label)
         values = self.fit(prediction, label).double()
         valid = label.isfinite()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from datasets.kinds.base import single_prediction
 from datasets.kinds.registry import register_kind
 from datasets.kinds.regression import RegressionKind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.contracts import TaskSpec
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torchvision import tv_tensors
-
 from datasets.kinds.base import Kind, check_integer, dense_prediction
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import tv_tensors
+
     from datasets.contracts import TaskSpec
 
 IGNORE = 255
@@ -44,6 +42,8 @@ class SemanticKind(Kind):
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
         """Cross-entropy, mean over labelled pixels."""
+        from torch.nn import functional
+
         check_integer(target)
         logits = dense_prediction(prediction, target, task.channels, flags)
         total = functional.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="sum")
@@ -55,6 +55,8 @@ class SemanticKind(Kind):
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """Mask."""
+        from torchvision import tv_tensors
+
         return tv_tensors.Mask
 
 
@@ -93,6 +95,8 @@ class SemanticEvaluator(Evaluator):
         return self._miou(confusion) if name == "miou" else self._pixel_accuracy(confusion)
 
     def _miou(self, confusion: Tensor) -> MetricResult:
+        import torch
+
         hits = confusion.diagonal()
         union = confusion.sum(dim=0) + confusion.sum(dim=1) - hits
         n_pixels = int(confusion.sum())

@@ -1,4 +1,4 @@
-"""What can be told of a file without decoding it: whether it is whole, how large its picture is, and what it holds.
+"""What a file shows without being decoded: whether it is whole, how large its picture is, and what it holds.
 
 Opening every file of a data set takes a second for ten thousand files, decoding them takes minutes. So these checks
 come before every run; `verify --full` decodes.
@@ -26,8 +26,8 @@ WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says of itself. shape: (height, width) of a .png, that of an .npy; stored: how its values are, as
-    bits and colours of a .png, type of an .npy.
+    """The header of a file. shape: (height, width) of a .png, the shape of an .npy. stored: bits and colour type of a
+    .png, dtype of an .npy.
     """
 
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Header:
 
 
 def picture_shape(path: Path) -> tuple[int, ...] | None:
-    """The shape in the header of a file, None where its kind is not known. Raises FileError as `header_of`."""
+    """The shape in the header of a file, None for other kinds of files. Raises FileError as `header_of`."""
     header = header_of(path)
     return None if header is None else header.shape
 
@@ -43,7 +43,7 @@ def picture_shape(path: Path) -> tuple[int, ...] | None:
 def header_of(path: Path) -> Header | None:
     """The header of a .png or .npy, None for other files.
 
-    Raises FileError where the file cannot be read, is none of its kind, or ends before its content does.
+    Raises FileError if the file cannot be read, is not of its kind, or is truncated.
     """
     readers = {".png": _png_header, ".npy": _npy_header}
     if path.suffix not in readers:
@@ -59,7 +59,7 @@ def header_of(path: Path) -> Header | None:
 def _png_header(file: BinaryIO, size: int) -> Header:
     head = file.read(26)
     if head[:8] != _PNG or head[12:16] != b"IHDR":
-        raise ValueError("is no PNG image")
+        raise ValueError("is not a PNG image")
     file.seek(max(0, size - _BLOCK))
     if _PNG_END not in file.read():
         raise ValueError("is truncated: the end mark of the PNG image is missing")
@@ -83,11 +83,11 @@ def _npy_header(file: BinaryIO, size: int) -> Header:
 
 
 def fingerprint(path: Path) -> bytes:
-    """Bytes that stand for the content of a file: all of it where that is little, else blocks of 4 KiB.
+    """Bytes that represent the content of a file: all bytes of a small file, else blocks of 4 KiB.
 
-    Of a .png the first and the last one, which holds a checksum of all its pixels: other content does not pass for this
-    one. Of other files sixteen at equal distances: what changes a sixteenth of the file in one piece is seen (another
-    class map, another size of the objects), a single repaired pixel may not be.
+    Of a .png, the first and the last block: the last one holds a checksum of all pixels, so other content is always
+    noticed. Of other files, sixteen blocks at equal distances: a change of a sixteenth of the file in one piece is
+    noticed (another class map, another size of the objects), a single repaired pixel may not be.
     """
     n_blocks = 2 if path.suffix == ".png" else _N_BLOCKS
     with path.open("rb", buffering=0) as file:

@@ -1,7 +1,7 @@
-"""How dense labels stand in files, and what becomes of them: the parts that several data sets have in common.
+"""How files store dense labels, and how they are decoded: the parts that several data sets have in common.
 
-Stored forms are small: label maps uint8 with 255 for ignored pixels, colours uint8, everything floating float32. What
-decodes them here gives the canonical tensors of datasets 2.1.
+Stored forms are small: label maps uint8 with 255 for ignored pixels, colours uint8, floating values float32. The
+decoders here give the canonical tensors of datasets 2.1.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from datasets.errors import UsageError
 from datasets.on_disk.files import Array, FileError, expect, read_array, read_image
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 IGNORE = 255
 _FLOATS = ("float32", "float64", "float16")
 _NUMBERS = (*_FLOATS, "int8", "int16", "int32", "int64", "uint8")
-_OVERSHOOT = 1e-4  # rounding of whoever scaled an image to [0, 1]; beyond it, it is no such image
+_OVERSHOOT = 1e-4  # tolerance for rounding when the image was scaled to [0, 1]; larger overshoot is an error
 ORDER_OF_AXES = ((0, 1), (1, 1), (2, 1))  # (channel of the file, sign) for x, y and z, where files are in our frame
 SHORTEST, LONGEST = 0.9, 1.1  # of a unit vector that was stored in 8 bits
 
@@ -69,16 +71,22 @@ def read_float_map(path: Path, shapes: Sequence[tuple[int, ...]]) -> Array:
 
 def decode_unit_image(stored: Array) -> Tensor:
     """float32 [H, W, 3] -> float32 [3, H, W]."""
+    import torch
+
     return torch.from_numpy(stored).permute(2, 0, 1).contiguous()
 
 
 def decode_labels(stored: Array) -> Tensor:
     """uint8 [H, W] -> int64 [H, W]."""
+    import torch
+
     return torch.from_numpy(stored).to(torch.int64)
 
 
 def decode_depth(stored: Array) -> Tensor:
     """float32 [H, W], 0 where unknown -> the same with NaN there."""
+    import torch
+
     values = torch.from_numpy(stored)
     return torch.where(values == 0, math.nan, values)
 
@@ -86,8 +94,10 @@ def decode_depth(stored: Array) -> Tensor:
 def decode_vectors(stored: Array, order: Sequence[tuple[int, int]] = ORDER_OF_AXES) -> Tensor:
     """float32 [H, W, 3], zero where unknown -> unit vectors float32 [3, H, W].
 
-    order: (channel of the file, sign) for x, y and z. Raises UsageError where a vector has not about length 1.
+    order: (channel of the file, sign) for x, y and z. Raises UsageError for a vector whose length is not about 1.
     """
+    import torch
+
     # A copy of our own, in whole planes: arithmetic on strided ones takes three times longer.
     channels = torch.from_numpy(stored).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
     x, y, z = channels
@@ -113,5 +123,7 @@ def decode_normal_colours(stored: Array, order: Sequence[tuple[int, int]]) -> Te
 
 def keep_normal_colours(stored: Array) -> Tensor:
     """uint8 [H, W, 3] -> float32 [3, H, W] in 0 .. 255, not decoded; 0 where the largest channel is 255 (white)."""
+    import torch
+
     colours = torch.from_numpy(stored).permute(2, 0, 1).to(torch.float32)
     return torch.where(colours.amax(dim=0) < 255, colours, 0.0)

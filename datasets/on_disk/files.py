@@ -1,4 +1,4 @@
-"""Reading files of data sets: images, arrays, zip members. What cannot be read is one line with the path.
+"""Reading files of data sets: images, arrays, zip members. A file that cannot be read is one line with its path.
 
 Nothing here unpickles: arrays are read with `allow_pickle=False`.
 """
@@ -29,7 +29,7 @@ class FileError(UsageError):
 def image_array(data: bytes, path: object) -> Array:
     """uint8 [H, W] or [H, W, 3], or uint16 [H, W]: the pixels of an encoded image as they are stored.
 
-    path: for the message. Raises FileError where the data are truncated or no image.
+    path: for the message. Raises FileError if the data are truncated or not an image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -101,14 +101,11 @@ class Archive:
         self._lock = threading.Lock()
         self._zip: zipfile.ZipFile | None = None
 
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Archive], tuple[Path]]:
+        return type(self), (self.path,)  # a lock and an open file cannot be sent to a process
 
     def members(self) -> dict[str, int]:
-        """{name of a file in it: CRC-32}. Raises FileError where it is no zip, or a name leaves the archive."""
+        """{name of a file in it: CRC-32}. Raises FileError if it is not a zip, or a name leaves the archive."""
         found = {}
         for entry in self._opened().infolist():
             parts = PurePosixPath(entry.filename.replace("\\", "/"))

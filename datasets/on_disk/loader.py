@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from datasets.contracts import DatasetSpec, InputData, MultiTaskDataset, Split
 from datasets.on_disk.files import FileError
 from datasets.on_disk.prepared import copy_of, use
@@ -18,13 +20,13 @@ from datasets.registry import DatasetLoader, DatasetOptions
 
 
 class FileOptions(DatasetOptions):
-    """Options of every data set on disk.
+    """Options of every data set on disk."""
 
-    profile: `real` demands the published numbers of samples; `twin` takes whatever samples are there. It is part of a
-    cell's key, so a run on a part of the data never passes for one on all.
-    """
-
-    profile: Literal["real", "twin"] = "real"
+    profile: Literal["real", "twin"] = Field(
+        default="real",
+        description="`real` demands the published numbers of samples; `twin` takes the samples that are there. Part of "
+        "a cell's key, so that a run on some of the data is never taken for one on all",
+    )
 
 
 class FileLoader(DatasetLoader):
@@ -47,22 +49,22 @@ class FileLoader(DatasetLoader):
         for name, source in self.sources(root, split, spec, options).items():
             if name not in spec.inputs:
                 continue
-            first_fault(source, spec, split, name, options, root)
+            require_whole(source, spec, split, name, options, root)
             files = FileInput(source, spec, split, name, root)
             copy = copy_of(root, spec, options.model_dump(mode="json"))
             inputs[name] = FileInput(use(copy, split, name, source, files.content_hash), spec, split, name, root)
         return MultiTaskDataset(spec, split, inputs)
 
 
-def first_fault(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions, folder: Path) -> None:
-    """Raise FileError for the first thing that is wrong with what a split lists, saying how many there are."""
+def require_whole(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions, folder: Path) -> None:
+    """Raise FileError naming the first fault in the lists of a split, and how many there are."""
     faults = [*source.faults, *count_faults(source, spec, split, name, options)]
     if faults:
         raise FileError(f"Data set {spec.name!r} at {folder}: {summary(faults)}.")
 
 
 def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions) -> list[Fault]:
-    """A fault where a split is empty, or has not the published number of samples (profile `real`)."""
+    """A fault if a split is empty or, with profile `real`, differs from the published number of samples."""
     if source.ids and options.profile != "real":
         return []
     hint = "; the option profile: twin takes a part of the data, under a key of its own" if source.ids else ""
@@ -70,7 +72,7 @@ def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, optio
 
 
 def count_fault(n: int, spec: DatasetSpec, split: str, name: str, hint: str = "") -> list[Fault]:
-    """A fault where an input of a split has not the number of samples that the spec declares. hint: what to do."""
+    """A fault if an input of a split does not have the number of samples that the spec declares. hint: what to do."""
     expected = spec.count(split, name)
     if n == expected and n:
         return []

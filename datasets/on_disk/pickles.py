@@ -26,7 +26,7 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 
 _RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]  # numpy's own, private by name
 _ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # numpy 1, and whatever wrote with it
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # numpy 1, and files written with it
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,

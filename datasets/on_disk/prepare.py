@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from datasets.errors import UsageError
-from datasets.on_disk.loader import FileLoader, FileOptions, first_fault
+from datasets.on_disk.loader import FileLoader, FileOptions, require_whole
 from datasets.on_disk.prepared import copy_of
 from datasets.on_disk.prepared import prepare as write_copy
 from datasets.on_disk.sources import FileInput, Source
@@ -41,7 +41,7 @@ def prepare(
         for part, source in loader.sources(folder, split, spec, chosen).items():  # type: ignore[arg-type]
             if source.in_memory:
                 raise UsageError(f"Data set {name!r} is small and kept in memory; there is nothing to prepare.")
-            first_fault(source, spec, split, part, chosen, folder)
+            require_whole(source, spec, split, part, chosen, folder)
             parts[split, part] = source
             contents[split, part] = FileInput(source, spec, split, part, folder).content_hash()  # type: ignore[arg-type]
     copy = copy_of(folder, spec, chosen.model_dump(mode="json"))

@@ -1,9 +1,9 @@
 """Lossless, memory-mapped copies of data sets on disk: one array a field, rows in the order of the samples.
 
 A copy holds the stored forms that the loader's readers give (uint8 where files are uint8, float32 where they are
-floating), so samples from it equal samples from the files bit for bit, and readers' checks are paid once. It lies in
+floating). So samples from it equal samples from the files bit for bit, and the readers' checks run once. It is kept in
 `<data root>/.prepared`, outside the source folder, with a manifest that names what it was made from. A copy of other
-files is an error, never used in silence. Spec: datasets 2.7.
+files is an error. Spec: datasets 2.7.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from datasets.contracts import DatasetSpec
 from datasets.on_disk.files import Array, FileError
 from datasets.on_disk.sources import Field, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = ".prepared"
 MANIFEST, PROGRESS, PARTIAL = "manifest.json", "progress.json", ".partial"
@@ -34,12 +36,12 @@ ROWS_AT_ONCE = 32  # decoded side by side, and lost at most when a preparation i
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """A prepared copy. folder: where it lies or would lie."""
+    """A prepared copy. folder: where it is, or would be."""
 
     folder: Path
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the copy says of itself; None where there is none. Raises FileError where it cannot be read."""
+        """The manifest of the copy; None if there is no copy. Raises FileError if it cannot be read."""
         path = self.folder / MANIFEST
         if not path.is_file():
             return None
@@ -53,14 +55,14 @@ class Copy:
 
 
 def copy_of(folder: Path, spec: DatasetSpec, options: Mapping[str, object]) -> Copy:
-    """Where the copy of a data set lies: by layout, version, protocol and options, since these decide stored forms."""
+    """Where the copy of a data set is: by layout, version, protocol and options, since these decide stored forms."""
     key = json.dumps([spec.layout, spec.version, spec.protocol, dict(options)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return Copy(folder.parent / FOLDER / f"{spec.name}-{spec.layout}-{digest}")
 
 
 def use(copy: Copy, split: str, name: str, source: Source, content: Callable[[], str]) -> Source:
-    """The source with its fields read from the copy, or as it is where there is no copy of this part.
+    """The source with its fields read from the copy; unchanged if this part has no copy.
 
     content: gives the content hash of the files. Raises FileError where the copy was made from other files.
     """
@@ -89,19 +91,22 @@ class Rows:
     path: Path
 
     def __call__(self, index: int) -> Array:
-        """The stored form of a sample, in the map itself: whoever keeps it or writes to it needs a copy."""
+        """The stored form of a sample, in the map itself. Callers that keep it or write to it must copy it."""
         row: Array = _mapped(self.path)[index]
         return row
 
 
 @dataclasses.dataclass(frozen=True)
 class Owned:
-    """Decodes a row such that the tensor is nobody else's: most decoders copy, and copying twice costs a third."""
+    """Decodes a row into a tensor that does not share memory with the file.
+
+    It copies only if the decoder did not: copying twice costs a third of the time.
+    """
 
     decode: Callable[[Array], Tensor]
 
     def __call__(self, stored: Array) -> Tensor:
-        """The decoded tensor; a copy of it where it still lies in the map."""
+        """The decoded tensor; a copy if it still shares the map's memory."""
         tensor = self.decode(stored)
         row = np.asarray(stored).__array_interface__["data"][0]
         inside = row <= tensor.untyped_storage().data_ptr() < row + max(1, stored.nbytes)

@@ -10,15 +10,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from datasets.contracts import Split
 from datasets.on_disk.files import Array, FileError, read_bytes
 from datasets.on_disk.sources import IMAGE, Fault, Field, Source, field_of_files
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BLOCK = 20  # consecutive numbers show the same room or street (datasets 2.5)
-FieldForm = tuple[Callable[[Path], Array], Callable[[Array], Tensor]]  # how a file is read, how that is decoded
+# How a file is read, and how that is decoded.
+FieldForm: TypeAlias = "tuple[Callable[[Path], Array], Callable[[Array], Tensor]]"
 
 
 def number_of(path: str) -> int:

@@ -1,7 +1,7 @@
-"""Are samples what their spec and kinds promise? Asked before the first step, since a run would end as if they were.
+"""Are samples what their spec and kinds promise? Checked before the first step, since a run would not notice.
 
-`faults` looks at what is in memory as a whole, and at files as far as seconds can tell; `label_faults` reads every
-label, so that no training ends at an illegal one in test. Spec: datasets 2.1.
+`faults` checks samples in memory completely, and files as far as that takes seconds; `label_faults` reads every label,
+so that no training fails at an illegal label of the test split. Spec: datasets 2.1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DARK = 1.5 / 255  # an image in which no value is above 1 of 255
 
 
 def require(data: MultiTaskDataset, look: Callable[[MultiTaskDataset], Iterator[Fault]]) -> None:
-    """Raise UsageError in one line where a look finds faults: the first one, and how many more."""
+    """Raise UsageError if `look` finds faults: one line with the first fault and how many more there are."""
     bad = list(look(data))
     if bad:
         raise UsageError(f"Data set {data.spec.name!r}: {summary(bad)}.")
@@ -131,7 +131,7 @@ class _Labels:
 
 
 def _in_memory(part: InputData) -> CachedSamples | None:
-    """The samples where they are in memory already; of files, asking would decode every image."""
+    """The samples if they are in memory already. Files are left out: `cached` would decode every image."""
     return None if isinstance(part, FileInput) else part.cached()
 
 
@@ -150,7 +150,7 @@ def _cached_label_faults(
 
 
 def _faults_in_memory(data: MultiTaskDataset, name: str, cached: CachedSamples) -> Iterator[Fault]:
-    """Form of the images, numbers of whatever there is one of a sample, then labels."""
+    """Form of the images, then number of images, units, strata and sources, then labels."""
     part, where, size = data.inputs[name], f"split {data.split!r}", data.spec.native_size
     images, n = cached.images, len(part)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2:] != size:

@@ -11,11 +11,9 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision import tv_tensors
 
 from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, Split, TaskSpec
 from datasets.errors import UsageError
@@ -23,12 +21,15 @@ from datasets.kinds import get_kind
 from datasets.on_disk.checks import files_hash, header_of
 from datasets.on_disk.files import Array, FileError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 IMAGE = "image"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something that is not as the layout promises. path: the file, below the data set's folder where it is in it."""
+    """A deviation from what the layout promises. path: the file, below the data set's folder if it is in it."""
 
     path: str
     sample: str
@@ -83,8 +84,8 @@ class Source:
     """The samples of one input of one split, listed and not yet opened.
 
     image: decodes to float32 [3, H, W] in [0, 1]. targets: {task: field}. units: what a hold-out keeps together.
-    strata: groups of which a hold-out takes its share of each (the classes); None where it does not look.
-    in_memory: small enough to be decoded once and kept. meta: what every sample says of itself.
+    strata: the group of each sample (its class), if a hold-out takes its share of each group; else None.
+    in_memory: small enough to be decoded once and kept. meta: entries of every sample's `meta`.
     content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
     `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
     """
@@ -108,8 +109,17 @@ class Source:
 
 def scale_uint8(array: Array) -> Tensor:
     """uint8 [H, W] (gray, repeated) or [H, W, 3] -> float32 [3, H, W] in [0, 1]."""
+    import torch
+
     values = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32).div_(255)
     return values.expand(3, -1, -1) if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
+
+
+def number_label(value: Array) -> Tensor:
+    """A number -> a tensor of its type without axes."""
+    import torch
+
+    return torch.tensor(value)
 
 
 class FileInput(InputData):
@@ -127,6 +137,8 @@ class FileInput(InputData):
 
     def sample(self, row: int) -> Sample:
         """The sample at a row. Raises FileError with the path of a file that does not hold what it should."""
+        from torchvision import tv_tensors
+
         stored = self._images[row] if self.source.in_memory else self.source.image.read(row)
         image = self._decoded(IMAGE, stored, row)
         meta: dict[str, object] = {
@@ -165,6 +177,8 @@ class FileInput(InputData):
         if not self.source.in_memory:
             return None
         if self._cached is None:
+            import torch
+
             stored = torch.from_numpy(self._images)
             stored = stored.unsqueeze(1) if stored.ndim == 3 else stored.permute(0, 3, 1, 2).contiguous()
             targets = {
@@ -190,7 +204,7 @@ class FileInput(InputData):
         return hashlib.sha256("\n".join([listed, self.source.digest, *self.ids]).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raise FileError for what is found without decoding every file, naming the first file and counting the others.
+        """Raise FileError for faults that show without decoding every file: names the first, counts the others.
 
         The first and the last sample are decoded and their labels checked; of each field, all files must be whole and
         show a picture of one size.
@@ -206,7 +220,7 @@ class FileInput(InputData):
             raise FileError(f"Data set {self.spec.name!r} at {self.folder}: {summary(faults)}.")
 
     def _check_labels(self, task: TaskSpec, indices: Sequence[int]) -> None:
-        """Raise FileError where a label of these samples is illegal, or a regression knows no pixel in any of them."""
+        """Raise FileError if a label of these samples is illegal, or none of them has a known label of a regression."""
         kind, where = get_kind(task.kind), self.source.fields[task.name].where
         known = False
         for index in indices:

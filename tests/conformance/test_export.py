@@ -6,6 +6,7 @@ import copy
 
 import pytest
 
+from benchmark.deploy.export import Form, export_network
 from benchmark.deploy.network import (
     DeployedNetwork,
     InputDescription,
@@ -13,7 +14,6 @@ from benchmark.deploy.network import (
     Normalisation,
     OutputDescription,
 )
-from benchmark.export import Form, export_network
 from tests.conformance.test_methods import CASES, trained
 
 CASES_IN_TURN = [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.check import accept
+from benchmark.api.checking import accept
 from benchmark.records.store import Store
 from tests.unit.records import make_record
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmark.records.record import ErrorEntry, MetricEntry, Record
+from benchmark.records.documents import ErrorEntry, MetricEntry
+from benchmark.records.record import Record
 
 HIGHER = {"miou", "pixel_acc", "accuracy", "delta_1_25"}
 UNITS = {"miou": "percent", "pixel_acc": "percent", "accuracy": "percent", "delta_1_25": "percent"}

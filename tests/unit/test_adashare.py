@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import methods.adashare.method
-from benchmark.list import describe
+from benchmark.api.catalog import describe
 from benchmark.plan.cells import notes_of, plan
 from benchmark.plan.suite import Suite
 from benchmark.plan.suite_file import find_suite, read_suite

@@ -14,10 +14,10 @@ import pytest
 import benchmark
 from benchmark import Results, run_suite
 from benchmark.api import FRAME_COLUMNS
+from benchmark.api.reporting import report
 from benchmark.deploy.find import find_record
 from benchmark.plan.suite_file import find_suite, read_suite
 from benchmark.records.store import Store
-from benchmark.show.render import report
 from datasets.errors import UsageError
 from tests.unit.records import SHARED, SINGLE_TASK, make_failure, make_record
 
@@ -106,12 +106,26 @@ def test_a_suite_object_is_run_as_it_is(tmp_path: Path) -> None:
         run_suite("quik", tmp_path)
 
 
+def test_choices_are_lists_whose_parts_are_taken_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Unknown method 'single_task,hard_sharing'"):
+        run_suite("quick", tmp_path, methods=["single_task,hard_sharing"])
+    with pytest.raises(UsageError, match=r"methods='single_task': expected a list, for example \['single_task'\]"):
+        run_suite("quick", tmp_path, methods="single_task")
+    with pytest.raises(UsageError, match="valid integer"):
+        run_suite("quick", tmp_path, seeds=["x"])  # type: ignore[list-item]
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = "import sys, benchmark; print('torch' in sys.modules, 'pandas' in sys.modules, 'pydantic' in sys.modules)"
+    code = (
+        "import sys, benchmark, benchmark.api; "
+        "print('torch' in sys.modules, 'pandas' in sys.modules, 'pydantic' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["False", "False", "False"]
     with pytest.raises(AttributeError, match="no attribute 'run_sweet'"):
         benchmark.run_sweet  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'run_sweet'"):
+        benchmark.api.run_sweet  # noqa: B018
 
 
 def test_a_script_needs_no_main_guard(tmp_path: Path, toy_data: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import benchmark
+import datasets
 from datasets.registry import dataset_names
 from methods.backbones.backbone import supported_backbones
 from methods.registry import method_names
@@ -22,19 +23,21 @@ ROOT = Path(benchmark.__file__).parent.parent
 PACKAGES = ("datasets", "methods", "benchmark")  # each imports from those before it
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
+COMMANDS = "run report check throughput list data export"
+FOR_COMMANDS = {("benchmark", "cli"), ("benchmark", "api"), ("datasets", "errors")}
+MAX_COMMAND_LINES = 150
+
 # The rooms of a package from the ground up: each imports only from those before it. Rooms of one line import nothing
 # of one another.
 FLOORS = {
     "datasets": (
-        "datasets errors declared cifar100_classes omniglot_alphabets",
+        "datasets errors declared",
         "settings protocols",
         "images",
         "kinds",
         "contracts",
         "roles registry array_input",
         "on_disk mnist_digits",
-        "cityscapes_labels class_set_files nyuv2_mat",
-        "cityscapes_files",
         "cifar100_20 cityscapes class_sets elpv mnist_two_domains multi_mnist nyuv2 omniglot",
         "digit_domains",
     ),
@@ -54,7 +57,7 @@ FLOORS = {
         "compare workers deploy",
         "speed",
         "api",
-        "run report check throughput list data export",
+        COMMANDS,
         "__main__",
         "benchmark",
     ),
@@ -128,6 +131,17 @@ def test_imports_run_down(path: Path) -> None:
     assert {module: why for module, why in problems.items() if why is not None} == {}
 
 
+@pytest.mark.parametrize("name", COMMANDS.split())
+def test_commands_only_parse_and_call_the_api(name: str) -> None:
+    path = MODULES[f"benchmark.{name}"]
+    assert {room_of(module) for module in imported(path)} <= FOR_COMMANDS
+    nodes = list(executed(ast.parse(path.read_text(encoding="utf-8"))))
+    words = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    words += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {word.split(".")[0] for word in words} <= {*sys.stdlib_module_names, *PACKAGES, "typer"}
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_COMMAND_LINES
+
+
 def test_no_imports_run_in_a_circle() -> None:
     # A module finds its siblings through the package around it, which is imported before it in any case.
     graph = {
@@ -148,6 +162,7 @@ def test_no_imports_run_in_a_circle() -> None:
         ("benchmark.deploy.network", "benchmark.speed.timing"),
         ("benchmark.plan.cells", "benchmark.train.cell"),
         ("benchmark.api.running", "benchmark.run"),
+        ("benchmark.api.reporting", "benchmark.report"),
     ],
 )
 def test_a_wrong_import_is_found(importer: str, module: str) -> None:
@@ -199,6 +214,28 @@ def test_commands_start_without_heavy_imports() -> None:
     )
     loaded = set(python(code).split())
     assert not loaded & {"torch", "timm", "torchvision", "pandas", "scipy", "sklearn", "mmseg", "matplotlib"}
+
+
+def test_the_public_names_of_datasets_are_there_and_cost_no_torch() -> None:
+    tree = ast.parse((ROOT / "datasets/__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("datasets.")
+        for alias in node.names
+    }
+    assert typed == datasets._HOME_OF  # what type checkers and the hash of a program read, and what is imported
+    assert sorted(datasets.__all__) == sorted(typed)
+    assert set(datasets.__all__) <= set(dir(datasets))
+    code = (
+        "import sys, datasets; print(len([name for name in sys.modules if name.startswith('datasets')])); "
+        "[getattr(datasets, name) for name in datasets.__all__]; print(*sorted(sys.modules))"
+    )
+    alone, loaded = python(code).splitlines()
+    assert alone == "1"
+    assert not set(loaded.split()) & {"torch", "torchvision", "pandas", "scipy", "sklearn", "h5py"}
+    with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
+        datasets.load_dataset  # noqa: B018
 
 
 def test_a_classification_suite_never_imports_mmsegmentation() -> None:

@@ -217,6 +217,20 @@ def test_rows_with_one_value_are_named_together():
     assert finding(found, "tuning trials").text == "1; d, e: 2"
 
 
+def test_the_worked_example_of_the_docstring():
+    """a and b hold one value at both seeds, c another one at its second seed; each scope flags c in its own words."""
+
+    def texts(path, usual, odd):
+        groups = [[change(record, path, usual) for record in row(name, seeds=(0, 1))] for name in "abc"]
+        groups[2][1] = change(groups[2][1], path, odd)
+        return {one.field: one.text for one in audit(*groups).findings}
+
+    assert texts("audit.tuning_trials", 5, 7) == {"tuning trials": "5; c: 5 and 7"}
+    assert texts("versions.weights_hash", "5", "7") == {"initial weights": "as the others; c: 7 at seed 1"}
+    training = "t" * 64
+    assert texts("versions.method_hash", "5", "7") == {"program": f"c: {training}, 5 and {training}, 7"}
+
+
 def test_red_comes_before_amber():
     groups = [row("a"), row("b"), row("c", search_steps=10)]
     groups[2] = [change(record, "audit.draws", 8) for record in groups[2]]

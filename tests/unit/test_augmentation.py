@@ -15,10 +15,10 @@ from torchvision.transforms.v2 import functional
 
 from datasets.errors import UnknownNameError, UsageError
 from datasets.images.augmentation import (
+    STEPS,
     ScaleCrop,
     Zoom,
     augmentation,
-    augmentation_names,
     augmented_size,
     canonical_steps,
 )
@@ -105,7 +105,7 @@ def test_a_shift_moves_by_at_most_four_pixels() -> None:
 
 
 def test_augmentation_follows_the_random_stream() -> None:
-    augment = augmentation(augmentation_names(), SIZE, STANDARD)
+    augment = augmentation(list(STEPS), SIZE, STANDARD)
     first, again, other = (apply(augment, sample(), seed)["image"] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

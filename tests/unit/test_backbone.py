@@ -229,7 +229,10 @@ def test_an_illegal_configuration_says_what_it_expected(options: Mapping[str, ob
             BackboneConfig("swinv2_cr_tiny_224"),
             "known to timm, but not supported: no adapter.*Nearest supported: '",
         ),
-        (BackboneConfig("regnetv_040"), "normalise what they would skip. Nearest supported: 'regnetx_040'"),
+        (
+            BackboneConfig("regnetv_040"),
+            "normalise what they would skip. Nearest supported: 'regnetz_040', 'regnety_040'",
+        ),
         (BackboneConfig("mobilenetv4_hybrid_medium"), "not supported: its attention blocks"),
         (BackboneConfig("efficientnet_cc_b0_4e"), "not supported: its convolutions"),
         (BackboneConfig("tv_resnet50"), "'tv_resnet50' is a name that timm has given up; it is 'resnet50.tv_in1k' now"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import benchmark
-from benchmark.list import describe
+from benchmark.api.catalog import describe
 from benchmark.plan.cells import PlannedCell, missing_reference, plan
 from benchmark.plan.estimate import Estimate, kind_of, total
 from benchmark.plan.suite import Suite

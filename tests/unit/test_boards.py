@@ -14,8 +14,8 @@ from benchmark.compare.boards import FOLDER, LEGEND, MARKS, board_names, describ
 from benchmark.list import app
 from benchmark.plan.suite_file import suite_names
 from datasets.errors import UnknownNameError, UsageError
-from datasets.kinds.metrics import get_metric, metric_names
-from datasets.protocols import protocol_names
+from datasets.kinds.metrics import METRICS, get_metric
+from datasets.protocols import PROTOCOLS
 
 PUBLISHED_ONLY = {"decathlon_score", "average_drop", "relative_performance", "compute", "rmse_as_labelled", "error"}
 PERCENT = {"miou", "pixel_acc", "accuracy", "accuracy_mean", "within_11_25", "within_22_5", "within_30", "delta_1_25"}
@@ -34,7 +34,7 @@ def test_columns_are_metrics_of_the_registry_or_known_as_published_only(name: st
     for column, metric in board.columns.items():
         if metric.name in PUBLISHED_ONLY:
             continue
-        assert metric.name in metric_names(), column
+        assert metric.name in METRICS, column
         assert metric.higher_is_better == get_metric(metric.name).higher_is_better, column
         if metric.name in PERCENT:
             values = [row.values.get(column) for row in board.rows]
@@ -44,7 +44,7 @@ def test_columns_are_metrics_of_the_registry_or_known_as_published_only(name: st
 @pytest.mark.parametrize("name", board_names())
 def test_keys_speak_the_language_of_the_suite(name: str) -> None:
     board = read_board(name)
-    assert board.key.protocol is None or board.key.protocol in protocol_names()
+    assert board.key.protocol is None or board.key.protocol in PROTOCOLS
     if board.tasks:  # some sources print no value of a task
         assert set(board.key.classes or {}) <= set(board.tasks)
     if board.key.backbone not in (None, "per_row"):

@@ -14,8 +14,7 @@ import torch
 
 from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
 from datasets import registry
-from datasets.cifar100_20 import read_part, task_name
-from datasets.cifar100_classes import CLASSES, SUPERCLASSES
+from datasets.cifar100_20 import CLASSES, SUPERCLASSES, read_part, task_name
 from datasets.contracts import MultiTaskDataset
 from datasets.errors import DatasetMissingError
 from datasets.images.transforms import Normalise

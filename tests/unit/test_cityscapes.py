@@ -18,8 +18,7 @@ from torch import Tensor
 from benchmark.plan.cells import plan
 from benchmark.plan.suite_file import read_suite
 from datasets import registry
-from datasets.cityscapes_files import decode_disparity
-from datasets.cityscapes_labels import class_table
+from datasets.cityscapes import class_table, decode_disparity
 from datasets.contracts import InputData, Sample
 from datasets.errors import DatasetMissingError, ProtocolError, UsageError
 from datasets.images.transforms import InverseDepth

@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 
 import benchmark
 from benchmark import __main__ as sharebench
-from benchmark.cli import EXIT_OUTPUT, make_console
-from benchmark.list import describe
-from benchmark.plan.suite_file import find_suite, select, suite_names
+from benchmark.api.catalog import describe
+from benchmark.cli import EXIT_OUTPUT, make_console, say
+from benchmark.plan.suite_file import SuiteChoices, find_suite, select, suite_names
+from benchmark.records.documents import ErrorEntry
 from benchmark.records.networks import built_graph
-from benchmark.records.record import ErrorEntry, Record
+from benchmark.records.record import Record
 from benchmark.records.store import traceback_file
 from benchmark.run import app as run_app
 from benchmark.workers.executors import _told
@@ -83,7 +84,7 @@ def test_an_interrupt_names_the_line_that_was_typed(monkeypatch: pytest.MonkeyPa
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmark.run.execute", interrupted)
+    monkeypatch.setattr("benchmark.api.running.execute", interrupted)
     words = ["run", "quick", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sharebench", *words])
     result = CliRunner().invoke(sharebench.app, words, prog_name="sharebench")
@@ -139,6 +140,12 @@ def test_a_script_of_ones_own_prints_on_any_output(monkeypatch: pytest.MonkeyPat
     assert held.getvalue() == b"?m ?\n"
 
 
+def test_a_line_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "[bold] :smile: 12 " + "x" * 200
+    say(make_console(), line)
+    assert capsys.readouterr().out == f"{line}\n"
+
+
 def test_an_output_that_is_full_or_closed_is_no_traceback() -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = child(SAYS, stdout=full, stderr=subprocess.PIPE)
@@ -175,12 +182,25 @@ def test_a_project_with_a_package_of_our_name_is_told_in_one_line(name: str, tmp
     assert f"ImportError: the package '{name}'" in done.stderr
 
 
-HEAVY = ("torch", "torchvision", "timm", "pandas", "scipy", "sklearn", "matplotlib", "seaborn", "torchjd", "mmseg")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "h5py",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "seaborn",
+    "torchjd",
+    "mmseg",
+)
 
 LIGHT = """
 import sys
 from typer.testing import CliRunner
 from benchmark.__main__ import app
+from datasets.registry import dataset_names
 folder, heavy = sys.argv[1], set(sys.argv[2].split())
 lines = [
     ("list", 0), ("list quick", 0), ("list boards", 0), ("list nyuv2_segnet_libmtl", 0), ("list --help", 0),
@@ -193,6 +213,7 @@ lines = [
     ("data show elpv --split tset", 2), ("data show elpv --samples 0", 2),
     (f"throughput {folder}", 2), ("throughput nowhere --batch x", 2), (f"throughput {folder} --execution x", 2),
     (f"export {folder}", 2), ("export nowhere --to x", 2), (f"export {folder} --batch 0", 2),
+    *((f"list {name}", 0) for name in dataset_names()),
 ]
 for line, code in lines:
     result = CliRunner().invoke(app, line.split())
@@ -203,7 +224,7 @@ for line, code in lines:
 
 
 def test_what_needs_no_network_imports_no_torch(tmp_path: Path) -> None:
-    """The overview, suites, boards and every mistake that can be told by names: one process for all of them."""
+    """The overview, suites, boards, data sets and mistakes in names: one process for all of them."""
     line = [sys.executable, "-c", LIGHT, str(tmp_path), " ".join(HEAVY)]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -211,7 +232,7 @@ def test_what_needs_no_network_imports_no_torch(tmp_path: Path) -> None:
 
 def test_a_method_is_described_without_other_methods_and_without_torchvision() -> None:
     code = (
-        "import sys; from benchmark.list import describe; describe('hard_sharing'); "
+        "import sys; from benchmark.api.catalog import describe; describe('hard_sharing'); "
         "print(*(name for name in sys.modules if name.startswith(('methods.', 'torchvision', 'timm', 'networkx'))))"
     )
     loaded = child(code, stdout=subprocess.PIPE).stdout.split()
@@ -265,7 +286,7 @@ def test_plugins_of_the_command_line_join_those_of_the_suite(tmp_path: Path, mon
     suite.parent.mkdir()
     suite.write_text("name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\nplugins: [own.py]\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    chosen = select(str(suite), plugins=["more.py", suite.parent / "own.py"])
+    chosen = select(str(suite), SuiteChoices(plugins=["more.py", suite.parent / "own.py"]))
     assert chosen.plugins == (str(suite.parent / "own.py"), str(tmp_path / "more.py"))
 
 

@@ -47,7 +47,7 @@ def test_a_failing_disk_loses_nothing_that_was_finished(
     expected = run_cell(shared, RunSettings(tmp_path / "straight")).result_hash
     folder = tmp_path / "failing"
     finished = run_cell(reference, RunSettings(folder))
-    kept = Store(folder).record_path(finished.cell).read_bytes()
+    kept = Store(folder).record_path(finished).read_bytes()
     replace, writes = os.replace, 0
     for allowed in range(6):
         writes = 0
@@ -66,7 +66,7 @@ def test_a_failing_disk_loses_nothing_that_was_finished(
         except StorageError as error:
             assert os.strerror(code) in str(error)
             assert "\n" not in str(error)
-        assert Store(folder).record_path(finished.cell).read_bytes() == kept
+        assert Store(folder).record_path(finished).read_bytes() == kept
         assert not list(folder.rglob("*.tmp"))
     monkeypatch.setattr(storage.os, "replace", replace)
     record = run_cell(shared, RunSettings(folder))

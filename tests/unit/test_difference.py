@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmark.api.reporting import compare_runs
 from benchmark.compare.difference import Change, difference, lines, render_difference
 from benchmark.records.record import Record
 from benchmark.records.store import Store
-from benchmark.report import compare_runs
 from datasets.errors import UsageError
 from tests.unit.records import make_record
 

@@ -16,8 +16,8 @@ from benchmark.compare.difference import difference, render_difference
 from benchmark.escape import CsvWriter, plain
 from benchmark.records.record import Record
 from benchmark.records.store import Store
+from benchmark.show.drawing import save_drawing
 from benchmark.show.page import render_page
-from benchmark.show.plots import save_drawing
 from benchmark.show.render import render_csv, render_latex, render_markdown, render_terminal
 from benchmark.tables.table import aggregate
 from tests.unit.records import make_failure, make_record

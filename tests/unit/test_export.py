@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from benchmark import export as command
 from benchmark import load_network
+from benchmark.deploy.export import ExportError, Form, export_network, onnx_inputs
 from benchmark.deploy.find import find_record
 from benchmark.deploy.network import DESCRIPTION_FIELD, DeployedNetwork, NetworkDescription
-from benchmark.export import ExportError, Form, export_network
 from benchmark.records.store import Store
 from datasets.errors import UsageError
 from tests.unit.graphs import operation
@@ -118,7 +118,7 @@ def test_several_inputs_are_a_dictionary(domains: Path) -> None:
 def test_every_way_to_name_a_record_finds_it(run: Path) -> None:
     store = Store(run)
     record = next(one for one in store.load_all() if one.cell["method"]["name"] == "hard_sharing")
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     weights = load_network(run, "hard_sharing").graph.weights_hash()
     for network in (
         load_network(path),
@@ -293,7 +293,7 @@ def test_an_onnx_file_gives_the_same(kind: str, request: pytest.FixtureRequest, 
     assert result.exit_code == 0, result.output
     network = load_network(folder, "hard_sharing")
     session = onnxruntime.InferenceSession(str(file))
-    names = command.onnx_inputs(network.description.inputs)
+    names = onnx_inputs(network.description.inputs)
     for batch in (1, 5):
         images = network.example(batch)
         with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -102,7 +103,7 @@ def test_no_record_stops_a_report(wrong: object, tmp_path: Path) -> None:
             aggregate([record, others[1], others[3]])  # two seeds, the forged one first in its row
             valid.append(record)
     assert 0 < len(valid) < len(PLACES)
-    together = [Record(**{**vars(one), "cell": {**one.cell, "seed": -n}}) for n, one in enumerate(valid, 1)]
+    together = [dataclasses.replace(one, cell={**one.cell, "seed": -n}) for n, one in enumerate(valid, 1)]
     records = [*together, *others]
     tables = aggregate(records)
     render_page(tables, records, [], Store(tmp_path), command="x", sections=[])
@@ -119,6 +120,12 @@ def test_no_record_stops_a_report(wrong: object, tmp_path: Path) -> None:
         (("audit", "flags"), "odd", "audit.flags"),
         (("cell", "recipe", "balancing"), {"params": {}}, "cell.recipe.balancing.name"),
         (("cell", "data", "tasks"), [1], "cell.data.tasks.0"),
+        (("audit", "input_size"), [32, "x"], "audit.input_size.1"),
+        (("audit", "reference"), "mine", "audit.reference"),
+        (("cost", "final", "images"), "x", "cost.final.images"),
+        (("compute", "macs_joint"), 1e200, "compute.macs_joint"),
+        (("environment", "determinism"), [True], "environment.determinism"),
+        (("versions", "torch"), 2, "versions.torch"),
         (("size", "total"), 10**400, "integer"),
         (("metrics", "semseg", "miou", "value"), 1e200, "metrics.semseg.miou.value"),
     ],

@@ -19,9 +19,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import benchmark.train.cell
-from benchmark.check import accept, app, check, lines
+from benchmark.api.checking import accept, check
+from benchmark.check import app
 from benchmark.compare.baseline import Baseline, accepted, baseline_bytes, golden_key, golden_platform, read_baseline
 from benchmark.compare.gate import Finding, Verdict, compare, exit_code, speed_bound, superseded
+from benchmark.compare.gate_text import lines
 from benchmark.plan.cells import PlannedCell, plan
 from benchmark.plan.suite import Suite
 from benchmark.plan.suite_file import select
@@ -528,7 +530,7 @@ def test_the_check_starts_without_torch(run_folder: Path, tmp_path: Path) -> Non
     file = tmp_path / "gate.json"
     accept(run_folder, file, "first")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom benchmark.check import check\n"
+        "import sys\nfrom pathlib import Path\nfrom benchmark.api.checking import check\n"
         f"assert check(Path({str(run_folder)!r}), Path({str(file)!r}))[0] == 0\n"
         "assert not {'torch', 'timm', 'numpy', 'pandas'} & set(sys.modules), 'imported'\n"
     )
@@ -649,7 +651,6 @@ def test_a_forward_that_is_slower_by_a_quarter_is_caught(
     real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmark.records.measurements import light_settings
-    from benchmark.records.record import is_reference
     from benchmark.speed import networks as speed_networks
     from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, WarmUpRule
     from benchmark.speed.session import measure_table
@@ -657,7 +658,7 @@ def test_a_forward_that_is_slower_by_a_quarter_is_caught(
     root = tmp_path / "run"
     shutil.copytree(real.parent / "run", root)
     (record,) = Store(root).load_all()
-    assert not is_reference(record)
+    assert not record.is_reference
     table = TableJob("gate", {record.key: ("joint",)})
     protocol = SpeedProtocol(warm_up=WarmUpRule(limit_s=5.0))
 

@@ -19,7 +19,7 @@ from datasets.kinds import Kind, get_kind, kind_names, register_kind
 from datasets.kinds.base import resize_prediction
 from datasets.kinds.class_kind import ClassKind
 from datasets.kinds.metrics import LabelError
-from datasets.protocols import STANDARD, ProtocolFlags, get_protocol, protocol_names
+from datasets.protocols import PROTOCOLS, STANDARD, ProtocolFlags, get_protocol
 
 DIGIT = TaskSpec("digit", "class", 3, ("accuracy",))
 SEMSEG = TaskSpec("semseg", "semantic", 4, ("miou",))
@@ -295,7 +295,7 @@ def test_tensor_types_by_unit() -> None:
 
 
 def test_the_table_of_protocols() -> None:
-    assert protocol_names() == ["standard", "adashare", "mtan", "vandenhende", "bmtas"]
+    assert list(PROTOCOLS) == ["standard", "adashare", "mtan", "vandenhende", "bmtas"]
     assert get_protocol("standard") == ProtocolFlags() == STANDARD
     assert get_protocol("vandenhende").miou == "present"
     assert get_protocol("vandenhende", "nyuv2").miou == "all_classes"
@@ -311,7 +311,7 @@ def test_the_table_of_protocols() -> None:
     ("change", "message"),
     [
         ({"kind": "klass"}, r"Task 'digit': Unknown kind 'klass'. Nearest: 'class'"),
-        ({"metrics": ("acc",)}, r"Task 'digit': Unknown metric of kind 'class' 'acc'. Nearest: 'auroc', 'accuracy'"),
+        ({"metrics": ("acc",)}, r"Task 'digit': Unknown metric of kind 'class' 'acc'. Nearest: 'accuracy', 'auroc'"),
         ({"metrics": ("miou",)}, r"Task 'digit': Unknown metric of kind 'class' 'miou'"),
         ({"metrics": ("auroc",)}, r"Task 'digit' has 3 classes; auroc is defined for 2"),
         ({"channels": 1}, r"Task 'digit' of kind 'class' has channels = 1; expected at least 2"),

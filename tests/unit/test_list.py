@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import benchmark
-from benchmark.list import describe
+from benchmark.api.catalog import describe
 from benchmark.plan.suite_file import suite_names
+from datasets.images.augmentation import STEPS
 from datasets.registry import dataset_names, get_dataset
 from methods.contracts import Reference
 from methods.registry import get_method, method_names
@@ -68,6 +69,8 @@ def test_a_data_set_shows_all_layouts_options_tasks_and_caveats(name: str) -> No
             {None: "null", True: "true", False: "false"}[value] if value is None or value in (True, False) else value
         )
         assert f"{key} = {value if type(value) is int else shown} (" in text
+        assert field.description, f"options of {name}: {key} has no description"
+        assert f"): {' '.join(field.description.split())}" in text
     for protocol in loader.protocols:
         assert protocol in text
     for layout in loader.layouts or (None,):
@@ -81,6 +84,16 @@ def test_a_data_set_shows_all_layouts_options_tasks_and_caveats(name: str) -> No
             for caveat in spec.caveats if protocol == loader.protocols[0] else ():
                 assert " ".join(caveat.split()) in text
             break
+
+
+def test_every_step_of_augmentation_is_listed_with_its_options() -> None:
+    text = " ".join(describe("augmentation").split())
+    for name, step in STEPS.items():
+        assert f"{name}: " in text
+        for key, field in step.model_fields.items():
+            assert f"{key} = " in text
+            assert field.description, f"{name}.{key} has no description"
+            assert field.description in text
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly() -> None:

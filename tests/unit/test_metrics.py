@@ -20,7 +20,7 @@ from datasets.contracts import TaskSpec
 from datasets.errors import UnknownNameError, UsageError
 from datasets.kinds import get_kind, kind_names
 from datasets.kinds.binary_map import F_THRESHOLDS, dilate, levels, tolerance_squared
-from datasets.kinds.metrics import Evaluator, LabelError, computed_metrics, get_metric, metric_names
+from datasets.kinds.metrics import METRICS, Evaluator, LabelError, computed_metrics, get_metric
 from datasets.protocols import STANDARD, ProtocolFlags, get_protocol
 from methods.backbones.mmseg import load
 
@@ -64,7 +64,7 @@ def logit(probability: list[float]) -> Tensor:
 
 
 def test_every_metric_has_a_unit_and_a_registered_kind() -> None:
-    for name in metric_names():
+    for name in METRICS:
         metric = get_metric(name)
         assert metric.kinds, name
         assert set(metric.kinds) <= set(kind_names()), name

@@ -12,8 +12,7 @@ import torch
 from datasets import registry
 from datasets.contracts import MultiTaskDataset
 from datasets.errors import DatasetMissingError, UnknownNameError
-from datasets.omniglot import SIDES, ZIPS, side_of, task_name
-from datasets.omniglot_alphabets import BACKGROUND, EVALUATION, SMALL
+from datasets.omniglot import BACKGROUND, EVALUATION, SIDES, SMALL, ZIPS, side_of, task_name
 from datasets.on_disk.files import FileError
 from datasets.registry import dataset_spec
 from datasets.roles import role_indices

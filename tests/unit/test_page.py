@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 from seaborn.utils import relative_luminance
 from typer.testing import CliRunner
 
+from benchmark.api.reporting import page
 from benchmark.records.store import Store
-from benchmark.report import app, page
+from benchmark.report import app
 from benchmark.show.marks import LIGHT
-from benchmark.show.page.build import style_sheet
+from benchmark.show.page.build import _alarms, style_sheet
 from benchmark.show.wording import cell_text, lines_beneath
 from benchmark.tables.folder import tables_of
 from benchmark.tables.labels import DASH
@@ -66,6 +68,13 @@ def test_the_page_needs_no_network_and_nothing_beside_it(folder: Path) -> None:
     assert "@import" not in text
     assert not re.search(r"url\((?!\s*[\"']?(?:#|data:))", text)
     assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(", text)
+
+
+def test_banners_stand_in_the_order_of_the_tables(folder: Path) -> None:
+    (table,), _ = tables_of(folder)
+    banners = tuple(f"banner {number}" for number in range(8))  # a set of them has another order in every process
+    alarms = _alarms([dataclasses.replace(table, banners=banners)], [])
+    assert [alarm.split(" (")[0] for alarm in alarms] == list(banners[: len(alarms)])
 
 
 def test_every_number_and_every_line_of_the_tables_is_on_it(folder: Path) -> None:

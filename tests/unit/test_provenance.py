@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.records.keys import canonical_json
 from benchmark.records.provenance import (
     cpu_name,
     environment,
@@ -19,7 +20,6 @@ from benchmark.records.provenance import (
     package_hash,
     versions,
 )
-from benchmark.records.store import canonical_json
 from datasets.errors import UsageError
 
 

@@ -8,9 +8,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from benchmark.api.reporting import report
 from benchmark.records.store import Store
 from benchmark.report import app
-from benchmark.show.render import report
+from benchmark.tables.folder import TableOptions
 from datasets.errors import UsageError
 from tests.unit.records import make_failure, make_record
 
@@ -86,7 +87,7 @@ def test_invalid_records_are_lines_beneath(folder):
 
 def test_only_the_asked_cells(folder):
     ours = make_record("ours", 0)
-    text = report(folder, format="markdown", keys={ours.key})
+    text = report(folder, "markdown", TableOptions(keys={ours.key}))
     assert "| ours |" in text
     assert "dmo" not in text
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmark.api.reporting import compare_with_boards
 from benchmark.compare.boards import Board, board_names, parse_board, read_board
 from benchmark.compare.reproduction import (
     fitting_boards,
@@ -27,7 +28,6 @@ from benchmark.compare.reproduction_text import RECALLED, render_reproduction
 from benchmark.plan.cells import cell_spec
 from benchmark.records.record import Record
 from benchmark.records.store import Store
-from benchmark.report import compare_with_boards
 from datasets.errors import UsageError
 from methods.registry import method_names
 from tests.unit.records import make_record, metrics

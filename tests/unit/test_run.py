@@ -14,9 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmark import __main__ as sharebench
-from benchmark import api
+from benchmark.api import running
 from benchmark.cli import pick_device
-from benchmark.plan.suite_file import read_suite, select
+from benchmark.plan.suite_file import SuiteChoices, read_suite, select
 from benchmark.run import app
 from benchmark.speed import light
 from benchmark.speed.jobs import SpeedProtocol
@@ -123,9 +123,9 @@ def test_damaged_and_foreign_records_are_run_again_and_kept(suite: Path, tmp_pat
     from benchmark.plan.cells import plan
     from benchmark.records.store import Store
 
-    planned = plan(select(str(suite), methods="hard_sharing"))[0]
+    planned = plan(select(str(suite), SuiteChoices(methods=["hard_sharing"])))[0]
     store = Store(tmp_path / "out")
-    path = store.record_path(planned.document)
+    path = store.record_path(planned)
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "status": "done"', encoding="utf-8")
     result = CliRunner().invoke(
@@ -146,18 +146,18 @@ def test_cuda_without_cuda_is_refused() -> None:
 
 
 def test_choices_of_the_command_line_keep_the_suite_settings(suite: Path) -> None:
-    chosen = select(str(suite), methods="single_task", seeds="4,5", settings=["budget.steps=9"])
+    chosen = select(str(suite), SuiteChoices(methods=["single_task"], seeds=[4, 5], settings=["budget.steps=9"]))
     assert [method.name for method in chosen.methods] == ["single_task"]
     assert chosen.seeds == (4, 5)
     assert chosen.budget.steps == 9
     assert chosen.data[0].tasks == ("left", "right")
-    assert select(str(suite), tasks="right").data[0].tasks == ("right",)
+    assert select(str(suite), SuiteChoices(tasks=["right"])).data[0].tasks == ("right",)
     assert chosen.recipe == read_suite(suite).recipe
 
 
 def test_a_method_that_stands_in_several_rows_is_chosen_with_all_of_them() -> None:
     """`run standard --methods single_task,hard_sharing` without the row that others are tested against helps nobody."""
-    chosen = select("standard", methods="single_task,hard_sharing,task_switching").methods
+    chosen = select("standard", SuiteChoices(methods=["single_task", "hard_sharing", "task_switching"])).methods
     assert [method.name for method in chosen] == ["single_task", *["hard_sharing"] * 3, "task_switching"]
     assert [method.params.get("steps_factor") for method in chosen[1:4]] == [None, 2.0, 5.0]
 
@@ -166,7 +166,7 @@ def test_a_missing_baseline_is_said_at_the_start(suite: Path, tmp_path: Path, mo
     from benchmark.plan.cells import missing_reference, plan
 
     assert not missing_reference(plan(select(str(suite))))
-    assert missing_reference(plan(select(str(suite), methods="hard_sharing")))
+    assert missing_reference(plan(select(str(suite), SuiteChoices(methods=["hard_sharing"]))))
 
 
 def test_the_console_script_has_the_same_commands() -> None:
@@ -213,7 +213,7 @@ def test_a_worker_whose_run_is_gone_ends_without_a_word_and_without_a_record(
     worker = context.Process(target=_work, args=(theirs, RunSettings(tmp_path / "out", plugins=(str(toy_data),))))
     worker.start()
     theirs.close()
-    ours.send((0, plan(select(str(suite), methods="hard_sharing"))[0]))
+    ours.send((0, plan(select(str(suite), SuiteChoices(methods=["hard_sharing"])))[0]))
     ours.close()
     worker.join(120)
     assert worker.exitcode == 0
@@ -227,11 +227,11 @@ def test_workers_are_counted_from_what_the_process_may_use() -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        assert api._jobs(None, "cpu") == 1
+        assert running._jobs(None, "cpu") == 1
     finally:
         os.sched_setaffinity(0, allowed)
-    assert api._jobs(5, "cpu") == 5
-    assert api._jobs(None, "cuda") == 1
+    assert running._jobs(5, "cpu") == 5
+    assert running._jobs(None, "cuda") == 1
 
 
 def test_an_interrupt_waits_until_a_process_has_started() -> None:

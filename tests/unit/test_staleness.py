@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import benchmark.train.cell
-from benchmark.check import accept, check
+from benchmark.api.checking import accept, check
 from benchmark.plan import program
 from benchmark.plan.cells import PlannedCell, plan
 from benchmark.plan.plugins import load_plugins
@@ -46,9 +46,7 @@ import numpy as np
 import torch
 
 from brightness import scaled
-from datasets.array_input import ArrayInput
-from datasets.contracts import DatasetSpec, MultiTaskDataset, TaskSpec
-from datasets.registry import DatasetLoader, register_dataset
+from datasets import ArrayInput, DatasetLoader, DatasetSpec, MultiTaskDataset, TaskSpec, register_dataset
 
 FOLDER = Path(__file__).parent
 
@@ -255,6 +253,10 @@ def test_training_reads_its_data_set_and_no_other_and_nothing_that_prints() -> N
         "methods.hard_sharing",
     )
     assert not [name for name in modules if name.startswith((*shown, *other))]
+
+
+def test_a_name_that_a_package_exports_is_followed_to_its_file() -> None:
+    assert "datasets.array_input" in source_files(["datasets.mnist_two_domains"]).values()
 
 
 @pytest.mark.parametrize(

@@ -18,20 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmark.records.store import (
-    CanonicalError,
-    Record,
-    StorageError,
-    Store,
-    canonical_json,
-    cell_key,
-    curve_json,
-    metrics_json,
-    result_hash,
-    safe_name,
-    table_key,
-    write_atomic,
-)
+from benchmark.records.keys import CanonicalError, canonical_json, cell_key, table_key
+from benchmark.records.record import Record, curve_json, metrics_json, result_hash
+from benchmark.records.store import StorageError, Store, safe_name, write_atomic
 from datasets.errors import UsageError
 from tests.unit.records import make_cell, make_failure, make_record
 
@@ -128,6 +117,16 @@ def test_table_key_ignores_method_and_seed_and_nothing_else():
         assert table_key(make_cell("a", 0, **{section: {"changed": 1}})) != base
 
 
+def test_a_record_hashes_its_cell_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr("benchmark.records.record.cell_key", lambda cell: asked.append(cell) or "k")
+    record = make_record()
+    assert (record.key, record.key) == ("k", "k")
+    assert len(asked) == 1
+    assert dataclasses.replace(record, cell=make_cell(seed=1)).key == "k"
+    assert len(asked) == 2  # a copy with another cell has another key
+
+
 def test_curves_hold_null_for_what_is_not_finite():
     assert curve_json([1, float("nan"), float("inf"), 0.5]) == [1.0, None, None, 0.5]
 
@@ -156,7 +155,7 @@ def test_a_record_comes_back_whole(tmp_path):
     written = store.write(dataclasses.replace(make_record(), curves={"loss": curve_json([1.0, float("nan")])}))
     assert store.read(written.key) == written == store.load_all()[0]
     assert written.curves == {"loss": [1.0, None]}
-    path = store.record_path(written.cell)
+    path = store.record_path(written)
     assert path.relative_to(tmp_path).as_posix() == (
         f"records/{table_key(written.cell)}/{written.key[:2]}/{written.key}.json"
     )
@@ -180,7 +179,7 @@ def test_round_trip_of_any_content(tmp_path, values, audit, seed):
 def test_record_hash_is_over_the_bytes_with_zeros_in_its_place(tmp_path):
     store = Store(tmp_path)
     record = store.write(make_record())
-    data = store.record_path(record.cell).read_bytes()
+    data = store.record_path(record).read_bytes()
     assert data.count(record.record_hash.encode()) == 1
     assert hashlib.sha256(data.replace(record.record_hash.encode(), b"0" * 64)).hexdigest() == record.record_hash
 
@@ -195,7 +194,7 @@ def test_nested_hashes_do_not_confuse_reading(tmp_path):
 def test_editing_any_digit_makes_the_record_invalid(tmp_path):
     store = Store(tmp_path)
     record = store.write(make_record())
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     data = path.read_bytes()
     places = [place for place, byte in enumerate(data) if chr(byte).isdigit()]
     assert len(places) > 200  # the digits of both hashes among them
@@ -214,7 +213,7 @@ def test_editing_any_digit_makes_the_record_invalid(tmp_path):
 def test_no_damage_raises_or_passes(tmp_path, data):
     store = Store(tmp_path)
     record = store.write(make_record())
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     whole = path.read_bytes()
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, len(whole)))
@@ -250,7 +249,7 @@ def _forged(document: dict) -> bytes:
 def test_foreign_json_with_a_right_hash_is_invalid_with_the_reason(tmp_path, change, words):
     store = Store(tmp_path)
     record = store.write(make_record())
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     path.write_bytes(_forged({**json.loads(path.read_bytes()), **change}))
     read = store.read(record.key)
     assert read.status == "invalid"
@@ -275,7 +274,7 @@ def test_rubbish_is_invalid_and_never_raises(tmp_path, data):
 def test_a_record_hash_that_is_none_is_invalid(tmp_path, stated):
     store = Store(tmp_path)
     record = store.write(make_record())
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     path.write_text(json.dumps({**json.loads(path.read_bytes()), "record_hash": stated}))
     assert "not a sha256" in store.read(record.key).error["message"]
 
@@ -288,7 +287,7 @@ def test_unreadable_file_is_invalid(tmp_path):
 def test_a_file_under_another_cells_name_is_invalid(tmp_path):
     store = Store(tmp_path)
     record = store.write(make_record())
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     other = path.with_name(f"{path.stem[:2]}{'0' * 30}.json")
     path.rename(other)
     assert "not the key of its cell" in store.read(other.stem).error["message"]
@@ -297,7 +296,7 @@ def test_a_file_under_another_cells_name_is_invalid(tmp_path):
 def test_merged_folders_do_not_count_a_cell_twice(tmp_path):
     store = Store(tmp_path)
     record = store.write(make_record())
-    path = store.record_path(record.cell)
+    path = store.record_path(record)
     write_atomic(tmp_path / "records" / "zz" / path.parent.name / path.name, path.read_bytes())
     first, second = store.load_all()
     assert first == record
@@ -321,7 +320,7 @@ def test_a_failure_is_stored_and_is_no_cache_hit(tmp_path):
 def test_rerunning_keeps_the_old_record_in_history(tmp_path):
     store = Store(tmp_path)
     failed = store.write(make_failure("hard_sharing", 0))
-    old = store.record_path(failed.cell).read_bytes()
+    old = store.record_path(failed).read_bytes()
     done = store.write(dataclasses.replace(make_record("hard_sharing", 0), attempts=2))
     assert done.key == failed.key
     assert store.load_all() == [done]
@@ -400,8 +399,8 @@ def test_k2_system_errors_keep_the_old_record_and_leave_no_debris(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(os if step == "fsync" else Path, step, fail)
         with pytest.raises(StorageError, match=os.strerror(code)) as caught:
-            write_atomic(store.record_path(old.cell), b"new")
-        assert str(store.record_path(old.cell)) in str(caught.value)
+            write_atomic(store.record_path(old), b"new")
+        assert str(store.record_path(old)) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert store.read(old.key) == old
     assert not list(tmp_path.rglob("*.tmp"))
@@ -417,7 +416,7 @@ def test_k2_killed_between_write_and_replace(tmp_path):
         "Path.replace = lambda *arguments: os._exit(9)\n"
         "write_atomic(Path(sys.argv[1]), b'half')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(store.record_path(old.cell))], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(store.record_path(old))], check=False, timeout=60)
     assert done.returncode == 9
     assert len(list(tmp_path.rglob("*.tmp"))) == 1  # nobody was left to remove it; it disturbs nobody
     assert store.load_all() == [old]
@@ -544,6 +543,17 @@ def test_file_names_stay_readable():
 def test_reading_records_needs_no_torch():
     code = "import sys, benchmark.report\nassert not {'torch', 'numpy', 'pandas', 'filelock'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_folder_holds_records_where_any_file_of_one_is_there(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    assert not store.holds_records()
+    path = store.record_path(make_record().cell)
+    path.parent.mkdir(parents=True)
+    assert not store.holds_records()
+    path.write_text("torn")
+    monkeypatch.setattr(Path, "read_bytes", None)  # nothing is read
+    assert store.holds_records()
 
 
 def test_several_runs_may_start_at_once_on_one_folder(tmp_path):

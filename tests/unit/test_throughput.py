@@ -43,6 +43,7 @@ from benchmark.speed.jobs import SpeedJob, SpeedProtocol, TableJob, is_measured,
 from benchmark.speed.light import LIGHT_PROTOCOL, measure_light
 from benchmark.speed.networks import TableNetworks, guarded
 from benchmark.speed.session import measure_memory, measure_table
+from benchmark.speed.sweep import Choices, settings_of
 from benchmark.speed.timing import WarmUpRule
 from benchmark.workers.processes import messages_of
 from datasets.contracts import DatasetSpec
@@ -591,7 +592,7 @@ def test_the_command_prints_a_table_a_setting(folder: Path, monkeypatch: pytest.
 
 def test_the_full_protocol_is_the_default() -> None:
     def settings(device: str) -> list[tuple[object, ...]]:
-        found = throughput.settings_of(throughput.Choices(), device, cores=4)
+        found = settings_of(Choices(), device, cores=4)
         return [(s.batch, s.threads, s.dtype, s.memory_format, s.compiled) for s in found]
 
     assert settings("cpu") == [(batch, threads, "fp32", "contiguous", False) for threads in (1, 4) for batch in (1, 8)]
@@ -603,14 +604,14 @@ def test_the_full_protocol_is_the_default() -> None:
 
 
 def test_every_choice_is_swept() -> None:
-    choices = throughput.Choices(
+    choices = Choices(
         batches=(1, 4),
         threads=(1, 2),
         dtypes=("fp32", "bf16"),
         memory_formats=("contiguous", "channels_last"),
         executions=("eager", "compiled"),
     )
-    found = throughput.settings_of(choices, "cpu", cores=2)
+    found = settings_of(choices, "cpu", cores=2)
     assert len(found) == len(set(found)) == 2**5
     assert {(s.batch, s.threads, s.dtype, s.memory_format, s.compiled) for s in found} == set(
         itertools.product((1, 4), (1, 2), ("fp32", "bf16"), ("contiguous", "channels_last"), (False, True))

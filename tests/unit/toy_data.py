@@ -11,9 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.array_input import ArrayInput
-from datasets.contracts import SINGLE_INPUT, DatasetSpec, MultiTaskDataset, Split, TaskSpec
-from datasets.registry import DatasetLoader, DatasetOptions, register_dataset
+from datasets import (
+    SINGLE_INPUT,
+    ArrayInput,
+    DatasetLoader,
+    DatasetOptions,
+    DatasetSpec,
+    MultiTaskDataset,
+    Split,
+    TaskSpec,
+    register_dataset,
+)
 
 SIZE = 8
 SPLITS = {"train": 80, "val": 20, "test": 20}

@@ -14,8 +14,7 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from benchmark.records.keys import row_key, table_key, value_at
-from benchmark.records.record import INVALID, Record, seed_of_record
+from benchmark.records.record import INVALID, Record
 from benchmark.records.store import Store
 from benchmark.show.marks import DARK, LIGHT, N_STYLES
 from benchmark.show.page.graphics import Block, bar_charts, curve_charts, key_of_styles, scatters
@@ -141,8 +140,8 @@ def _records_of_rows(records: Sequence[Record]) -> dict[tuple[str, bytes], list[
     groups: dict[tuple[str, bytes], list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
-            groups[table_key(record.cell), row_key(record.cell)].append(record)
-    return {row: sorted(group, key=seed_of_record) for row, group in groups.items()}
+            groups[record.table_key, record.row_key].append(record)
+    return {row: sorted(group, key=lambda record: record.seed) for row, group in groups.items()}
 
 
 def _view(
@@ -161,7 +160,7 @@ def _view(
     if number < MAX_TABLES_WITH_CHARTS:
         blocks, limits = _blocks(table, firsts)
         found = [
-            (f"{table.rows[position].label}, seed {seed_of_record(record)}", pictures)
+            (f"{table.rows[position].label}, seed {record.seed}", pictures)
             for position, record in enumerate(firsts)
             if record is not None and (pictures := list(pictures_of(record, store, budget)))
         ]
@@ -242,13 +241,13 @@ def _facts(records: Sequence[Record], tables: Sequence[Table]) -> list[tuple[str
     valid = [record for record in records if record.status != INVALID]
     statuses = Counter(record.status for record in records)
     newest = max((record.finished or record.started for record in valid), default="")
-    devices = Counter(str(value_at(record.environment, "device") or "not recorded") for record in valid)
+    devices = Counter(record.environment.get("device") or "not recorded" for record in valid)
     n_rows = sum(len(table.rows) for table in tables)
     facts = [
         ("records", f"{len(records)} ({', '.join(f'{n} {status}' for status, n in statuses.most_common())})"),
         ("tables", f"{len(tables)}, with {n_rows} rows"),
-        ("data sets", _listed(str(value_at(record.cell, "data", "dataset")) for record in valid)),
-        ("backbones", _listed(str(value_at(record.cell, "backbone", "name")) for record in valid)),
+        ("data sets", _listed(record.cell["data"]["dataset"] for record in valid)),
+        ("backbones", _listed(record.cell["backbone"]["name"] for record in valid)),
         ("device", ", ".join(device for device, _ in devices.most_common(MAX_VALUES))),
         ("software", "; ".join(f"{name} {text}" for name, text in _versions(records) if name in MAIN_VERSIONS)),
         ("newest record", newest),
@@ -268,7 +267,7 @@ def _alarms(tables: Sequence[Table], invalid: Sequence[str]) -> list[str]:
     n_red = sum(bool(table.audit.red) for table in tables)
     if n_red:
         alarms.append(f"✗ {n_red} of {len(tables)} tables have rows with red differences: they are not ranked")
-    counted = Counter(banner for table in tables for banner in set(table.banners))
+    counted = Counter(banner for table in tables for banner in dict.fromkeys(table.banners))
     alarms += [f"{banner} ({n} of {len(tables)} tables)" for banner, n in counted.most_common(MAX_VALUES)]
     if invalid:
         alarms.append(f"{len(invalid)} files could not be trusted and are in no table; they are listed at the end")
@@ -291,10 +290,9 @@ def _versions(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _hashes(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     valid = [record for record in records if record.status != INVALID]
     return [
-        (record.key, f"{value_at(record.cell, 'method', 'name')}, seed {record.cell.get('seed')}", record.status,
-         record.record_hash)
+        (record.key, f"{record.method}, seed {record.seed}", record.status, record.record_hash)
         for record in valid[:MAX_HASHES]
-    ]  # fmt: skip
+    ]
 
 
 def _digest(records: Sequence[Record]) -> str:

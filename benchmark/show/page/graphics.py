@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from benchmark.records.delta import primary_metric
-from benchmark.records.record import Record, seed_of_record
+from benchmark.records.record import Record
 from benchmark.show.marks import N_STYLES
 from benchmark.show.page.charts import Bar, Curve, bars, curves, marker, scatter
 from benchmark.show.wording import cell_text, column_title
@@ -105,7 +105,7 @@ def curve_charts(table: Table, firsts: Sequence[Record | None]) -> tuple[Block |
     charts = []
     for name in names[:MAX_CURVE_CHARTS]:
         found = [
-            Curve(f"{table.rows[number].label}, seed {seed_of_record(record)}", number, thinned(record.curves[name]))
+            Curve(f"{table.rows[number].label}, seed {record.seed}", number, thinned(record.curves[name]))
             for number, record in shown
             if any(value is not None for value in record.curves.get(name, ()))
         ]

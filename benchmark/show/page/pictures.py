@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
 
 from benchmark.records.record import Record
 from benchmark.records.store import StorageError, Store
+from benchmark.show.drawing import picture_bytes
 from benchmark.show.plots import draw, figure_stem, subtitle
 from methods.figures import Figure
 
@@ -66,13 +66,6 @@ def n_figures(records: Sequence[Record]) -> int:
 
 
 def _image(figure: Figure, salt: str) -> str:
-    import matplotlib
-    import matplotlib.pyplot as plt
-
-    buffer = io.BytesIO()
     # Text stays text: half the size of outlines, and sharp at any zoom.
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 9}):
-        drawing = draw(figure)
-        drawing.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(drawing)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    image = picture_bytes(lambda: draw(figure), ["svg"], dpi=100, salt=salt, text=True)["svg"]
+    return "data:image/svg+xml;base64," + base64.b64encode(image).decode("ascii")

@@ -1,0 +1,175 @@
+"""What `report` does: tables, published rows beside ours, a difference of runs, a page and pictures of a run's folder.
+
+Reads records, trains nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.cli import WIDTH_OF_FILES, say
+from benchmark.plan.plugins import load_plugins
+from benchmark.records.store import Store, write_atomic
+from benchmark.show.render import Format, render
+from benchmark.tables.folder import TableOptions, read_records, read_tables, tables_of
+from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ALL_BOARDS = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportRequest:
+    """What to report of the run in `directory`, and where to.
+
+    format, width, color: of the text. out: file of the text, None for standard output. options: of the tables. html:
+    file of a page; the text is then written only with `out`. figures: folder of pictures. against: folder of an earlier
+    run, board: name of published rows; either takes the place of the tables. published: folder of boards, None for the
+    shipped ones. show_recalled: also rows of a board that were checked against no source.
+    """
+
+    directory: Path
+    format: Format = "terminal"
+    out: Path | None = None
+    options: TableOptions = TableOptions()
+    html: Path | None = None
+    figures: Path | None = None
+    against: Path | None = None
+    board: str | None = None
+    published: Path | None = None
+    show_recalled: bool = False
+    plugins: Sequence[Path] = ()
+    width: int = WIDTH_OF_FILES
+    color: bool = False
+
+
+def report_folder(request: ReportRequest, console: Console) -> str:
+    """Write the files that are asked for, naming them on the console; returns the text for standard output, which is
+    empty where it went to a file. Raises UsageError.
+    """
+    load_plugins(request.plugins)
+    if request.html is not None:
+        write_atomic(request.html, page(request.directory, request.options).encode("utf-8"))
+        say(console, f"Page: {request.html}")
+    text = _text(request)
+    if request.out is not None:
+        write_atomic(request.out, text.encode("utf-8"))
+    if request.figures is not None:
+        say(console, f"Figures: {len(draw(request.directory, request.figures))} new files in {request.figures}")
+    return text if request.out is None else ""
+
+
+def _text(request: ReportRequest) -> str:
+    directory, width = request.directory, request.width
+    if request.against is not None:
+        return compare_runs(directory, request.against, request.format)
+    if request.board is not None:
+        return compare_with_boards(
+            directory,
+            request.board,
+            published=request.published,
+            show_recalled=request.show_recalled,
+            format=request.format,
+            width=width,
+        )
+    if request.html is not None and request.out is None:
+        return ""
+    return report(directory, request.format, request.options, width, request.color)
+
+
+def report(
+    directory: Path,
+    format: Format = "terminal",
+    options: TableOptions = TableOptions(),
+    width: int = WIDTH_OF_FILES,
+    color: bool = False,
+) -> str:
+    """The tables of the records below a folder, as text. Files that cannot be trusted are listed beneath.
+
+    width, color: of terminal output. Raises UsageError where the folder holds no records, or no table has the
+    reference row of the options.
+    """
+    tables, invalid = tables_of(directory, options)
+    return render(tables, invalid, format, width, color)
+
+
+def compare_with_boards(
+    directory: Path,
+    board: str = ALL_BOARDS,
+    *,
+    published: Path | None = None,
+    show_recalled: bool = False,
+    format: Format = "terminal",
+    width: int = WIDTH_OF_FILES,
+) -> str:
+    """Published rows beside the records below a folder, as text (measurement 7).
+
+    board: a name, or `all` for those that have a table of ours beside them. published: a folder of boards, None for
+    those that are shipped. Raises UsageError where there are no records, no such board, or none that fits.
+    """
+    from benchmark.compare.boards import FOLDER, board_names, read_board
+    from benchmark.compare.reproduction import fitting_boards, reproduction
+    from benchmark.compare.reproduction_text import render_reproduction
+
+    folder = FOLDER if published is None else published
+    records = read_records(directory)
+    names = board_names(folder)
+    if not names:
+        raise UsageError(f"{folder} holds no boards; expected NAME.yaml files as in benchmark/published.")
+    if board == ALL_BOARDS:
+        boards = fitting_boards(records, [read_board(name, folder) for name in names])
+        if not boards:
+            raise UsageError(
+                f"No board has the data set and tasks of a table in {directory}; `list boards` shows them."
+            )
+    else:
+        boards = [read_board(board, folder)]
+    if format == "latex":
+        raise UsageError("A reproduction report has the formats terminal, markdown and csv, not latex.")
+    return render_reproduction(reproduction(records, boards, show_recalled), format, width)
+
+
+def compare_runs(directory: Path, against: Path, format: Format = "terminal") -> str:
+    """What changed from the run in `against` to the one in `directory`, as text. Raises UsageError for a folder without
+    records.
+    """
+    from benchmark.compare.difference import difference, render_difference
+
+    runs = [read_records(folder) for folder in (against, directory)]
+    if format == "latex":
+        raise UsageError("A difference of runs has the formats terminal, markdown and csv, not latex.")
+    return render_difference(difference(*runs), format)
+
+
+def page(directory: Path, options: TableOptions = TableOptions()) -> str:
+    """The tables as one HTML page that needs no network, with charts, pictures and provenance. Raises UsageError as
+    `report`.
+    """
+    from benchmark.compare.boards import board_names, read_board
+    from benchmark.compare.reproduction import fitting_boards, reproduction
+    from benchmark.compare.reproduction_text import page_sections
+    from benchmark.show.page import render_page
+
+    records, tables, invalid = read_tables(directory, options)
+    words = ["--html", "--metric-variant", options.variant]
+    words += ["--reference", options.reference] if options.reference is not None else []
+    words += ["--allow", "red"] if options.allow_red else []
+    command = f"python -m benchmark.report {shlex.join([directory.resolve().name, *words])}"
+    boards = fitting_boards(records, [read_board(name) for name in board_names()])
+    sections = page_sections(reproduction(records, boards))
+    return render_page(tables, records, invalid, Store(directory), command=command, sections=sections)
+
+
+def draw(directory: Path, folder: Path) -> list[Path]:
+    """Pictures of the tables and of what the methods found, as PNG and SVG; returns the new files."""
+    from benchmark.show.plots import draw_records
+    from benchmark.show.table_plots import draw_tables
+
+    records, tables, _ = read_tables(directory)
+    return [*draw_tables(tables, folder), *draw_records(records, Store(directory), folder)]

@@ -1,0 +1,286 @@
+"""Running suites: what `run` does, and `run_suite` for Python. Heavy imports wait until there is work to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.cli import EXIT_NOT_DONE, WIDTH_OF_FILES, data_root_of_environment, make_console, pick_device, say
+from benchmark.plan.suite import BudgetSettings, Suite
+from benchmark.plan.suite_file import SuiteChoices, select
+from benchmark.records.store import StorageError, Store, write_atomic
+from datasets.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmark.api.results import Results
+    from benchmark.plan.cells import PlannedCell
+    from benchmark.plan.staleness import Present
+    from benchmark.show.render import Format
+    from benchmark.train.cell import RunSettings
+
+SMOKE_STEPS = 3  # a method may correlate loss curves, which takes three points
+TABLES: dict[Format, str] = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRequest:
+    """What to run, where and how.
+
+    suite: name of a shipped suite, path of a YAML file, or a Suite, which takes no choices. out: folder of the results,
+    None for results/runs/SUITE. device: auto, cpu, cuda or cuda:N. jobs: worker processes, None for one a core, or one
+    on CUDA. data_root: folder with a folder per data set, None for SHAREBENCH_DATA. refresh_stale: train cells again
+    whose record other code made. speed: measure throughput at the end. smoke: three steps per stage, into OUT/smoke,
+    without speed.
+    """
+
+    suite: str | os.PathLike[str] | Suite = "quick"
+    choices: SuiteChoices = SuiteChoices()
+    out: Path | None = None
+    device: str = "auto"
+    jobs: int | None = None
+    data_root: Path | None = None
+    refresh_stale: bool = False
+    speed: bool = True
+    smoke: bool = False
+
+
+def run_suite(
+    suite: str | os.PathLike[str] | Suite = "quick",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    backbones: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    jobs: int | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    refresh_stale: bool = False,
+    speed: bool = True,
+    show: bool = True,
+) -> Results:
+    """Run what has no record yet, as `python -m benchmark.run` does, and return the results of the suite's cells.
+
+    suite: name of a shipped suite, path of a YAML file, or a Suite. out: folder of the results, by default
+    results/runs/SUITE. methods, datasets, tasks, backbones, seeds: lists that narrow the suite. settings: texts such as
+    `recipe.batch_size=32`. device: auto, cpu, cuda or cuda:N. jobs: worker processes, None for one a core, or one on
+    CUDA. data_root: None takes SHAREBENCH_DATA. refresh_stale: train cells again whose record other code made. speed:
+    measure throughput at the end. show: print progress.
+    Raises UsageError before the first step for what cannot be run. A cell that fails later says so in its record.
+    """
+    from benchmark.api.results import Results
+
+    console = make_console()
+    console.quiet = not show
+    request = RunRequest(
+        suite,
+        SuiteChoices(methods, datasets, tasks, backbones, seeds, settings),
+        out=None if out is None else Path(out),
+        device=device,
+        jobs=jobs,
+        data_root=None if data_root is None else Path(data_root),
+        refresh_stale=refresh_stale,
+        speed=speed,
+    )
+    chosen, run_settings = prepare(request)
+    keys = execute(chosen, run_settings, console, jobs=jobs, speed=speed, print_tables=False)
+    return Results(run_settings.out, keys)
+
+
+def run(request: RunRequest, console: Console) -> int:
+    """Run what has no record yet and print the tables; returns 0, or EXIT_NOT_DONE where a cell is not done.
+
+    Raises UsageError before the first step.
+    """
+    suite, settings = prepare(request)
+    keys = execute(suite, settings, console, jobs=request.jobs, speed=request.speed and not request.smoke)
+    return 0 if all(map(Store(settings.out).is_done, keys)) else EXIT_NOT_DONE
+
+
+def print_plan(request: RunRequest, console: Console, probe: bool = True) -> int:
+    """Print what a run would do and take; returns 0, or 1 where a probe failed. probe: time a few steps of what has no
+    record. Raises UsageError.
+    """
+    suite, settings = prepare(request)
+
+    from benchmark.plan.cells import plan
+    from benchmark.workers.show_plan import show_plan
+
+    cells = plan(suite, settings.data_root)
+    return show_plan(cells, Store(settings.out), settings, _jobs(request.jobs, settings.device), probe, console)
+
+
+def prepare(request: RunRequest) -> tuple[Suite, RunSettings]:
+    """The suite that is asked for, and how its cells run. Names and the device are checked before torch is imported.
+    Raises UsageError.
+    """
+    if not isinstance(request.suite, Suite):
+        suite = select(os.fspath(request.suite), request.choices)
+    elif request.choices == SuiteChoices():
+        suite = request.suite
+    else:
+        raise UsageError("A Suite is run as it is; methods=, seeds= and the like go with a name or a file.")
+    check_names(suite)
+    device = pick_device(request.device)
+
+    from benchmark.train.cell import RunSettings
+
+    out = request.out or Path("results") / "runs" / suite.name
+    settings = RunSettings(
+        out=out / "smoke" if request.smoke else out,
+        data_root=request.data_root or data_root_of_environment(),
+        device=device,
+        plugins=suite.plugins,
+        refresh_stale=request.refresh_stale,
+        step_limit=SMOKE_STEPS if request.smoke else None,
+    )
+    return (smoke_suite(suite) if request.smoke else suite), settings
+
+
+def check_names(suite: Suite) -> None:
+    """Load the suite's plug-ins and look up its methods and data sets. Raises UsageError."""
+    from benchmark.plan.plugins import load_plugins
+    from datasets.registry import require_dataset
+    from methods.registry import require_method
+
+    load_plugins(suite.plugins)
+    for method in suite.methods:
+        require_method(method.name)
+    for data in suite.data:
+        require_dataset(data.dataset)
+
+
+def smoke_suite(suite: Suite) -> Suite:
+    """The same suite with a final training of three steps: does every cell run at all?"""
+    return suite.model_copy(update={"budget": BudgetSettings(steps=SMOKE_STEPS, cycles=SMOKE_STEPS)})
+
+
+def execute(
+    suite: Suite,
+    settings: RunSettings,
+    console: Console,
+    *,
+    jobs: int | None = None,
+    speed: bool = True,
+    print_tables: bool = True,
+) -> list[str]:
+    """Train what has no record yet, measure speed, write tables and figures; returns the keys of the suite's cells.
+
+    jobs: worker processes, None for one a core, or one on CUDA. Raises UsageError before the first step.
+    """
+    from benchmark.plan.cells import missing_reference, notes_of, plan
+    from benchmark.plan.staleness import Present
+    from benchmark.workers.executors import LocalExecutor
+    from benchmark.workers.progress import RunView
+
+    cells = plan(suite, settings.data_root)
+    keys = [cell.key for cell in cells]
+    store = Store(settings.out)
+    store.require_writable()
+    pending = _pending(cells, store, Present(settings.data_root), settings.refresh_stale, console)
+    n_jobs = _jobs(jobs, settings.device)
+    say(
+        console,
+        f"Suite {suite.name}: {len(cells)} cells, {len(cells) - len(pending)} with a record, {len(pending)} to run "
+        f"({min(n_jobs, max(1, len(pending)))} workers on {settings.device}). Results: {settings.out}",
+    )
+    if missing_reference(cells):
+        say(console, "Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
+    for line in notes_of(pending):
+        say(console, f"Note: {line}")
+    if pending:
+        with RunView(console, [cell.title for cell in pending]) as view:
+            for event in LocalExecutor(settings, n_jobs).run(pending):
+                view.show(event)
+    if not store.holds_records():
+        say(console, "No cell left a record; there is nothing to print.")
+        return keys
+    if speed:
+        _measure_speed(store, keys, settings, console)
+    _write_tables(settings.out, console, print_tables)
+    _draw_figures(store, keys, console)
+    return keys
+
+
+def _jobs(jobs: int | None, device: str) -> int:
+    """One worker per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
+    if jobs is not None:
+        return jobs
+    if device != "cpu":
+        return 1
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def _pending(
+    cells: Sequence[PlannedCell], store: Store, present: Present, refresh_stale: bool, console: Console
+) -> list[PlannedCell]:
+    """Cells without a finished record. Stale ones are kept and said so, unless they are to be refreshed."""
+    pending = []
+    for cell in cells:
+        record = store.read(cell.key)
+        if record is None or record.status != "done":
+            pending.append(cell)
+            continue
+        reason = present.stale_reason(record, cell)
+        if reason is not None and refresh_stale:
+            pending.append(cell)
+        elif reason is None:
+            store.unmark_stale(record)
+        else:
+            store.mark_stale(record, reason)
+            say(console, f"stale: {cell.title}: {reason}; kept (--refresh-stale runs it again)")
+    return pending
+
+
+def _measure_speed(store: Store, keys: Sequence[str], settings: RunSettings, console: Console) -> None:
+    """The light measurement of what is new, with no worker busy. Speed never decides the exit code of a run."""
+    from benchmark.speed.light import measure_light
+
+    done = {key for key in keys if store.is_done(key)}
+    if not done:
+        return
+    say(console, "Measuring throughput; keep the machine quiet for a moment ...")
+    try:
+        found = measure_light(store, keys=done, device=settings.device, plugins=settings.plugins)
+    except UsageError as error:
+        say(console, f"Speed was not measured: {error}")
+        return
+    for line in found.failures:
+        say(console, line)
+
+
+def _write_tables(out: Path, console: Console, print_too: bool) -> None:
+    """Tables as files beside the records, and to the terminal."""
+    from benchmark.show.render import render
+    from benchmark.tables.folder import tables_of
+
+    tables, invalid = tables_of(out)
+    for form, file in TABLES.items():
+        write_atomic(out / file, render(tables, invalid, form).encode())
+    if print_too:
+        print(render(tables, invalid, width=max(console.width, WIDTH_OF_FILES), color=console.is_terminal))
+    say(console, f"Tables: {', '.join(str(out / file) for file in TABLES.values())}")
+
+
+def _draw_figures(store: Store, keys: Sequence[str], console: Console) -> None:
+    """Pictures of what the methods found, beside the records. One that fails never decides the exit code."""
+    from benchmark.show.plots import draw_records
+
+    records = [record for key in keys if (record := store.read(key)) is not None]
+    folder = store.root / "figures"
+    try:
+        drawn = list(draw_records(records, store, folder))
+    except (StorageError, OSError) as error:
+        say(console, f"Figures were not drawn: {error}")
+        return
+    if drawn:
+        say(console, f"Figures: {len(drawn)} new files in {folder}")

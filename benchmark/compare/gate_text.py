@@ -1,0 +1,35 @@
+"""The findings of the regression gate, as people read them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from benchmark.compare.gate import Exit, Finding, Verdict
+
+
+def lines(findings: Sequence[Finding]) -> list[str]:
+    """The findings cell by cell: equal values in one line, differences in full."""
+    cells: dict[str, list[Finding]] = {}
+    for finding in findings:
+        cells.setdefault(finding.cell, []).append(finding)
+    text: list[str] = []
+    for cell, found in cells.items():
+        text.append(cell or "the run as a whole")
+        same = [finding for finding in found if finding.verdict is Verdict.SAME]
+        if equal := [f"{finding.kind} {finding.name}" for finding in same if not finding.new]:
+            text.append(f"  same: {'; '.join(equal)}")
+        text += [f"  same: {near.kind} {near.name}: {near.old} -> {near.new}" for near in same if near.new]
+        for finding in found:
+            if finding.verdict is not Verdict.SAME:
+                change = f": {finding.old} -> {finding.new}" if finding.old or finding.new else ""
+                text.append(f"  {finding.verdict.value}: {finding.kind} {finding.name}{change} (rule: {finding.rule})")
+                text += [f"      {detail}" for detail in finding.details]
+    return text
+
+
+def summary(findings: Sequence[Finding], code: Exit, strict: bool) -> str:
+    """One line: the verdict of the whole, how often each verdict was given, and the exit code."""
+    counts = Counter(finding.verdict for finding in findings)
+    parts = [f"{counts[verdict]} {verdict.value}" for verdict in Verdict if verdict is not Verdict.SAME]
+    return f"{code.name.lower()}{' (strict)' if strict else ''}: {', '.join(parts)}; exit code {int(code)}"
