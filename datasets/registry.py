@@ -142,6 +142,7 @@ def load_datasets() -> None:
     _load_entry_points()
 
 
+@functools.cache
 def _load_entry_points() -> None:
     for point in entry_points(group="sharebench.datasets"):
         point.load()

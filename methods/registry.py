@@ -55,6 +55,7 @@ def load_methods() -> None:
     _load_entry_points()
 
 
+@functools.cache
 def _load_entry_points() -> None:
     for point in entry_points(group="sharebench.methods"):
         point.load()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.cli import pick_device, say
 from benchmark.records.store import Store, write_atomic
-from benchmark.show.speed import NamedMeasurement, as_csv, check_plot, draw_speed, show
+from benchmark.show.speed import NamedMeasurement, as_csv, check_plot, draw_speed, eager_speeds, show
 from benchmark.speed.sweep import Choices, jobs_of, settings_of
 from datasets.errors import UsageError
 
@@ -78,12 +78,13 @@ def measure(
         raise UsageError(f"{directory} holds no finished records; expected the --out of a run.")
     jobs = _jobs(directory, tables, choices, protocol)
     labels = {table: _labels(records) for table, records in tables.items()}
-    code, measured = 0, []
+    code, measured = 0, list[NamedMeasurement]()
     for number, job in enumerate(jobs, start=1):
         count = sum(len(modes) for table in job.tables for modes in table.wanted.values())
         say(console, f"[{number}/{len(jobs)}] {job.settings.name}: {count} networks and modes")
         for measurement in run_job(job):
-            show(measurement, labels[measurement.table], tables[measurement.table], console)
+            eager = eager_speeds(measurement, measured)
+            show(measurement, labels[measurement.table], tables[measurement.table], console, eager)
             for line in failures_of(measurement):
                 code = EXIT_NOT_MEASURED
                 say(console, line)

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from benchmark.records.measurements import MemoryFormat
 from datasets.registry import DataChoice
 from datasets.settings import Checked
 
@@ -119,7 +120,7 @@ class RecipeSettings(Settings):
     batch_size: Count = 64
     clip_norm: Positive | None = Field(default=5.0, description="largest norm of the gradient; null does not clip")
     precision: Literal["fp32", "amp-bf16", "amp-fp16"] = "fp32"
-    channels_last: bool = False
+    memory_format: MemoryFormat = "channels_last"
     balancing: BalancingSettings = BalancingSettings()
     augmentation: tuple[str | dict[str, Any], ...] = Field(
         default=(),

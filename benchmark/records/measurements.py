@@ -25,6 +25,7 @@ JOINT, MIXED, TASK, TRAIN = "joint", "mixed", "task:", "train-step"  # modes; a 
 DeviceKind = Literal["cpu", "cuda"]
 Dtype = Literal["fp32", "tf32", "amp-bf16", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
+Execution = Literal["eager", "compiled", "folded"]
 Status = Literal["done", "oom", "failed"]
 Form = Literal["pairs", "slots"]
 
@@ -37,7 +38,8 @@ class SpeedSettings:
     """The settings that all rows of a speed table share. Raises UsageError for an unknown value or combination.
 
     batch: of the input; of train-step the training batch. dtype: fp32 (TF32 off), tf32, amp-bf16 (autocast), bf16 (cast
-    weights). memory_format: of model and input. threads: intra-op; inter-op is 1.
+    weights). memory_format: of model and input. threads: intra-op; inter-op is 1. execution: the network as it is, by
+    torch.compile, or as a flat graph with folded batch norms.
     """
 
     batch: int
@@ -45,11 +47,14 @@ class SpeedSettings:
     dtype: Dtype = "fp32"
     memory_format: MemoryFormat = "contiguous"
     threads: int = 1
-    compiled: bool = False
+    execution: Execution = "eager"
     cudnn_benchmark: bool = False
 
     def __post_init__(self) -> None:
-        choices = (("device", DeviceKind), ("dtype", Dtype), ("memory_format", MemoryFormat))
+        choices = (
+            *(("device", DeviceKind), ("dtype", Dtype)),
+            *(("memory_format", MemoryFormat), ("execution", Execution)),
+        )
         for name, kinds in choices:
             if getattr(self, name) not in get_args(kinds):
                 raise unknown(name.replace("_", " "), str(getattr(self, name)), get_args(kinds))
@@ -63,7 +68,7 @@ class SpeedSettings:
     def name(self) -> str:
         """Folder of the settings, of [a-z0-9_-]."""
         parts = [self.device, f"b{self.batch}", self.dtype, self.memory_format, f"t{self.threads}"]
-        parts += ["compiled" if self.compiled else "eager"] + (["cudnn_benchmark"] if self.cudnn_benchmark else [])
+        parts += [self.execution] + (["cudnn_benchmark"] if self.cudnn_benchmark else [])
         return "-".join(parts)
 
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from benchmark.records.record import Record
 
+_SETTINGS = ("device", "batch", "dtype", "memory_format", "execution", "threads")
 CSV_COLUMNS = (
-    *("table", "data", "backbone", "network", "method", "seed", "graph", "mode"),
-    *("device", "device_name", "batch", "dtype", "memory_format", "compiled", "threads"),
+    *("table", "data", "backbone", "network", "method", "seed", "graph", "mode", "device_name", *_SETTINGS),
     *("status", "message", "images_per_s", "images_per_s_low", "images_per_s_high", "predictions_per_s"),
     *("step_ms", "step_ms_p10", "step_ms_p90", "r", "r_stl", "ref_images_per_s", "aa", "peak_bytes"),
     *("compile_s", "graphs", "graph_breaks", "flags", "started"),
@@ -72,8 +72,7 @@ def _csv_line(named: NamedMeasurement, entry: NetworkEntry | None) -> dict[str, 
         "data": named.data,
         "backbone": named.backbone,
         "device_name": measurement.device,
-        **{name: getattr(settings, name) for name in ("device", "batch", "dtype", "memory_format", "threads")},
-        "compiled": settings.compiled,
+        **{name: getattr(settings, name) for name in _SETTINGS},
         "status": measurement.status,
         "message": measurement.message,
         "ref_images_per_s": reference.get("median"),
@@ -168,8 +167,7 @@ IMAGES, RELATIVE = "images/s", "r (images/s relative to ref)"
 def _setting_text(settings: SpeedSettings) -> str:
     """The settings that a facet stands for."""
     threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
-    compiled = "compiled" if settings.compiled else "eager"
-    return f"{settings.device}, {settings.dtype}, {settings.memory_format}, {threads}, {compiled}"
+    return f"{settings.device}, {settings.dtype}, {settings.memory_format}, {threads}, {settings.execution}"
 
 
 def _draw(lines: Sequence[dict[str, Any]]) -> Drawing:
@@ -228,8 +226,17 @@ NEVER_ON_CUDA = (
 _WIDEST = 10_000  # characters
 
 
-def show(measurement: MeasurementFile, labels: Mapping[str, str], records: Sequence[Record], console: Console) -> None:
-    """Print one measurement: the settings of all rows, what the A/A ratio says about differences, and the rows."""
+def show(
+    measurement: MeasurementFile,
+    labels: Mapping[str, str],
+    records: Sequence[Record],
+    console: Console,
+    eager: Mapping[tuple[str, str], float] | None = None,
+) -> None:
+    """Print one measurement: the settings of all rows, what the A/A ratio says about differences, and the rows.
+
+    eager: what `eager_speeds` found; each network's gain over it is a column.
+    """
     from benchmark.tables.labels import table_head
 
     head = table_head(records)
@@ -237,7 +244,7 @@ def show(measurement: MeasurementFile, labels: Mapping[str, str], records: Seque
     for line in _about(measurement):
         say(console, line)
     if measurement.status == "done":
-        _print_whole(_table(measurement, labels), console)
+        _print_whole(_table(measurement, labels, eager or {}), console)
 
 
 def _print_whole(table: Table, console: Console) -> None:
@@ -254,7 +261,7 @@ def _about(measurement: MeasurementFile) -> Iterator[str]:
 
     settings = measurement.settings
     facts = [f"batch {settings.batch}", settings.dtype, settings.memory_format, f"threads {settings.threads}"]
-    facts += ["compiled" if settings.compiled else "eager", measurement.device]
+    facts += [settings.execution, measurement.device]
     facts += [f"residency {measurement.residency}"] if measurement.residency else []
     yield ", ".join(facts)
     if settings.device == "cuda":
@@ -274,21 +281,52 @@ def _about(measurement: MeasurementFile) -> Iterator[str]:
     )
 
 
-def _table(measurement: MeasurementFile, labels: Mapping[str, str]) -> Table:
+def eager_speeds(measurement: MeasurementFile, measured: Sequence[NamedMeasurement]) -> dict[tuple[str, str], float]:
+    """{(graph, mode): images/s} of the fastest eager measurement of the same table, device, batch, dtype and threads.
+    Empty for an eager measurement.
+    """
+
+    def shared(other: MeasurementFile) -> tuple[object, ...]:
+        settings = other.settings
+        return other.table, settings.device, settings.batch, settings.dtype, settings.threads
+
+    found: dict[tuple[str, str], float] = {}
+    if measurement.settings.execution == "eager":
+        return found
+    for named in measured:
+        other = named.measurement
+        if other.settings.execution == "eager" and shared(other) == shared(measurement):
+            for entry in other.networks:
+                if entry.images_per_s is not None:
+                    key = entry.graph, entry.mode
+                    found[key] = max(found.get(key, 0.0), entry.images_per_s.median)
+    return found
+
+
+def _gain(entry: NetworkEntry, eager: Mapping[tuple[str, str], float]) -> float | None:
+    before = eager.get((entry.graph, entry.mode))
+    return None if before is None or entry.images_per_s is None else entry.images_per_s.median / before
+
+
+def _table(measurement: MeasurementFile, labels: Mapping[str, str], eager: Mapping[tuple[str, str], float]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     step = "latency ms" if measurement.settings.batch == 1 else "step ms"
     table = Table(box=None, pad_edge=False)
     columns = ["network", "mode", "images/s ↑", "[min, max]", "predictions/s", step, "[p10, p90]", "r ↑", "r_stl ↑"]
-    columns += ["compiled in s", "graphs", "breaks"] if measurement.settings.compiled else []
+    compiled = measurement.settings.execution == "compiled"
+    columns += ["x eager ↑"] if eager else []
+    columns += ["compiled in s", "graphs", "breaks"] if compiled else []
     with_memory = any(entry.memory for entry in measurement.networks)
     columns += ["peak MB"] if with_memory else []
     for name in (*columns, "flags"):
         table.add_column(name, justify="left" if name in ("network", "mode", "flags") else "right", no_wrap=True)
     for entry in measurement.networks:
         cells = [labels.get(entry.graph, entry.method), entry.mode, *_numbers(entry)]
-        if measurement.settings.compiled:
+        if eager:
+            cells.append(_text(_gain(entry, eager), ".2f"))
+        if compiled:
             cells += [_text((entry.compile or {}).get(name), form) for name, form in _COMPILE]
         if with_memory:
             peak = (entry.memory or {}).get("peak_bytes")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmark.deploy.folded import folded
 from benchmark.plan.cells import dense_form
 from benchmark.plan.suite import BalancingSettings, RecipeSettings
 from benchmark.records.measurements import JOINT, MIXED, TASK, SpeedSettings
@@ -83,15 +84,23 @@ class TableNetworks:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "amp-bf16")
 
-    def _runnable(self, module: nn.Module) -> nn.Module:
-        return cast(nn.Module, torch.compile(module)) if self.settings.compiled else module
+    def _runnable(self, module: nn.Module, images: Tensor | Mapping[str, Tensor] | None = None) -> nn.Module:
+        """The module in the settings' form of execution. images: its input, which folding needs."""
+        match self.settings.execution:
+            case "compiled":
+                return cast(nn.Module, torch.compile(module))
+            case "folded":
+                on_host = (
+                    images.cpu() if isinstance(images, Tensor) else {k: v.cpu() for k, v in (images or {}).items()}
+                )
+                return folded(module, on_host).to(memory_format=self._format())
+        return module
 
     def reference(self) -> Network:
         """The plain timm backbone without heads; each call builds another copy."""
         module = self._prepared(create_backbone(self.config, seed=0).module().eval())
-        return self._network(
-            module, [(self._runnable(module), self.images(SINGLE_INPUT))], 1, owner=f"ref {id(module)}"
-        )
+        images = self.images(SINGLE_INPUT)
+        return self._network(module, [(self._runnable(module, images), images)], 1, f"ref {id(module)}")
 
     def inference(self, graph: TaskGraph, mode: str, owner: str) -> Network:
         """A stored network in the mode joint, mixed or task:NAME."""
@@ -107,13 +116,16 @@ class TableNetworks:
         for tasks in groups:
             part = graph.module(*tasks).eval()
             read = {value.name for node in graph.reachable(tasks) for value in node.inputs}
-            calls.append((self._runnable(part), {name: self.images(name) for name in graph.inputs if name in read}))
+            images = {name: self.images(name) for name in graph.inputs if name in read}
+            calls.append((self._runnable(part, images), images))
         return self._network(whole, calls, outputs, owner)
 
     def _network(
         self, module: nn.Module, calls: Sequence[tuple[nn.Module, object]], outputs: int, owner: str
     ) -> Network:
-        """One step is all the calls, each on one batch. module: what is moved."""
+        """One step is all the calls, each on one batch. module: what is moved; folded graphs own their weights."""
+        if self.settings.execution == "folded":
+            module = nn.ModuleList(run for run, _ in calls)
 
         def step() -> None:
             with torch.inference_mode(), self._autocast():

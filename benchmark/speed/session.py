@@ -77,7 +77,7 @@ class _Session:
             network = build()
         except (MemoryError, UsageError) as error:
             return failure_of(error)
-        if self.job.settings.compiled:
+        if self.job.settings.execution == "compiled":
             compiled = compile_now(network, self.synchronize)
             if isinstance(compiled, Failure):
                 return compiled

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 INFERENCE = ("joint", "mixed", "task")
 
 
-EXECUTIONS = {"eager": False, "compiled": True}
-
-
 @dataclasses.dataclass(frozen=True)
 class Choices:
     """The values of a sweep; None takes those of the full protocol."""
@@ -44,7 +41,7 @@ def settings_of(choices: Choices, device: str, cores: int) -> list[SpeedSettings
     Raises UsageError.
 
     Full protocol: CUDA batch 1, 8, 32, 128, amp-bf16 in channels_last and fp32 contiguous; CPU batch 1, 8, fp32
-    contiguous, one thread and a thread a core.
+    contiguous, one thread and a thread a core. Folded networks are measured in channels_last.
     """
     from benchmark.records.measurements import SpeedSettings
 
@@ -53,15 +50,13 @@ def settings_of(choices: Choices, device: str, cores: int) -> list[SpeedSettings
     batches = choices.batches or ((1, 8) if on_cpu else (1, 8, 32, 128))
     threads = choices.threads or (tuple(dict.fromkeys((1, cores))) if on_cpu else (1,))
     dtypes = choices.dtypes or (("fp32",) if on_cpu else ("amp-bf16", "fp32"))
-    for execution in choices.executions:
-        if execution not in EXECUTIONS:
-            raise unknown("execution", execution, EXECUTIONS)
     found = []
     for execution, n_threads, dtype in itertools.product(choices.executions, threads, dtypes):
-        usual = "channels_last" if dtype in ("amp-bf16", "bf16") and not on_cpu else "contiguous"
+        last = execution == "folded" or (dtype in ("amp-bf16", "bf16") and not on_cpu)
+        usual = "channels_last" if last else "contiguous"
         for form, batch in itertools.product(choices.memory_formats or (usual,), batches):
-            values: dict[str, Any] = {"device": kind, "dtype": dtype, "memory_format": form}
-            found.append(SpeedSettings(batch=batch, threads=n_threads, compiled=EXECUTIONS[execution], **values))
+            values: dict[str, Any] = {"device": kind, "dtype": dtype, "memory_format": form, "execution": execution}
+            found.append(SpeedSettings(batch=batch, threads=n_threads, **values))
     return list(dict.fromkeys(found))
 
 
@@ -86,6 +81,8 @@ def jobs_of(
             for setting in settings:
                 tried.setdefault(setting, []).append(TableJob(table, modes))
         if TRAIN in wanted:
+            if any(setting.execution == "folded" for setting in settings):
+                raise UsageError("--mode train-step: a folded network cannot be trained; take eager or compiled.")
             batch = training_batch_size(records[0])
             for setting in dict.fromkeys(dataclasses.replace(setting, batch=batch) for setting in settings):
                 tried.setdefault(setting, []).append(TableJob(table, _modes(records, [TRAIN])))

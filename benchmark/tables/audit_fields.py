@@ -68,7 +68,7 @@ def _rest(section: str, *named_apart: str) -> Read:
     return read
 
 
-_OWN_FIELDS = ("augmentation", "balancing", "batch_size", "channels_last", "optimizer", "precision", "schedule")
+_OWN_FIELDS = ("augmentation", "balancing", "batch_size", "memory_format", "optimizer", "precision", "schedule")
 
 
 def _recipe(record: Record) -> object:
@@ -146,7 +146,7 @@ FIELDS: tuple[Field, ...] = (
     Field("schedule", "red", _at("cell.recipe.schedule"), group="recipe"),
     Field("steps", "red", _at("cell.budget"), group="recipe"),
     Field("batch size", "red", _at("cell.recipe.batch_size"), group="recipe"),
-    Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.channels_last"), group="recipe"),
+    Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.memory_format"), group="recipe"),
     Field("batch norm", "red", _at("audit.batch_norm"), shows_value=True),
     Field("tuning trials", "red", _at("audit.tuning_trials"), shows_value=True),
     Field("draws", "red", _at("audit.draws"), shows_value=True),

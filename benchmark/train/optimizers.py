@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,12 +49,26 @@ def _optimizer(
         case "sgd":
             nesterov = getattr(spec, "nesterov", False)
             return torch.optim.SGD(
-                groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=nesterov
+                groups,
+                lr=spec.lr,
+                momentum=spec.momentum,
+                weight_decay=spec.weight_decay,
+                nesterov=nesterov,
+                fused=True,
             )
         case "adam":
-            return torch.optim.Adam(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
+            return torch.optim.Adam(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
+            return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
+
+
+def _lay_out_as_weights(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every gradient the strides of its parameter. Fused optimizers on the CPU read memory in order and never
+    compare strides; gradients that a loss balancer sets, unlike those of `backward`, may have others.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(parameter.grad)
 
 
 class StageOptimizers:
@@ -121,6 +135,7 @@ class StageOptimizers:
         if self.recipe.clip_norm is not None and self.recipe_parameters:
             nn.utils.clip_grad_norm_(self.recipe_parameters, self.recipe.clip_norm)
         for optimizer in self._optimizers:
+            _lay_out_as_weights(p for group in optimizer.param_groups for p in group["params"])
             if not scaler.is_enabled():
                 optimizer.step()
             elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):

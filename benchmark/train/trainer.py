@@ -256,7 +256,7 @@ class CellTrainer:
             if stage.first_cycle >= cycles:
                 raise ValueError(f"Stage {stage.name!r} starts in cycle {stage.first_cycle} of {cycles}.")
             stage.network.to(self.device)
-            if self.context.recipe.channels_last:
+            if self.context.recipe.memory_format == "channels_last":
                 stage.network.to(memory_format=torch.channels_last)
         self.search_roles |= {stage.role for stage in stages if stage.purpose == "search"}
         flags = [(p, p.requires_grad) for stage in stages for p in stage.network.parameters()]

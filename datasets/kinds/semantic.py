@@ -75,9 +75,10 @@ class SemanticEvaluator(Evaluator):
         label = label.long()
         legal = self.kind.legal(label, self.task)
         valid = self.kind.valid(label) & legal
-        chosen = logits.argmax(dim=1)
+        highest, chosen = logits.max(dim=1)  # on a CPU a tenth of the time of argmax over a strided axis
+        finite = highest.isfinite() & logits.amin(dim=1).isfinite()
         self._add("illegal", (~legal).sum())
-        self._add("nonfinite", (valid & ~logits.isfinite().all(dim=1)).sum())
+        self._add("nonfinite", (valid & ~finite).sum())
         self._add("confusion", histogram(label * n_classes + chosen, valid, n_classes**2))
         self._add("void", (label == IGNORE).sum())
         if self.flags.pixel_acc == "image_mean":

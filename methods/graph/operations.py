@@ -7,11 +7,12 @@ from a JSON configuration to a fresh module, so that a graph can come back from 
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,29 @@ def view_with_own_statistics(module: nn.Module) -> nn.Module:
 def copy_sharing(thing: T, kept: Iterable[nn.Parameter]) -> T:
     """A deep copy that holds these very parameters; everything else in it is new, with equal values."""
     return copy.deepcopy(thing, {id(parameter): parameter for parameter in kept})
+
+
+class SideBySide(nn.Module):
+    """Base of modules that may run together where several of one class read the same inputs: T rows of T inputs each
+    take T^2 small steps one by one, and a few large ones together.
+    """
+
+    @classmethod
+    @abc.abstractmethod
+    def together(cls, modules: Sequence[Any], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What each of the modules gives for these inputs, in their order, up to rounding."""
+
+
+class Together(nn.Module):
+    """Several modules of one class on the same inputs, as one call."""
+
+    def __init__(self, modules: Sequence[SideBySide]) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList(modules)
+
+    def forward(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """The outputs of all modules, in their order."""
+        return type(cast(SideBySide, self.rows[0])).together(list(self.rows), inputs)
 
 
 class Add(nn.Module):

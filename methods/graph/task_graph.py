@@ -14,7 +14,7 @@ import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -24,7 +24,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from datasets.contracts import Batch
 from datasets.errors import UsageError, unknown
 from methods.graph.form import document_of, stored_operations, structure_of, tensor_table
-from methods.graph.operations import Operation, Origin, view_with_own_statistics
+from methods.graph.operations import Operation, Origin, SideBySide, Together, view_with_own_statistics
+
+FEWEST_TOGETHER = 3  # fewer run faster one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,15 @@ class Node:
 def _norms(module: nn.Module) -> list[_NormBase]:
     """The norms whose statistics belong to the node that runs the module."""
     return [part for part in module.modules() if isinstance(part, _NormBase)]
+
+
+def _side_by_side(nodes: Sequence[Node]) -> dict[str, list[Node]]:
+    """{node: the nodes of its class and inputs, itself included}, where running them together pays."""
+    groups: dict[tuple[object, ...], list[Node]] = {}
+    for node in nodes:
+        if isinstance(node.module, SideBySide):
+            groups.setdefault((type(node.module), node.inputs), []).append(node)
+    return {node.name: group for group in groups.values() if len(group) >= FEWEST_TOGETHER for node in group}
 
 
 class TaskGraph:
@@ -194,10 +205,11 @@ class TaskGraph:
 
     # Running
 
-    def module(self, *tasks: str) -> fx.GraphModule:
+    def module(self, *tasks: str, together: bool = False) -> fx.GraphModule:
         """A module from {input: [B, 3, H, W]} to {task: prediction} (of all tasks by default).
 
-        It runs the graph's own nodes: training it trains the graph.
+        It runs the graph's own nodes: training it trains the graph. together: nodes that can run side by side do
+        (`operations.SideBySide`); their results differ by rounding.
         """
         graph = fx.Graph()
         images = graph.placeholder("images")
@@ -208,10 +220,23 @@ class TaskGraph:
         for name in self.inputs:
             if name in wanted:
                 values[name] = graph.call_function(operator.getitem, (images, name))
+        root: dict[str, Any] = {}
+        groups = _side_by_side(nodes) if together else {}
         for node in nodes:
-            values[node.name] = graph.call_module(node.name, tuple(values[value.name] for value in node.inputs))
+            if node.name in values:
+                continue
+            inputs = tuple(values[value.name] for value in node.inputs)
+            group = groups.get(node.name)
+            if group is None:
+                root[node.name] = node.module
+                values[node.name] = graph.call_module(node.name, inputs)
+                continue
+            name = f"together_{node.name}"
+            root[name] = Together([cast(SideBySide, member.module) for member in group])
+            outputs = graph.call_module(name, inputs)
+            for number, member in enumerate(group):
+                values[member.name] = graph.call_function(operator.getitem, (outputs, number))
         graph.output({task: values[self.outputs[task].name] for task in tasks or self.tasks})
-        root: dict[str, Any] = {node.name: node.module for node in nodes}
         module = fx.GraphModule(root, graph, class_name="TaskGraphModule")
         # fx wraps every call to annotate errors with its source; at batch size 1 the wrapper costs a percent or two.
         type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
@@ -282,7 +307,7 @@ class GraphNetwork(nn.Module):
     def __init__(self, graph: TaskGraph) -> None:
         super().__init__()
         self.graph = graph
-        self.whole = graph.module()
+        self.whole = graph.module(together=True)
         # Parts share the whole's nodes; a plain dictionary keeps them out of state_dict and parameters.
         self._parts: dict[tuple[str, ...], fx.GraphModule] = {graph.tasks: self.whole}
 
@@ -290,7 +315,7 @@ class GraphNetwork(nn.Module):
         """images: {input: float [B, C, H, W]} for the inputs that the tasks read; gives {task: prediction}."""
         key = tuple(tasks)
         if key not in self._parts:
-            self._parts[key] = self.graph.module(*key)
+            self._parts[key] = self.graph.module(*key, together=True)
         predictions: dict[str, Tensor] = self._parts[key](images)
         return predictions
 

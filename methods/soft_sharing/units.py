@@ -7,14 +7,14 @@ layers. All act on the channel axis of the backbone's layout; prefix tokens are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from methods.backbones.alignment import Align
 from methods.backbones.family import Layout, Size
-from methods.graph.operations import Config, Operation, build_module, register_operation
+from methods.graph.operations import Config, Operation, SideBySide, build_module, register_operation
 from methods.streams import seeded
 
 
@@ -29,7 +29,51 @@ def initial_alpha(n_tasks: int, own: float, other: float) -> Tensor:
     return alpha.fill_diagonal_(own)
 
 
-class Stitch(nn.Module):
+@torch.library.custom_op("sharebench::linear_mix", mutates_args=())
+def _linear_mix(a: Tensor, x: Tensor) -> Tensor:
+    """torch.bmm under a name of its own: what it computes is counted as the elementwise sums that it stands for."""
+    return torch.bmm(a, x)
+
+
+@_linear_mix.register_fake
+def _(a: Tensor, x: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], a.shape[1], x.shape[2])
+
+
+class _Mix(torch.autograd.Function):
+    """y_i = sum_j a_ij * x_j for all i at once; a [I, J, C], x: J tensors of one shape with C channels on an axis.
+
+    Every step is one pass over all features: channels first, a product of matrices for each, and back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, axis: int, a: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
+        a = a.permute(2, 0, 1).contiguous()
+        joined = _channels_first(x, axis)
+        ctx.axis, ctx.like = axis, x[0]
+        ctx.save_for_backward(a, joined)
+        return _as_features(_linear_mix(a, joined), x[0], axis)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        a, joined = ctx.saved_tensors
+        g = _channels_first(gradients, ctx.axis)
+        of_a = _linear_mix(g, joined.transpose(1, 2)).permute(1, 2, 0)
+        return None, of_a, *_as_features(_linear_mix(a.transpose(1, 2), g), ctx.like, ctx.axis)
+
+
+def _channels_first(x: Sequence[Tensor], axis: int) -> Tensor:
+    """[C, J, N] of J tensors with C channels and N other numbers each."""
+    return torch.stack([value.movedim(axis, 0).flatten(1) for value in x], dim=1)
+
+
+def _as_features(y: Tensor, like: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """The I tensors of y [C, I, N], with shape and memory format of `like`."""
+    shape = like.movedim(axis, 0).shape
+    return tuple(torch.empty_like(like).copy_(value.view(shape).movedim(0, axis)) for value in y.unbind(1))
+
+
+class Stitch(SideBySide):
     """One task's row of a Cross-Stitch unit: y = sum_j alpha_j * x_j, alpha_j one number a channel, or one for all.
 
     alpha: [T, C] or [T, 1].
@@ -48,8 +92,15 @@ class Stitch(nn.Module):
             y = torch.addcmul(y, a, value)
         return y
 
+    @classmethod
+    def together(cls, modules: Sequence[Stitch], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """All rows of a unit at once."""
+        axis = channel_axis(modules[0].layout)
+        a = torch.stack([row.alpha for row in modules])
+        return cast("Sequence[Tensor]", _Mix.apply(axis, a.expand(-1, -1, inputs[0].shape[axis]), *inputs))
 
-class SubspaceStitch(nn.Module):
+
+class SubspaceStitch(SideBySide):
     """One task's S rows of a Sluice matrix: x'_s = sum over (u, r) of A[s, u S + r] x_(u, r), one number an entry.
 
     alpha: [S, T S]. Channels are cut into S equal subspaces.
@@ -63,9 +114,7 @@ class SubspaceStitch(nn.Module):
 
     def forward(self, *x: Tensor) -> Tensor:
         """x: of all towers in the order of the tasks. Raises ValueError where channels cannot be cut equally."""
-        if x[0].shape[self.axis] % self.subspaces:
-            raise ValueError(f"{x[0].shape[self.axis]} channels cannot be cut into {self.subspaces} equal subspaces.")
-        parts = [part for value in x for part in value.chunk(self.subspaces, self.axis)]
+        parts = self._parts(x)
         mixed = []
         for row in self.alpha:
             y = row[0] * parts[0]
@@ -73,6 +122,21 @@ class SubspaceStitch(nn.Module):
                 y = torch.addcmul(y, a, part)
             mixed.append(y)
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, self.axis)
+
+    @classmethod
+    def together(cls, modules: Sequence[SubspaceStitch], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """All rows of a matrix at once."""
+        first = modules[0]
+        parts = first._parts(inputs)
+        a = torch.cat([module.alpha for module in modules])[..., None].expand(-1, -1, parts[0].shape[first.axis])
+        mixed = cast("Sequence[Tensor]", _Mix.apply(first.axis, a, *parts))
+        rows = [mixed[start : start + first.subspaces] for start in range(0, len(mixed), first.subspaces)]
+        return [torch.cat(list(row), first.axis) for row in rows]
+
+    def _parts(self, x: Sequence[Tensor]) -> list[Tensor]:
+        if x[0].shape[self.axis] % self.subspaces:
+            raise ValueError(f"{x[0].shape[self.axis]} channels cannot be cut into {self.subspaces} equal subspaces.")
+        return [part for value in x for part in value.chunk(self.subspaces, self.axis)]
 
 
 class LayerMix(nn.Module):

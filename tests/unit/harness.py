@@ -75,7 +75,7 @@ def toy_spec(domains: str = "single", size: int = SIZE) -> DatasetSpec:
 def toy_loaders(
     spec: DatasetSpec, recipe: RecipeSettings, seed: int = 0, cached: bool = True
 ) -> dict[Role, RoleLoader]:
-    form = InputFormat(3, Normalise(spec.mean, spec.std), torch.device("cpu"), recipe.channels_last)
+    form = InputFormat(3, Normalise(spec.mean, spec.std), torch.device("cpu"), recipe.memory_format == "channels_last")
     parts = {
         Role.FIT: (0, np.arange(0, 48)),
         Role.ARCH: (0, np.arange(48, 60)),

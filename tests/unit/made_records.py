@@ -68,7 +68,7 @@ def make_cell(
             "batch_size": 64,
             "clip_norm": 5.0,
             "precision": "fp32",
-            "channels_last": False,
+            "memory_format": "contiguous",
             "balancing": {"name": "equal", "params": {}},
             "augmentation": [],
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from benchmark.train.stage import StageRun
 from benchmark.train.trainer import CellTrainer
 from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.family import Layout
 from methods.contracts import Budget, Role
-from methods.graph.cost import compute, size
-from methods.graph.operations import Operation
+from methods.graph.cost import MacCounter, compute, size
+from methods.graph.operations import Operation, Together
 from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
 from methods.registry import get_method
@@ -268,7 +269,8 @@ def test_c3_state_comes_back(name: str, tmp_path: Path) -> None:
     assert again.hash() == graph.hash()
     images = images_of(trainer)
     expected = graph.network().eval()(images, graph.tasks)
-    for task, value in again.network().eval()(images, graph.tasks).items():
+    network = again.network().to(memory_format=torch.channels_last)  # as it was trained: the same kernels
+    for task, value in network.eval()(images, graph.tasks).items():
         assert torch.equal(value, expected[task])
 
 
@@ -562,3 +564,47 @@ def test_a_step_counts_the_passes_of_all_towers(tmp_path: Path) -> None:
     plain = plain_graph(trainer.data, trainer.data.task_names, trainer.backbone(), trainer.head)
     macs = compute(graph, {"image": (1, 3, 8, 8)})
     assert macs.macs_backbone == 3 * compute(plain, {"image": (1, 3, 8, 8)}).macs_backbone
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
+@pytest.mark.parametrize("unit", ["channel", "layer", "subspace"])
+def test_rows_that_run_together_equal_rows_one_by_one(layout: Layout, unit: str) -> None:
+    """Values and gradients of units for four tasks, in the memory format of their inputs."""
+    shape = {"nchw": (2, 6, 3, 5), "nhwc": (2, 3, 5, 6), "tokens": (2, 7, 6)}[layout]
+    random = torch.Generator().manual_seed(0)
+    if unit == "subspace":
+        rows = [subspace_stitch(layout, torch.randn(2, 8, generator=random)).module for _ in range(4)]
+    else:
+        width = 6 if unit == "channel" else 1
+        rows = [stitch(layout, torch.randn(4, width, generator=random)).module for _ in range(4)]
+    memory_format = torch.channels_last if layout == "nchw" else torch.contiguous_format
+    inputs = [torch.randn(shape, generator=random).contiguous(memory_format=memory_format) for _ in range(4)]
+    weights = [torch.randn(shape, generator=random) for _ in range(4)]
+
+    def values_and_gradients(outputs: Callable[[list[Tensor]], Sequence[Tensor]]) -> list[Tensor]:
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        found = outputs(leaves)
+        assert all(value.is_contiguous(memory_format=memory_format) for value in found)
+        total = sum((value * weight).sum() for value, weight in zip(found, weights, strict=True))
+        return [*found, *torch.autograd.grad(total, [*leaves, *(row.alpha for row in rows)])]
+
+    alone = values_and_gradients(lambda leaves: [row(*leaves) for row in rows])
+    for found, expected in zip(values_and_gradients(lambda leaves: Together(rows)(*leaves)), alone, strict=True):
+        assert_same(found, expected)
+
+
+def test_a_network_of_three_runs_its_units_together_and_counts_as_before(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, 3)
+    units = stitches(trainer.backbone(), initial_alpha(3, 0.9, 0.05), "channel")
+    graph = tower_graph(trainer.data, towers(trainer), units)
+    network = graph.network()
+    calls = [name for name, part in network.named_modules() if isinstance(part, Together)]
+    assert len(calls) == len(trainer.backbone().stages)
+    plain, images = graph.module(), images_of(trainer)
+    counted = []
+    for run in (lambda: network.eval()(images, graph.tasks), lambda: plain.eval()(images)):
+        with MacCounter() as counter:
+            torch.stack([value.sum() for value in run().values()]).sum().backward()
+        counted.append(counter.macs)
+    assert counted[0] == counted[1]

@@ -182,13 +182,11 @@ def test_numbers_on_the_command_line_are_read_alike(tmp_path: Path, value: str) 
 
 
 def test_numbers_and_truth_values_that_look_like_what_they_are_stay(tmp_path: Path) -> None:
-    text = (
-        "description: '010'\nseeds: [0, 1_0]\nrecipe: {channels_last: yes, optimizer: {lr: 1e-3, weight_decay: 0.}}\n"
-    )
+    text = "description: '010'\nseeds: [0, 1_0]\nrecipe: {optimizer: {lr: 1e-3, weight_decay: 0., nesterov: yes}}\n"
     suite = read(tmp_path, GOOD + text)
     assert suite.seeds == (0, 10)
     assert suite.description == "010"
-    assert suite.recipe.channels_last is True
+    assert suite.recipe.optimizer.nesterov is True
     assert (suite.recipe.optimizer.lr, suite.recipe.optimizer.weight_decay) == (0.001, 0.0)
 
 

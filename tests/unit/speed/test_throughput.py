@@ -418,9 +418,9 @@ def test_settings_that_do_not_exist_are_errors(wrong: dict[str, Any], words: str
 
 def test_names_of_settings_differ_and_are_safe() -> None:
     variants = [
-        SpeedSettings(batch=batch, device=device, memory_format=form, threads=threads, compiled=compiled)  # type: ignore[arg-type]
-        for batch, device, form, threads, compiled in itertools.product(
-            (1, 11), ("cpu", "cuda"), ("contiguous", "channels_last"), (1, 2), (False, True)
+        SpeedSettings(batch=batch, device=device, memory_format=form, threads=threads, execution=execution)  # type: ignore[arg-type]
+        for batch, device, form, threads, execution in itertools.product(
+            (1, 11), ("cpu", "cuda"), ("contiguous", "channels_last"), (1, 2), ("eager", "compiled", "folded")
         )
     ]
     assert len({settings.name for settings in variants}) == len(variants)
@@ -542,11 +542,13 @@ def test_the_command_prints_a_table_a_setting(folder: Path, monkeypatch: pytest.
 def test_the_full_protocol_is_the_default() -> None:
     def settings(device: str) -> list[tuple[object, ...]]:
         found = settings_of(Choices(), device, cores=4)
-        return [(s.batch, s.threads, s.dtype, s.memory_format, s.compiled) for s in found]
+        return [(s.batch, s.threads, s.dtype, s.memory_format, s.execution) for s in found]
 
-    assert settings("cpu") == [(batch, threads, "fp32", "contiguous", False) for threads in (1, 4) for batch in (1, 8)]
+    assert settings("cpu") == [
+        (batch, threads, "fp32", "contiguous", "eager") for threads in (1, 4) for batch in (1, 8)
+    ]
     assert settings("cuda:0") == [
-        (batch, 1, dtype, form, False)
+        (batch, 1, dtype, form, "eager")
         for dtype, form in (("amp-bf16", "channels_last"), ("fp32", "contiguous"))
         for batch in (1, 8, 32, 128)
     ]
@@ -562,9 +564,30 @@ def test_every_choice_is_swept() -> None:
     )
     found = settings_of(choices, "cpu", cores=2)
     assert len(found) == len(set(found)) == 2**5
-    assert {(s.batch, s.threads, s.dtype, s.memory_format, s.compiled) for s in found} == set(
-        itertools.product((1, 4), (1, 2), ("fp32", "bf16"), ("contiguous", "channels_last"), (False, True))
+    assert {(s.batch, s.threads, s.dtype, s.memory_format, s.execution) for s in found} == set(
+        itertools.product((1, 4), (1, 2), ("fp32", "bf16"), ("contiguous", "channels_last"), ("eager", "compiled"))
     )
+
+
+def test_folded_networks_are_measured_beside_eager_ones_and_say_what_they_gain(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY)))
+    arguments = ("--batch", "2", "--threads", "1", "--mode", "joint", "--no-memory")
+    result = invoke(folder, *arguments, "--execution", "eager,folded", "--csv", tmp_path / "speed.csv")
+    assert result.exit_code == 0, result.output
+    written = list(csv.DictReader(io.StringIO((tmp_path / "speed.csv").read_text(encoding="utf-8"))))
+    assert {(row["execution"], row["memory_format"], row["status"]) for row in written} == {
+        ("eager", "contiguous", "done"),
+        ("folded", "channels_last", "done"),
+    }
+    assert result.output.count("x eager") == 1
+    speeds = {(row["execution"], row["graph"]): float(row["images_per_s"]) for row in written}
+    graph = written[0]["graph"]
+    assert f"{speeds['folded', graph] / speeds['eager', graph]:.2f}" in result.output
+    refused = invoke(folder, "--mode", "train-step", "--execution", "folded")
+    assert refused.exit_code == 2
+    assert "a folded network cannot be trained" in refused.output
 
 
 def test_a_sweep_is_printed_whole_and_written_whole(
@@ -590,8 +613,8 @@ def test_a_sweep_is_printed_whole_and_written_whole(
         assert f"{float(values['images_per_s']):,.0f}" in line
         assert f"{float(values['r']):.3f}" in line
         assert float(values["images_per_s_low"]) <= float(values["images_per_s"])
-    assert {(row["batch"], row["memory_format"], row["compiled"]) for row in written} == set(
-        itertools.product(("1", "2"), ("contiguous", "channels_last"), ("False",))
+    assert {(row["batch"], row["memory_format"], row["execution"]) for row in written} == set(
+        itertools.product(("1", "2"), ("contiguous", "channels_last"), ("eager",))
     )
     ((table, _),) = networks_of(Store(folder).load_all()).items()
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {

@@ -124,3 +124,20 @@ def test_an_own_rate_may_fall_like_a_cosine() -> None:
     )
     with pytest.raises(ValueError, match="one way"):
         OptimizerSpec("sgd", 0.2, decay_every=3, cosine=True)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_gradient_of_another_memory_layout_updates_the_right_weights(name: str) -> None:
+    """Fused kernels on the CPU pair numbers by their place in memory; a loss balancer may set such gradients."""
+    gradient = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(torch.zeros(8, 4, 3, 3).contiguous(memory_format=torch.channels_last))
+        recipe = RecipeSettings(optimizer=OptimizerSettings(name=name, lr=0.1), clip_norm=None)
+        built = StageOptimizers([ParameterGroup("backbone", [weight])], recipe)
+        for _ in range(2):
+            weight.grad = gradient.contiguous(memory_format=layout)
+            built.step(torch.amp.GradScaler("cpu", enabled=False))
+        found[layout] = weight.detach()
+    assert torch.equal(found[torch.contiguous_format], found[torch.channels_last])
+    assert torch.equal(found[torch.channels_last].sign(), -gradient.sign())

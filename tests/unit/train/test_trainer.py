@@ -144,8 +144,8 @@ def test_training_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
     other = toy_trainer(tmp_path / "other")
     backbone = other.backbone()
     heads = {task: other.head(task).module for task in ("a", "b")}
-    model = nn.ModuleList([backbone.module(), *heads.values()]).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    model = nn.ModuleList([backbone.module(), *heads.values()]).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
     rates = []
     for step, batch in enumerate(other.context.loaders[Role.FIT_ARCH].training(("a", "b"), 0, 12, "data-order")):
         optimizer.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + np.cos(np.pi * step / 12))  # 5 % of 12 steps: no warm-up
@@ -417,7 +417,7 @@ def test_per_task_steps_refuse_loss_balancing(tmp_path: Path) -> None:
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("recipe", [{"precision": "amp-bf16"}, {"channels_last": True}, {"workers": 1}])
+@pytest.mark.parametrize("recipe", [{"precision": "amp-bf16"}, {"memory_format": "contiguous"}, {"workers": 1}])
 def test_precision_memory_format_and_workers_run(tmp_path: Path, recipe: dict[str, object]) -> None:
     # 32 pixels: on 1x1 feature maps the CPU's bfloat16 convolutions give gradients that are now and then infinite.
     trainer = toy_trainer(tmp_path, recipe=recipe, cached="workers" not in recipe, size=32)
