@@ -60,7 +60,7 @@ def check(directory: Path, against: Path, *, strict: bool = False) -> tuple[int,
 def accept(directory: Path, against: Path, reason: str) -> tuple[int, str]:
     """Write a run as the new baseline; (exit code, what to print). Where a cell is not done nothing is written.
 
-    Raises UsageError for an empty reason, and for a file that is there and is no baseline.
+    Raises UsageError for an empty reason, and for an existing file that is not a baseline.
     """
     from benchmark.compare.baseline import accepted, baseline_bytes, read_baseline, unfit
     from benchmark.compare.gate import Exit, compare, superseded

@@ -41,7 +41,7 @@ def export(request: ExportRequest, console: Console, errors: Console) -> int:
     """Write the file, and print what to feed it and how it was checked; returns 0, or EXIT_NOT_EXPORTED where the
     network has no such form or does not come back the same. errors: console for that reason. Raises UsageError.
     """
-    store, record = find_record(request.record, request.row, request.seed)  # before torch: mistakes are told at once
+    store, record = find_record(request.record, request.row, request.seed)  # before torch
     from benchmark.deploy.network import load_network
 
     network = load_network(record, out=store.root, tasks=request.tasks, plugins=request.plugins)

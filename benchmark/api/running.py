@@ -187,7 +187,7 @@ def execute(
     store = Store(settings.out)
     store.require_writable()
     pending = _pending(cells, store, Present(splits), settings.refresh_stale, console)
-    del splits  # workers load what they train on; until they end it would lie here for nobody
+    del splits  # workers load what they train on; this process needs it no more
     n_jobs = _jobs(jobs, settings.device)
     say(
         console,

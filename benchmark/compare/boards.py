@@ -134,7 +134,7 @@ class Board(Checked):
         for row in self.rows:
             for name, value in row.values.items():
                 if name not in columns:
-                    raise ValueError(f"row {row.label!r} has a value {name!r} that is no column of the board")
+                    raise ValueError(f"row {row.label!r} has a value {name!r} that is not a column of the board")
                 if value is not None and not math.isfinite(value):
                     raise ValueError(f"row {row.label!r} has {value} as {name!r}")
         return self

@@ -71,7 +71,7 @@ def _of_file(path: Path) -> tuple[Store, Record]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UsageError as error:
-        raise UsageError(f"{path} is no record: {error}.") from error
+        raise UsageError(f"{path} is not a record: {error}.") from error
     store = Store(path.resolve().parents[3]) if len(path.resolve().parents) > 3 else None
     if store is None or store.record_path(record) != path.resolve():
         raise UsageError(

@@ -79,7 +79,7 @@ def plan(suite: Suite, data_root: Path | None = None, splits: Splits | None = No
     """All cells of a suite, baselines of Delta_m first so that others find their networks.
 
     data_root: folder of the data sets; their lists are read and their files counted here. splits: keeps what is loaded
-    of them, for whoever asks next. A cell with one task appears once, whatever loss balancing the suite asks for.
+    of them, for later cells. A cell with one task appears once, whatever loss balancing the suite asks for.
     Raises UsageError.
     """
     cells: dict[str, PlannedCell] = {}

@@ -35,7 +35,7 @@ def picture_bytes(
     import matplotlib.pyplot as plt
 
     found = {}
-    # Without the salt and the date two drawings of one figure would differ; a $ in a name is no formula.
+    # Without the salt and the date two drawings of one figure would differ; a $ in a name starts no formula.
     with matplotlib.rc_context(
         {
             "svg.hashsalt": salt,

@@ -27,7 +27,7 @@ _LEGENDS = {
     "r: relative to the plain backbone without heads, r_stl: to the single-task row, in the same run",
     "cost": "search cost: everything before the final training; final cost: the final training; "
     "weight_steps: updates that the deployed weights have received",
-    "found": "what each method tells of what it found; list METHOD says what the numbers are",
+    "found": "what each method reports about its result; list METHOD says what the numbers are",
 }
 _TWO_SEEDS = "two seeds: mean and both values; no test, no rank: tests begin at three seeds"
 _NO_TESTS = "no tests: fewer than two rows have every seed and no red difference"

@@ -43,7 +43,7 @@ class CudaDevice:
         torch.cuda.synchronize(self.device)
 
     def marks(self, n: int) -> Sequence[Mark]:
-        """So many events with timing."""
+        """This number of events with timing."""
         return [cast(Mark, torch.cuda.Event(enable_timing=True)) for _ in range(n)]
 
     def reset_peak(self) -> None:
@@ -81,7 +81,7 @@ def _number_in(file: Path) -> float | None:
 
 
 def _gpu_state(device: torch.device) -> dict[str, float | list[str] | None]:
-    """What NVML tells; nothing where it, or the extra `gpu`, is not there."""
+    """What NVML reports; empty without NVML or the extra `gpu`."""
     try:
         import pynvml
     except ImportError:
@@ -125,7 +125,7 @@ def _reasons(pynvml: Any, bits: int) -> list[str]:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, two hardware threads of one core counted once where the system tells."""
+    """Cores that this process may use, two hardware threads of one core counted once if the system reports them."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for number in allowed:

@@ -74,7 +74,7 @@ def networks_of(records: Sequence[Record], keys: Collection[str] | None = None) 
 def modes_of(record: Record, wanted: Sequence[str]) -> list[str]:
     """The modes asked for that a record's network has. wanted: joint, mixed, task (every task), task:NAME, train-step.
 
-    Where each task has images of its own there is no joint mode, elsewhere no mixed one.
+    Tasks with images of their own have the mode mixed in place of joint.
     """
     inference = MIXED if record.compute.get("macs_joint") is None else JOINT
     every = [TASK + task for task in record.tasks]

@@ -1,7 +1,7 @@
 """How networks are timed: interleaved with a reference, call by call on a CPU, slot by slot on CUDA. Measurement 3.
 
-Everything here is a protocol over callables with injected clocks; nothing imports torch. A time is never told alone:
-each candidate is paired with the reference (ref) at the same moment, and a second copy of the reference (ref') is
+Everything here is a protocol over callables with injected clocks; nothing imports torch. No time is reported alone: each
+candidate is paired with the reference (ref) at the same moment, and a second copy of the reference (ref') is
 measured like any candidate, so that its ratio to the first, the A/A ratio, says what the machine's noise is worth.
 """
 
@@ -299,7 +299,7 @@ class Device(Protocol):
         """Wait until everything enqueued is done."""
 
     def marks(self, n: int) -> Sequence[Mark]:
-        """So many marks with timing."""
+        """This number of marks with timing."""
 
     def reset_peak(self) -> None:
         """Start a new measurement of peak memory."""

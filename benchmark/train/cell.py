@@ -43,7 +43,7 @@ class RunSettings:
 
     out: folder of the run. checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: for tests.
     plugins: files that workers load. refresh_stale: train cells again whose finished record other code made.
-    step_limit: every stage ends after so many steps; for estimates and smoke runs, in folders of their own.
+    step_limit: every stage ends after this number of steps; for estimates and smoke runs, in folders of their own.
     """
 
     out: Path
@@ -119,7 +119,7 @@ def _failed(
     task: str | None = None,
 ) -> Record:
     message = (str(error).strip() or type(error).__name__).splitlines()[0]
-    message = message.encode("utf-8", "backslashreplace").decode()  # a path that is no Unicode text
+    message = message.encode("utf-8", "backslashreplace").decode()  # a path that is not valid Unicode
     entry = ErrorEntry(kind=type(error).__name__, message=message, stage=stage, step=step, task=task)
     return Record(cell=planned.document, status=status, error=entry)
 

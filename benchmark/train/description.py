@@ -55,7 +55,7 @@ def audit_of(planned: PlannedCell, method: Method[MethodParams], normalise: Norm
 
 
 def cost_of(trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> CostDocument:
-    """peaks: bytes in training, and in the evaluation on report; None where the system does not tell."""
+    """peaks: bytes in training, and in the evaluation on report; None if the system does not report it."""
     ledger = trainer.ledger
     cut_short = trainer.context.step_limit is not None
     return {

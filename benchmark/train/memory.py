@@ -22,7 +22,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Bytes at the peak since `reset_peak`; None where the system does not tell."""
+    """Bytes at the peak since `reset_peak`; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

@@ -161,7 +161,7 @@ class CellTrainer:
             torch.from_numpy(copy)  # as checkpoints hold it
         except (TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"Artifact {name!r} is no array of numbers or truth values ({reason})") from error
+            raise UsageError(f"Artifact {name!r} is not an array of numbers or truth values ({reason})") from error
         self.artifacts[name] = copy
 
     def figure(self, name: str, figure: Figure) -> None:
@@ -288,7 +288,7 @@ class CellTrainer:
 
 
 def _text(what: str, value: object) -> str:
-    """The text as a record stores it. Raises UsageError for what is no text, or no valid Unicode."""
+    """The text as a record stores it. Raises UsageError for anything but text in valid Unicode."""
     if not isinstance(value, str):
         raise UsageError(f"The {what} is {value!r}; expected text.")
     text: str = json.loads(canonical_json({what: value}))[what]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What a worker tells. kind: `started`, `progress` or `finished`.
+    """A message of a worker. kind: `started`, `progress` or `finished`.
 
     stage, done, steps: of progress. status, message, seconds: of the end; status as in records, or `skipped` where
     another process holds the cell.

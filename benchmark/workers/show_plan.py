@@ -22,7 +22,7 @@ from benchmark.workers.executors import LocalExecutor
 def show_plan(
     cells: Sequence[PlannedCell], store: Store, settings: RunSettings, jobs: int, probe: bool, console: Console
 ) -> int:
-    """Print the plan; returns 0, or 1 where a probe failed. probe: time a few steps of what no record tells."""
+    """Print the plan; returns 0, or 1 where a probe failed. probe: time a few steps of cells without a record."""
     pending = [cell for cell in cells if not store.is_done(cell.key)]
     estimates = estimates_from(store.load_all(), pending, store.root)
     failures: list[str] = []

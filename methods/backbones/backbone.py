@@ -239,7 +239,7 @@ def create_backbone(
     weights: `none` initialises by the stream `backbone-init` of the seed, so that equal seeds give equal bits on one
     machine; `pretrained` takes timm's (tag in the name, else its default); else the path of a file with a timm model's
     state (.safetensors, or torch). Raises UsageError for an unknown or unsupported name, an option that the family does
-    not have, a size that is no multiple of the patch, weights that cannot be had or do not fit.
+    not have, a size that is not a multiple of the patch, weights that cannot be had or do not fit.
     """
     geometry = _measure(config)
     with seeded(seed, "backbone-init"):
@@ -312,7 +312,7 @@ class _Geometry:
 def _measure(config: BackboneConfig) -> _Geometry:
     """Shapes, stages and grids, from a forward pass without data.
 
-    Raises UsageError where a size is no multiple of the patch.
+    Raises UsageError if a size is not a multiple of the patch.
     """
     cut = _skeleton(config)
     grids = tuple(_grid(config.name, size, cut.patch) for size in config.sizes) if cut.patch else ()
@@ -342,7 +342,7 @@ def _grid(name: str, size: Size, patch: Size) -> Size:
         lower = tuple(max(side // step, 1) * step for side, step in zip(size, patch, strict=True))
         upper = tuple(-(-side // step) * step for side, step in zip(size, patch, strict=True))
         raise UsageError(
-            f"Image size {size[0]}x{size[1]} is no multiple of the {patch[0]}x{patch[1]} patches of {name!r}; "
+            f"Image size {size[0]}x{size[1]} is not a multiple of the {patch[0]}x{patch[1]} patches of {name!r}; "
             f"nearest: {lower[0]}x{lower[1]} and {upper[0]}x{upper[1]}."
         )
     return size[0] // patch[0], size[1] // patch[1]

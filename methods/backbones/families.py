@@ -1,7 +1,8 @@
 """The families of timm models that the suite can cut. A further family is a further class here.
 
-What belongs to forward_head is no part of a backbone: classifiers, the conv_head that MobileNetV3 runs after pooling,
-and the attention pooling of SigLIP-like transformers are dropped (measurement 2). Source of the cuts: timm 1.0, read.
+Parts that timm calls in forward_head do not belong to the backbone: classifiers, the conv_head that MobileNetV3 runs
+after pooling, and the attention pooling of SigLIP-like transformers are dropped (measurement 2). Source of the cuts:
+timm 1.0.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class Family(abc.ABC):
         """Change what timm has no argument for in the initial weights of a model that starts from scratch."""
 
     def cut(self, model: nn.Module) -> Cut:
-        """The model in parts. Raises UsageError where it is no genuine member."""
+        """The model in parts. Raises UsageError if it is not a member of the family."""
         if type(model) not in self.model_types:
             expected = ", ".join(cls.__name__ for cls in self.model_types)
             raise UsageError(f"timm built a {type(model).__name__} where {expected} was expected; it cannot be cut.")

@@ -57,7 +57,7 @@ class LearningToBranchParams(SearchParams):
     @model_validator(mode="after")
     def _becomes_a_tree(self) -> LearningToBranchParams:
         if self.random_tree and self.variant == "libmtl":
-            raise ValueError("variant: libmtl never becomes a tree, so random_tree is no control of it")
+            raise ValueError("variant: libmtl never becomes a tree, so random_tree is not its control")
         return self
 
 
@@ -88,7 +88,9 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
             Statement(
                 "third party", "LibMTL: mixture on the input side of a node, one node per task at the last level."
             ),
-            Statement("third party", "variant libmtl: that library's network, which keeps all copies and is no tree."),
+            Statement(
+                "third party", "variant libmtl: that library's network, which keeps all copies and is not a tree."
+            ),
             Statement("default", "Warm-up: child j reads parent j. One stem. Unused nodes are pruned."),
             Statement("default", "Lengths, temperature, split of the data and optimizers are those of bmtas."),
             Statement("default", "budget: the most probable parents within a size; off as published."),
@@ -110,7 +112,7 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
         """The floor of the space, node passes, the length of the search, and the budget."""
         p, n_tasks = self.params, len(data.tasks)
         if p.variant == "libmtl":
-            return ("variant libmtl keeps every copy: it saves no parameters and is no tree",)
+            return ("variant libmtl keeps every copy: it saves no parameters and is not a tree",)
         if p.n_nodes is not None and p.n_nodes > n_tasks:
             raise UsageError(f"n_nodes is {p.n_nodes}; a level has at most a node per task, {n_tasks}.")
         if len(segments) < 2:

@@ -35,7 +35,9 @@ def tell_similarity(trainer: Trainer, matrices: Mapping[str, FloatArray], params
         if name == "S" and len(values) > 1 and np.ptp(values) < _ALIKE:
             trainer.flag(f"All similarities lie within {np.ptp(values):.2g} of each other: the groups rank noise.")
     if isinstance(params.threshold, str) and len(trainer.data.tasks) == 2:
-        trainer.flag(f"tau_sim is {params.threshold!r} with two tasks, which groups nobody; set a number.")
+        trainer.flag(
+            f"tau_sim is {params.threshold!r} with two tasks, which puts no tasks into one group; set a number."
+        )
 
 
 def tell_cliques(

@@ -157,7 +157,7 @@ def test_what_is_no_record_is_one_line(run: Path, tmp_path: Path) -> None:
     for source, words in (
         (tmp_path, "holds no records"),
         (tmp_path / "gone", "does not exist"),
-        (tmp_path / "no.json", "is no record"),
+        (tmp_path / "no.json", "is not a record"),
     ):
         result = invoke(source)
         assert result.exit_code == 2

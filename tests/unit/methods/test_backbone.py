@@ -242,8 +242,8 @@ def test_an_illegal_configuration_says_what_it_expected(options: Mapping[str, ob
         (BackboneConfig("efficientnet_b0", zero_init_last=True), "no norm of 'efficientnet_b0' can start at zero"),
         (BackboneConfig("regnetz_005", zero_init_last=True), "never sets it for 'regnetz_005'"),
         (BackboneConfig("test_vit"), "needs image_size"),
-        (BackboneConfig("test_vit", image_size=(40, 64)), "40x64 is no multiple of the 16x16 .*: 32x64 and 48x64"),
-        (BackboneConfig("test_vit", image_size=(32, 32), evaluation_size=(8, 32)), "8x32 is no multiple.*16x32"),
+        (BackboneConfig("test_vit", image_size=(40, 64)), "40x64 is not a multiple of the 16x16 .*: 32x64 and 48x64"),
+        (BackboneConfig("test_vit", image_size=(32, 32), evaluation_size=(8, 32)), "8x32 is not a multiple.*16x32"),
         (BackboneConfig("swin_tiny_patch4_window7_224", image_size=(30, 32)), "28x32 and 32x32"),
     ],
 )

@@ -214,7 +214,7 @@ def test_weights_from_a_file_and_pretrained_statistics(tmp_path: Path) -> None:
         ({"recipe": {"batch_size": 20000}}, "multi_mnist' has 17500 training samples"),
         (
             {"backbones": ["vit_tiny_patch16_224"]},
-            "36x36 is no multiple of the 16x16 patches.*nearest: 32x32 and 48x48",
+            "36x36 is not a multiple of the 16x16 patches.*nearest: 32x32 and 48x48",
         ),
         ({"backbones": [{"name": "test_vit", "output_stride": 8}]}, "output_stride"),
         ({"recipe": {"augmentation": ["flip"]}}, "Unknown augmentation 'flip'"),
