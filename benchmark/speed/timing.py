@@ -1,6 +1,6 @@
 """How networks are timed: interleaved with a reference, call by call on a CPU, slot by slot on CUDA. Measurement 3.
 
-Everything here is a protocol over callables with injected clocks; nothing imports torch. No time is reported alone: each
+All of it is a protocol over callables with injected clocks; nothing imports torch. No time is reported alone: each
 candidate is paired with the reference (ref) at the same moment, and a second copy of the reference (ref') is
 measured like any candidate, so that its ratio to the first, the A/A ratio, says what the machine's noise is worth.
 """

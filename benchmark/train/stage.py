@@ -44,7 +44,7 @@ class Progress:
 class TrainingContext:
     """What a cell's trainings share. prototype: the backbone with the initial weights, on the CPU, never trained.
 
-    single_task: returns the network of a task, trained first if it is not stored. version: of the code, for checkpoints.
+    single_task: returns the network of a task, trained if it is not stored yet. version: of the code, for checkpoints.
     checkpoint_s: seconds between intermediate checkpoints; checkpoint_steps: steps between them, for tests.
     step_limit: most steps of a stage.
     """
