@@ -127,6 +127,7 @@ def assert_own_package(package: ModuleType = datasets) -> None:
         )
 
 
+@functools.cache
 def declared_datasets() -> Mapping[str, Declared]:
     """The data sets of this package, without importing them. Raises UsageError as `assert_own_package`."""
     assert_own_package()

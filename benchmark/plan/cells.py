@@ -29,6 +29,7 @@ from datasets.protocols import get_protocol
 from datasets.registry import find_layout, get_dataset, is_core, read_options
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone, supported_backbones
 from methods.backbones.decoders import DenseForm
+from methods.backbones.family import is_supported
 from methods.backbones.heads import create_head
 from methods.contracts import Budget
 from methods.plain import plain_graph
@@ -253,7 +254,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         raise UsageError(
             f"Method {cell.method.name!r} needs every label on one image; {spec.name!r} gives each task its own images."
         )
-    if cell.backbone.name.split(".")[0] not in supported_backbones():
+    if not is_supported(cell.backbone.name.partition(".")[0]):
         raise unknown("backbone", cell.backbone.name, supported_backbones())
     augmentation(cell.recipe.augmentation, spec.native_size, get_protocol(spec.protocol, spec.name))
     balancing = _balancing(cell, method, spec, params)

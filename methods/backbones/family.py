@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple, TypeVar, get_args
 
@@ -191,12 +192,29 @@ _F = TypeVar("_F", bound=type[Family])
 def family(cls: _F) -> _F:
     """Class decorator that registers a family."""
     _FAMILIES[f"{cls.__module__}.{cls.__qualname__}"] = cls()
+    _members.cache_clear()
     return cls
+
+
+@functools.cache
+def _members() -> Mapping[str, Family]:
+    """{name: its family}, the first one that has it, in alphabetical order of names. timm sorts its list anew at every
+    call, and planning asks once a cell.
+    """
+    found: dict[str, Family] = {}
+    for member in _FAMILIES.values():
+        found.update({name: member for name in member.names() if name not in found})
+    return dict(sorted(found.items()))
 
 
 def supported_names() -> list[str]:
     """Names of all members of all families, in alphabetical order."""
-    return sorted({name for member in _FAMILIES.values() for name in member.names()})
+    return list(_members())
+
+
+def is_supported(architecture: str) -> bool:
+    """Whether a family has this name, which is one without a pretrained tag."""
+    return architecture in _members()
 
 
 def find_family(name: str) -> Family:
@@ -205,13 +223,14 @@ def find_family(name: str) -> Family:
     Raises UsageError with the nearest supported names.
     """
     architecture, _, tag = name.partition(".")
-    for member in _FAMILIES.values():
-        if architecture in member.names():
-            if tag and name not in timm.list_models(f"{architecture}.*", include_tags=True):
-                tags = [full.partition(".")[2] for full in timm.list_models(f"{architecture}.*", include_tags=True)]
-                raise unknown(f"pretrained tag of {architecture}", tag, tags)
-            return member
-    raise _refusal(name, architecture)
+    member = _members().get(architecture)
+    if member is None:
+        raise _refusal(name, architecture)
+    if tag:
+        tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+        if name not in tagged:
+            raise unknown(f"pretrained tag of {architecture}", tag, [full.partition(".")[2] for full in tagged])
+    return member
 
 
 def _refusal(name: str, architecture: str) -> UsageError:

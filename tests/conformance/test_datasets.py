@@ -461,6 +461,7 @@ def test_third_parties_register_through_entry_points(monkeypatch: pytest.MonkeyP
     points = [Point("third_party", "third_party_digits", "sharebench.datasets")]
     monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "sharebench.datasets" else [])
     registry.load_datasets.cache_clear()
+    registry._load_entry_points.cache_clear()
     assert "third_party" in dataset_names()
 
 
