@@ -54,12 +54,14 @@ class Field:
 
     read: the stored form of a sample at a position: uint8 where the file is uint8, float32 where it is floating; raises
     FileError. decode: stored form -> canonical tensor; raises UsageError. where: the file of a sample. All of them
-    survive pickling, since worker processes may be spawned.
+    survive pickling, since worker processes may be spawned. sizes_vary: pictures of many sizes, which `read` brings to
+    one.
     """
 
     read: Callable[[int], Array]
     decode: Callable[[Array], Tensor]
     where: Callable[[int], Path]
+    sizes_vary: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Source:
     in_memory: small enough to be decoded once and kept. meta: entries of every sample's `meta`.
     content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
     `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
+    notes: what `verify` says of the files although no sample is bad.
     """
 
     ids: Sequence[str]
@@ -100,6 +103,7 @@ class Source:
     content: Sequence[Path] = ()
     digest: str = ""
     strata: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -256,7 +260,7 @@ class FileInput(InputData):
             if header is None:
                 continue
             first = first or header.shape
-            if header.shape != first:
+            if header.shape != first and not self.source.fields[name].sizes_vary:
                 found = str(header.shape)
                 yield Fault(self._below(path), self.ids[index], f"size of {name}", f"{first} as in the first", found)
                 continue

@@ -101,6 +101,7 @@ def verify(
     """
     faults: list[Fault] = []
     spec, inputs = _listed(name, root, profile, layout, protocol, tasks, faults)
+    notes = [note for part in inputs if isinstance(part.data, FileInput) for note in part.data.source.notes]
     chosen = [(part, row) for part in inputs for row in _rows(part, level)]
     fields = {task.name: FieldSummary() for task in spec.tasks}
     images: dict[tuple[str, str], list[tuple[_Part, int]]] = defaultdict(list)
@@ -115,7 +116,7 @@ def verify(
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for part in inputs:
         counts[part.split][part.name] = len(part.data.ids)
-    warnings = [*_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
+    warnings = [*notes, *_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
     return Report(spec, level, counts, len(chosen), faults, warnings, fields)
 
 
