@@ -92,7 +92,7 @@ class DomainNet(FileLoader):
         "official": ExpectedFiles(
             "{DOMAIN/CLASS/*, DOMAIN_train.txt, DOMAIN_test.txt} of the domains that are asked for "
             f"({', '.join(DOMAINS)})",
-            "6.1, 3.7, 0.5, 1.3, 4.3 and about 2.5 GB to download",
+            "6.1, 3.7, 0.5, 1.3 and 4.3 GB to download, of sketch not stated",
             ("|".join(f"{domain}_train.txt" for domain in DOMAINS),),
             source=_FETCH,
         ),
@@ -100,7 +100,7 @@ class DomainNet(FileLoader):
             "{train,test}.txt and the images that they name, DOMAIN/...",
             "16 GB",
             ("train.txt", "test.txt"),
-            source="https://github.com/sunxm2357/AdaShare (its README links the archive)",
+            source="https://drive.google.com/file/d/1qVtPnKX_iuNXcR3JoP4llxflIUEw880j (AdaShare)",
         ),
         "folders": ExpectedFiles(
             "DOMAIN/{train,test}/CLASS/*",

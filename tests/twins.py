@@ -465,7 +465,7 @@ def bars(hue: int, label: int, number: int, size: tuple[int, int]) -> np.ndarray
     height, width = size
     image = np.full((height, width, 3), (200, 90 + 20 * (hue % 8), 255 - 25 * (hue % 10)), dtype=np.uint8)
     image[: height // 4, : width // 4] = 10
-    image[height * (7 - label % 8) // 8 :, width // 2 : width * 3 // 4] = (30, 30, 160)
+    image[height * (60 - 7 * (label % 8)) // 80 :, width // 2 : width * 3 // 4] = (30, 30, 160)
     image[:, width * 7 // 8 :] = 30 * (number % 8)
     return image
 
