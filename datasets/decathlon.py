@@ -11,7 +11,7 @@ at random, take the augmentation `shift`. Read on twins only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -21,7 +21,15 @@ from datasets.contracts import DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError
 from datasets.on_disk.files import FileError, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.photographs import LabelledPhotos, Member, Photo, absent, class_folders, photo_source, tar_members
+from datasets.on_disk.photographs import (
+    LabelledPhotos,
+    Member,
+    Photo,
+    class_folders,
+    compared,
+    photo_source,
+    tar_members,
+)
 from datasets.on_disk.sources import Fault, Source
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 
@@ -217,26 +225,31 @@ def _by_list(
     if set(others) != set(categories):
         faults.append(Fault(f"{LISTS}/{path.name}", "", "categories", "those of the train list", "others"))
     rows = listed(path, documents[PARTS[split]], categories)
-    photos, absences = _photos(folder, name, list(rows), layout)
-    found = LabelledPhotos(list(rows), photos, list(rows.values()), [*faults, *absences], content=list(paths.values()))
-    return found, tuple(categories)
+    photos, missing, n_unlisted = _photos(folder, name, PARTS[split], list(rows), layout)
+    notes = [f"{name}/{PARTS[split]}: {n_unlisted} images are in no list and left out"] if n_unlisted else []
+    content = list(paths.values())
+    return LabelledPhotos(list(rows), photos, list(rows.values()), [*faults, *missing], notes, content), tuple(
+        categories
+    )
 
 
-def _photos(folder: Path, name: str, rows: list[str], layout: str) -> tuple[list[Photo], list[Fault]]:
-    """The images by name, and a fault for each that is not there."""
+def _photos(
+    folder: Path, name: str, part: str, rows: Sequence[str], layout: str
+) -> tuple[list[Photo], list[Fault], int]:
+    """(listed images, a fault for each that is not there, number of images of the part that are not listed)."""
     if layout == "extracted":
         files = [folder / IMAGES / row for row in rows]
-        return list(files), list(absent(files, folder))
+        return [*files], *compared(files, folder)
     names = [f"{name}.tar", IMAGENET_TAR] if name == "imagenet12" else [f"{name}.tar"]
     path = next(
         (folder / IMAGES / tar for tar in names if (folder / IMAGES / tar).is_file()), folder / IMAGES / names[0]
     )
     members = tar_members(path)
-    missing = [row for row in rows if row not in members]
-    faults = [
-        Fault(f"{IMAGES}/{path.name}", row, "existence", "an image that the list names", "none") for row in missing
-    ]
-    return [members.get(row, Member(path, row, 0, 0)) for row in rows], faults
+    place, what = f"{IMAGES}/{path.name}", "an image that the list names"
+    faults = [Fault(place, row, "existence", what, "none") for row in rows if row not in members]
+    n_found = sum(member.startswith(f"{name}/{part}/") for member in members)
+    n_unlisted = max(0, n_found - (len(rows) - len(faults)))
+    return [members.get(row, Member(path, row, 0, 0)) for row in rows], faults, n_unlisted
 
 
 def _by_folder(folder: Path, task: str, split: Split, options: FileOptions) -> LabelledPhotos:

@@ -21,7 +21,7 @@ from datasets.contracts import DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError, unknown
 from datasets.on_disk.files import FileError, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
-from datasets.on_disk.photographs import LabelledPhotos, absent, class_folders, photo_source
+from datasets.on_disk.photographs import LabelledPhotos, class_folders, compared, photo_source
 from datasets.on_disk.sources import Fault, Source
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 
@@ -199,8 +199,9 @@ def _by_list(
         if name in read(other):
             faults.append(Fault(path.name, name, "split", "one of train and test", f"in {other.name} too"))
     files = [folder / name for name in labels]
-    faults += absent(files, folder)
-    return LabelledPhotos(list(labels), files, list(labels.values()), faults, content=[path])
+    missing, n_unlisted = compared(files, folder, known=read(other))
+    notes = [f"{domain}: {n_unlisted} files are in no list and left out"] if n_unlisted else []
+    return LabelledPhotos(list(labels), files, list(labels.values()), [*faults, *missing], notes, content=[path])
 
 
 def _by_folder(folder: Path, domain: str, split: Split) -> LabelledPhotos:

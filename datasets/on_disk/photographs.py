@@ -10,7 +10,7 @@ import dataclasses
 import io
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -100,15 +100,24 @@ def class_folders(base: Path) -> tuple[dict[str, list[Path]], int]:
     return found, n_hidden
 
 
-def absent(paths: Iterable[Path], folder: Path) -> Iterator[Fault]:
-    """A fault for every file that is not there; each folder is listed once. folder: of the data set."""
-    names: dict[Path, set[str]] = {}
+def compared(paths: Sequence[Path], folder: Path, known: Container[str] = ()) -> tuple[list[Fault], int]:
+    """(a fault for every listed file that is not there, number of files beside them that no list names).
+
+    Each folder is listed once. folder: of the data set. known: paths below it that other lists name.
+    """
+    listed: dict[Path, set[str]] = {}
     for path in paths:
-        if path.parent not in names:
-            names[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
-        if path.name not in names[path.parent]:
-            name = path.relative_to(folder).as_posix()
-            yield Fault(name, name, "existence", "an image that the list names", "none")
+        listed.setdefault(path.parent, set()).add(path.name)
+    faults: list[Fault] = []
+    n_unlisted = 0
+    for base, names in listed.items():
+        found = {path.name for path in base.iterdir()} if base.is_dir() else set()
+        below = base.relative_to(folder).as_posix()
+        for name in sorted(names - found):
+            place = f"{below}/{name}"
+            faults.append(Fault(place, place, "existence", "an image that the list names", "none"))
+        n_unlisted += sum(not is_hidden(name) and f"{below}/{name}" not in known for name in found - names)
+    return faults, n_unlisted
 
 
 def rgb_array(data: bytes, path: object) -> Array:
@@ -118,7 +127,8 @@ def rgb_array(data: bytes, path: object) -> Array:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
+            # Pillow warns of palettes with transparency unless they become RGBA first; the colours are the same.
+            return np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise FileError(f"{path}: cannot be read as an image ({reason}).") from error

@@ -123,6 +123,19 @@ def test_images_keep_their_aspect_and_lose_their_ends(roots: dict[str, Path]) ->
     assert tuple(larger.inputs["gtsrb"][1]["image"].shape) == (3, 36, 36)
 
 
+@pytest.mark.parametrize("layout", ["extracted", "tars"])
+def test_images_that_no_list_names_are_counted(layout: str, tmp_path: Path) -> None:
+    folder = changed(tmp_path, layout)
+    for kind in ("annotations", "images"):
+        path = folder / LISTS / "gtsrb_val.json"
+        document = json.loads(path.read_bytes())
+        document[kind] = document[kind][1:] if kind == "images" else document[kind][:-1]  # both are of the first image
+        path.write_text(json.dumps(document))
+    report = verify("decathlon", folder.parent, layout=layout, profile="twin", tasks=["gtsrb"])
+    assert report.ok
+    assert "gtsrb/val: 1 images are in no list and left out" in report.warnings
+
+
 def drop_label(document: dict[str, Any]) -> None:
     document["annotations"].pop()
 

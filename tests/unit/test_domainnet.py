@@ -169,6 +169,15 @@ def test_folders_may_hold_what_systems_leave_and_nothing_else(roots: dict[str, P
         load(folder.parent)
 
 
+def test_images_that_no_list_names_are_counted(tmp_path: Path) -> None:
+    """As those that were cleaned away; an image of the other split is no such one."""
+    folder = changed(tmp_path)
+    assert not verify("domainnet", folder.parent, profile="twin").warnings
+    for name in ("extra 1.jpg", "extra 2.jpg", "._extra 2.jpg"):
+        (folder / "sketch" / "ant" / name).touch()
+    assert "sketch: 2 files are in no list and left out" in verify("domainnet", folder.parent, profile="twin").warnings
+
+
 def test_every_bad_image_is_named_before_the_first_step(tmp_path: Path) -> None:
     """Also those in the middle, which a check of the first and last does not decode; sizes may differ."""
     folder = changed(tmp_path)
