@@ -116,7 +116,11 @@ def verify(
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for part in inputs:
         counts[part.split][part.name] = len(part.data.ids)
-    warnings = [*dict.fromkeys(notes), *_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
+    warnings = [
+        *dict.fromkeys(notes),
+        *_across_splits(images),
+        *_warnings(spec, fields, whole=level == "full" and profile == "real"),
+    ]
     return Report(spec, level, counts, len(chosen), faults, warnings, fields)
 
 
