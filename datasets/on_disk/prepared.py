@@ -23,7 +23,7 @@ import numpy as np
 
 from datasets.contracts import DatasetSpec
 from datasets.on_disk.files import Array, FileError
-from datasets.on_disk.sources import Source
+from datasets.on_disk.sources import Field, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ def use(copy: Copy, split: str, name: str, source: Source, content: Callable[[],
         path, entry = copy.folder / part["arrays"][field_name]["file"], part["arrays"][field_name]
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise FileError(f"{path}: is absent or cut short; prepare the data set again, or remove {copy.folder}.")
-        fields[field_name] = dataclasses.replace(field, read=Rows(path), decode=Owned(field.decode))
+        fields[field_name] = Field(Rows(path), Owned(field.decode), field.where)
     return dataclasses.replace(source, image=fields.pop("image"), targets=fields)
 
 
