@@ -101,7 +101,6 @@ def verify(
     """
     faults: list[Fault] = []
     spec, inputs = _listed(name, root, profile, layout, protocol, tasks, faults)
-    notes = [note for part in inputs if isinstance(part.data, FileInput) for note in part.data.source.notes]
     chosen = [(part, row) for part in inputs for row in _rows(part, level)]
     fields = {task.name: FieldSummary() for task in spec.tasks}
     images: dict[tuple[str, str], list[tuple[_Part, int]]] = defaultdict(list)
@@ -116,11 +115,10 @@ def verify(
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for part in inputs:
         counts[part.split][part.name] = len(part.data.ids)
-    warnings = [
-        *dict.fromkeys(notes),
-        *_across_splits(images),
-        *_warnings(spec, fields, whole=level == "full" and profile == "real"),
-    ]
+    notes = dict.fromkeys(
+        note for part in inputs if isinstance(part.data, FileInput) for note in part.data.source.notes
+    )
+    warnings = [*notes, *_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
     return Report(spec, level, counts, len(chosen), faults, warnings, fields)
 
 
