@@ -16,6 +16,7 @@ import json
 import pickle
 import struct
 import sys
+import tarfile
 import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -449,6 +450,160 @@ def class_sets(folder: Path) -> None:
         savemat(folder / f"{split}_32x32.mat", {"X": _class_set("svhn", split, 32).transpose(1, 2, 3, 0), "y": numbers})
 
 
+# Photographs of many sizes and modes
+
+
+def photo(picture: np.ndarray, mode: str = "RGB", form: str = "JPEG") -> bytes:
+    """A picture uint8 [H, W, 3] encoded as people leave them: gray, with a palette, with transparency, for print."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).convert(mode).save(buffer, format=form, **({"quality": 95} if form == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def bars(hue: int, label: int, number: int, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3]: upper left dark; a bar whose height tells the label; a strip whose shade tells the number."""
+    height, width = size
+    image = np.full((height, width, 3), (200, 90 + 20 * (hue % 8), 255 - 25 * (hue % 10)), dtype=np.uint8)
+    image[: height // 4, : width // 4] = 10
+    image[height * (60 - 7 * (label % 8)) // 80 :, width // 2 : width * 3 // 4] = (30, 30, 160)
+    image[:, width * 7 // 8 :] = 30 * (number % 8)
+    return image
+
+
+def write_files(base: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+# DomainNet
+
+# Classes whose folders sort otherwise than their labels, and one that is called as a split.
+DOMAINNET_CLASSES = {"ant": 6, "t-shirt": 327, "The_Eiffel_Tower": 308, "train": 321}
+DOMAINNET_PER_CLASS = {"train": 5, "test": 2}
+_MODES = (("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "JPEG"), ("RGB", "JPEG"), ("RGB", "JPEG"))
+
+
+def domainnet_image(domain: int, label: int, number: int) -> np.ndarray:
+    """The picture before it is encoded; of quickdraw all are of one size, of the others no two."""
+    return bars(domain, label, number, (100, 100) if domain == 2 else (60 + 8 * number, 110 - 7 * number + domain))
+
+
+def domainnet_files() -> dict[str, dict[str, tuple[int, bytes]]]:
+    """{split: {path: (label, content)}}; names with blanks and letters beyond ASCII."""
+    from datasets.domainnet import DOMAINS
+
+    files: dict[str, dict[str, tuple[int, bytes]]] = {"train": {}, "test": {}}
+    for number, domain in enumerate(DOMAINS):
+        for name, label in DOMAINNET_CLASSES.items():
+            for count in range(sum(DOMAINNET_PER_CLASS.values())):
+                split = "train" if count < DOMAINNET_PER_CLASS["train"] else "test"
+                mode, form = ("P" if count % 2 else "RGBA", "PNG") if domain == "quickdraw" else _MODES[count % 6]
+                stem = f"{domain}_{label + 1:03d}_{count:06d}" + (" caf\u00e9" if count % 3 == 0 else "")
+                path = f"{domain}/{name}/{stem}.{'png' if form == 'PNG' else 'jpg'}"
+                files[split][path] = (label, photo(domainnet_image(number, label, count), mode, form))
+    return files
+
+
+def domainnet_official(folder: Path) -> None:
+    for split, files in domainnet_files().items():
+        write_files(folder, {name: content for name, (_, content) in files.items()})
+        for domain in {name.split("/")[0] for name in files}:
+            lines = [f"{name} {label}\n" for name, (label, _) in files.items() if name.startswith(f"{domain}/")]
+            (folder / f"{domain}_{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def domainnet_adashare(folder: Path) -> None:
+    """The domains mixed in one list."""
+    for split, files in domainnet_files().items():
+        write_files(folder, {name: content for name, (_, content) in files.items()})
+        lines = [f"{name} {label}\n" for name, (label, _) in files.items()]
+        (folder / f"{split}.txt").write_text("".join(lines[::2] + lines[1::2]), encoding="utf-8")
+
+
+def domainnet_folders(folder: Path) -> None:
+    """With what Mac OS leaves in folders."""
+    for split, files in domainnet_files().items():
+        for name, (_, content) in files.items():
+            domain, rest = name.split("/", 1)
+            write_files(folder, {f"{domain}/{split}/{rest}": content})
+    write_files(folder, {"real/train/.DS_Store": b"x", "real/train/ant/._real_007_000001.jpg": b"x"})
+
+
+# Visual Decathlon
+
+DECATHLON_PER_CLASS = {"train": 5, "val": 2}
+DECATHLON_CLASSES = {"dped": 2}  # of the others three
+
+
+def decathlon_image(task: int, label: int, number: int) -> np.ndarray:
+    """The shorter side is 72 pixels, as in the release; the longer one is upright or lies."""
+    long = 72 + 6 * number
+    return bars(task, label, number, (72, long) if number % 2 else (long, 72))
+
+
+def decathlon_files() -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """({path of a list: content}, {path of an image: content}), below the folders of lists and of images.
+
+    Categories stand in another order than their folders, and labels in another order than their images.
+    """
+    from datasets.decathlon import FILE_NAMES
+
+    lists: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
+    for number, (task, name) in enumerate(FILE_NAMES.items()):
+        n = DECATHLON_CLASSES.get(task, 3)
+        ids = [10_000_000 + 10_000 * number + label for label in range(n)]
+        categories = [{"id": ids[label], "name": f"class {label}", "supercategory": task} for label in range(n)]
+        for part, each in DECATHLON_PER_CLASS.items():
+            document: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
+            document["categories"] = [*categories]
+            for label in range(n):
+                for count in range(each):
+                    row = len(document["images"]) + 1
+                    path = f"{name}/{part}/{n - label:04d}/{row:06d}.jpg"  # the first category has the last folder
+                    images[path] = photo(decathlon_image(number, label, count + (part == "val") * 5))
+                    document["images"].append({"id": 1000 * number + row, "file_name": f"data/{path}"})
+                    document["annotations"].insert(0, {"image_id": 1000 * number + row, "category_id": ids[label]})
+            lists[f"{name}_{part}.json"] = json.dumps(document).encode()
+        stripped = {"images": [{"id": 9, "file_name": f"data/{name}/test/000001.jpg"}], "categories": categories}
+        lists[f"{name}_test_stripped.json"] = json.dumps({**stripped, "annotations": []}).encode()
+        images[f"{name}/test/000001.jpg"] = photo(decathlon_image(number, 0, 9))
+    return lists, images
+
+
+def decathlon_extracted(folder: Path) -> None:
+    lists, images = decathlon_files()
+    write_files(folder / "decathlon-1.0" / "annotations", lists)
+    write_files(folder / "decathlon-1.0-data", images)
+
+
+def decathlon_tars(folder: Path) -> None:
+    """An archive a collection, ImageNet's under its own name; one with what Mac OS leaves."""
+    lists, images = decathlon_files()
+    write_files(folder / "decathlon-1.0" / "annotations", lists)
+    base = folder / "decathlon-1.0-data"
+    base.mkdir()
+    names = {path.split("/")[0] for path in images}
+    for name in names:
+        own = {path: content for path, content in images.items() if path.startswith(f"{name}/")}
+        if name == "aircraft":
+            own["./aircraft/train/0001/._000001.jpg"] = b"x"
+        with tarfile.open(
+            base / ("decathlon-1.0-data-imagenet.tar" if name == "imagenet12" else f"{name}.tar"), "w"
+        ) as t:
+            for path, content in own.items():
+                entry = tarfile.TarInfo(path)
+                entry.size = len(content)
+                t.addfile(entry, io.BytesIO(content))
+
+
+def decathlon_folders(folder: Path) -> None:
+    write_files(folder / "decathlon-1.0-data", decathlon_files()[1])
+    write_files(folder / "decathlon-1.0-data", {"svhn/val/0001/._000001.jpg": b"x"})
+
+
 # ELPV: a package, not a folder below the data root
 
 
@@ -511,6 +666,12 @@ TWINS: Mapping[tuple[str, str], Writer] = {
     ("omniglot", "torchvision"): omniglot_torchvision,
     ("class_sets", "torchvision"): class_sets,
     ("cifar100_20", "torchvision"): cifar100,
+    ("decathlon", "extracted"): decathlon_extracted,
+    ("decathlon", "tars"): decathlon_tars,
+    ("decathlon", "folders"): decathlon_folders,
+    ("domainnet", "official"): domainnet_official,
+    ("domainnet", "adashare"): domainnet_adashare,
+    ("domainnet", "folders"): domainnet_folders,
     ("cityscapes", "official"): cityscapes_official,
     ("cityscapes", "mtan_npy"): cityscapes_mtan_npy,
     ("cityscapes", "adashare"): cityscapes_adashare,

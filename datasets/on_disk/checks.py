@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datasets.on_disk.files import FileError, read_bytes
+from datasets.on_disk.files import FileError, image_array, read_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
+_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _BLOCK = 4096
 _N_BLOCKS = 16
 WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
@@ -41,11 +42,13 @@ def picture_shape(path: Path) -> tuple[int, ...] | None:
 
 
 def header_of(path: Path) -> Header | None:
-    """The header of a .png or .npy, None for other files.
+    """The header of a .png or .npy, None for other files; of a .jpg, whether it is whole is looked at.
 
     Raises FileError if the file cannot be read, is not of its kind, or is truncated.
     """
     readers = {".png": _png_header, ".npy": _npy_header}
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        _require_whole_jpeg(path)
     if path.suffix not in readers:
         return None
     try:
@@ -54,6 +57,19 @@ def header_of(path: Path) -> Header | None:
     except (OSError, ValueError, struct.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise FileError(f"{path}: {reason}.") from error
+
+
+def _require_whole_jpeg(path: Path) -> None:
+    """Files from the web may be other images by content, or have remarks after the end mark: those are decoded."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+            file.seek(max(0, path.stat().st_size - _BLOCK))
+            whole = start == _JPEG and _JPEG_END in file.read()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if not whole:
+        image_array(read_bytes(path), path)
 
 
 def _png_header(file: BinaryIO, size: int) -> Header:

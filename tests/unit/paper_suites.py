@@ -19,6 +19,10 @@ SUITES = {
     "cityscapes_2task_adashare": ("cityscapes", "adashare"),
     "cityscapes_standard": ("cityscapes", "official"),
     "dmo_four_tasks": ("class_sets", "torchvision"),
+    "decathlon_dmo": ("decathlon", "extracted"),
+    "decathlon_standard": ("decathlon", "tars"),
+    "domainnet_adashare": ("domainnet", "adashare"),
+    "domainnet_standard": ("domainnet", "official"),
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets import registry
-from datasets.on_disk.checks import WHOLE, files_hash, fingerprint, picture_shape
+from datasets.on_disk.checks import WHOLE, files_hash, fingerprint, header_of, picture_shape
 from datasets.on_disk.files import FileError
 from tests.twins import write_twin
 from tests.unit.files import NOISE, save_npy, save_png
@@ -35,6 +35,22 @@ def test_every_truncation_is_found(tmp_path: Path, save: object, cut: int) -> No
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(FileError, match=r"a\.(png|npy): is truncated"):
         picture_shape(path)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20, 5000])
+def test_every_truncated_photograph_is_found_and_odd_ones_pass(tmp_path: Path, cut: int) -> None:
+    path = save_png(tmp_path / "a.jpg")
+    whole = path.read_bytes()
+    assert header_of(path) is None
+    path.write_bytes(whole + bytes(5000))  # remarks after the end mark
+    assert header_of(path) is None
+    save_png(tmp_path / "b.png").replace(path)  # another format, as the web has them
+    assert header_of(path) is None
+    path.write_bytes(whole[:-cut])
+    with pytest.raises(FileError, match=r"a\.jpg: cannot be read as an image"):
+        header_of(path)
+    with pytest.raises(FileError, match=r"gone\.jpg: cannot be read"):
+        header_of(tmp_path / "gone.jpg")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npy"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmark.compare.boards import read_board
 from datasets.images.augmentation import augmented_size
 from datasets.registry import dataset_names
 from tests.twins import TWINS
@@ -71,3 +72,31 @@ def test_dmo_s_four_tasks() -> None:
     assert params | expected == params
     assert params["published"]["epochs"] == 25
     assert params["init"] == "independent"
+
+
+def test_dmo_s_decathlon() -> None:
+    """What its board states: 25 epochs of the largest of nine collections in batches of 128, SGD at 0.01."""
+    for cell in cells("decathlon_dmo"):
+        document = cell.document
+        assert document["budget"]["steps"] == 9_225 == 25 * -(-47_217 // 128)
+        assert set(document["data"]["tasks"]) == set(read_board("decathlon_dmo").tasks)
+        assert (document["backbone"]["name"], document["backbone"]["weights"]) == ("resnet18", "pretrained")
+        assert (
+            document["recipe"]["optimizer"] | {"name": "sgd", "lr": 0.01, "momentum": 0.9}
+            == (document["recipe"]["optimizer"])
+        )
+
+
+def test_adashare_s_domainnet() -> None:
+    """adashare.md 3, the row domainnet: the preset accepts the data, and its rates are the baselines' too."""
+    planned = cells("domainnet_adashare")
+    for cell in planned:
+        document = cell.document
+        assert document["data"]["tasks"] == ["real", "painting", "quickdraw", "clipart", "infograph", "sketch"]
+        assert (document["backbone"]["name"], document["backbone"]["output_stride"]) == ("resnet34", 32)
+        optimizer = document["recipe"]["optimizer"]
+        assert (optimizer["lr"], optimizer["head_lr"], optimizer["betas"]) == (1e-5, 1e-3, [0.5, 0.999])
+        assert document["recipe"]["batch_size"] == 32
+    (params,) = (cell.document["method"]["params"] for cell in planned if cell.document["method"]["name"] == "adashare")
+    assert params["batch_norm"] == "per_task"
+    assert (params["sparsity_weight"], params["sharing_weight"]) == (0.01, 0.1)
