@@ -10,15 +10,17 @@ import dataclasses
 import hashlib
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from datasets.on_disk.files import FileError, read_bytes
+from datasets.on_disk.files import FileError, image_array, read_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _BLOCK = 4096
 _N_BLOCKS = 16
 WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
@@ -41,11 +43,15 @@ def picture_shape(path: Path) -> tuple[int, ...] | None:
 
 
 def header_of(path: Path) -> Header | None:
-    """The header of a .png or .npy, None for other files.
+    """The header of a .png or .npy, None for other files; photographs (.jpg) have any size and form.
 
-    Raises FileError if the file cannot be read, is not of its kind, or is truncated.
+    Raises FileError if one of these cannot be read, is not of its kind, or is truncated.
     """
-    readers = {".png": _png_header, ".npy": _npy_header}
+    readers: dict[str, Callable[[BinaryIO, int], Header | None]] = {
+        ".png": _png_header,
+        ".npy": _npy_header,
+        ".jpg": require_photograph,
+    }
     if path.suffix not in readers:
         return None
     try:
@@ -54,6 +60,21 @@ def header_of(path: Path) -> Header | None:
     except (OSError, ValueError, struct.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise FileError(f"{path}: {reason}.") from error
+
+
+def require_photograph(file: BinaryIO, size: int) -> None:
+    """Raise ValueError where a .jpg is not whole. Only what does not end as a JPEG does is decoded: images of another
+    format under that name, and those that something follows.
+    """
+    start = file.read(len(_JPEG))
+    file.seek(max(0, size - _BLOCK))
+    if start == _JPEG and _JPEG_END in file.read():
+        return
+    file.seek(0)
+    try:
+        image_array(file.read(), "")
+    except FileError as error:
+        raise ValueError("is truncated, or not an image") from error
 
 
 def _png_header(file: BinaryIO, size: int) -> Header:

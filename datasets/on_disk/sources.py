@@ -88,6 +88,8 @@ class Source:
     in_memory: small enough to be decoded once and kept. meta: entries of every sample's `meta`.
     content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
     `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
+    any_size: whether pictures differ in size on disk and are brought to one when they are read. notes: what lies in
+    the folder and is ignored, for `verify`.
     """
 
     ids: Sequence[str]
@@ -100,6 +102,8 @@ class Source:
     content: Sequence[Path] = ()
     digest: str = ""
     strata: Sequence[str] | None = None
+    any_size: bool = False
+    notes: Sequence[str] = ()
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -207,7 +211,7 @@ class FileInput(InputData):
         """Raise FileError for faults that show without decoding every file: names the first, counts the others.
 
         The first and the last sample are decoded and their labels checked; of each field, all files must be whole and
-        show a picture of one size.
+        show a picture of one size, unless the source says that they have any.
         """
         ends = sorted({0, len(self) - 1})
         for index in ends:
@@ -256,7 +260,7 @@ class FileInput(InputData):
             if header is None:
                 continue
             first = first or header.shape
-            if header.shape != first:
+            if header.shape != first and not self.source.any_size:
                 found = str(header.shape)
                 yield Fault(self._below(path), self.ids[index], f"size of {name}", f"{first} as in the first", found)
                 continue

@@ -115,7 +115,10 @@ def verify(
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for part in inputs:
         counts[part.split][part.name] = len(part.data.ids)
-    warnings = [*_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
+    notes = dict.fromkeys(
+        note for part in inputs if isinstance(part.data, FileInput) for note in part.data.source.notes
+    )
+    warnings = [*notes, *_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
     return Report(spec, level, counts, len(chosen), faults, warnings, fields)
 
 
