@@ -260,11 +260,11 @@ def _ignored(files: set[str], listed: Sequence[str]) -> Iterator[str]:
     others = files - hidden - known - images
     for found, what in (
         (hidden, "files of macOS (._*)"),
-        (images, "images that are in no list"),
-        (others, "other files beside images and trimaps"),
+        (images, "images in no list"),
+        (others, "other files beside them"),
     ):
         if found:
-            yield f"{len(found)} {what} are ignored, the first is {min(found)}"
+            yield f"{what}: {len(found)} ignored, the first is {min(found)}"
 
 
 def _source(folder: Path, tree: Tree, pets: Sequence[Pet], spec: DatasetSpec, size: int) -> Source:

@@ -515,7 +515,7 @@ def pet_files(part: str) -> dict[str, bytes]:
     in the genuine set, and a grey one; beside them what is in no list, and files of macOS.
     """
     files, lines = {}, []
-    for breed, numbers in PET_BREEDS.items():
+    for breed in PET_BREEDS:
         for number in PETS_IN_PART[part]:
             name, image = f"{breed}_{number}", Image.fromarray(pet_image(breed, number))
             buffer = io.BytesIO()

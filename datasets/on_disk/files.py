@@ -11,7 +11,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +22,7 @@ from PIL import Image
 from datasets.errors import UsageError
 
 Array = npt.NDArray[Any]
+_BLOCK = 512  # bytes, of a tar file
 
 
 class FileError(UsageError):
@@ -165,6 +166,7 @@ class TarArchive:
                 entries = archive.getmembers()
         except (OSError, tarfile.TarError, EOFError) as error:
             raise FileError(f"{self.path}: cannot be read as a tar archive ({_first_line(error)}).") from error
+        self._require_end(entries)
         found = {}
         for entry in entries:
             _require_inside(self.path, entry.name)
@@ -173,6 +175,14 @@ class TarArchive:
             if entry.isfile():
                 found[PurePosixPath(entry.name).as_posix()] = (entry.offset_data, entry.size)
         return found
+
+    def _require_end(self, entries: Sequence[tarfile.TarInfo]) -> None:
+        """Raise FileError where no block of zeros follows the last member: tarfile takes a torn header for the end."""
+        end = max((entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK for entry in entries), default=0)
+        with self.path.open("rb") as file:
+            file.seek(end)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise FileError(f"{self.path}: is cut short after {len(entries)} members; get it again.")
 
 
 def _require_inside(archive: Path, member: str) -> None:

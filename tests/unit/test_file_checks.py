@@ -26,6 +26,11 @@ def save_npy(path: Path, array: np.ndarray = NOISE) -> Path:
     return path
 
 
+def save_jpg(path: Path, array: np.ndarray = NOISE) -> Path:
+    Image.fromarray(array).save(path)
+    return path
+
+
 def test_shapes_are_read_from_headers(tmp_path: Path) -> None:
     assert picture_shape(save_png(tmp_path / "a.png")) == (300, 400)
     assert picture_shape(save_npy(tmp_path / "a.npy")) == (300, 400, 3)
@@ -41,15 +46,29 @@ def test_shapes_are_read_from_headers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, 5000])
-@pytest.mark.parametrize("save", [save_png, save_npy], ids=["png", "npy"])
+@pytest.mark.parametrize("save", [save_png, save_npy, save_jpg], ids=["png", "npy", "jpg"])
 def test_every_truncation_is_found(tmp_path: Path, save: object, cut: int) -> None:
     path = save(tmp_path / f"a.{save.__name__[-3:]}")  # type: ignore[operator,attr-defined]
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(FileError, match=r"a\.(png|npy): is truncated"):
+    with pytest.raises(FileError, match=r"a\.(png|npy|jpg): is truncated"):
         picture_shape(path)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+def test_photographs_have_any_form_under_their_name(tmp_path: Path) -> None:
+    """Data sets hold PNGs that are called .jpg, and JPEGs that a camera has written something behind."""
+    path = save_jpg(tmp_path / "a.jpg")
+    assert picture_shape(path) is None
+    with path.open("ab") as file:
+        file.write(b"a camera's remark" * 1000)
+    assert picture_shape(path) is None
+    png = save_png(tmp_path / "b.png").rename(tmp_path / "b.jpg")
+    assert picture_shape(png) is None
+    png.write_bytes(png.read_bytes()[:-5000])
+    with pytest.raises(FileError, match=r"b\.jpg: is truncated, or not an image\."):
+        picture_shape(png)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.jpg"])
 def test_foreign_and_empty_files_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     for content in (
