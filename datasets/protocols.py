@@ -58,6 +58,7 @@ PROTOCOLS: Mapping[str, ProtocolFlags] = {
     "mtan": ProtocolFlags(normalisation="unit", zoom_inverse_depth="unchanged"),
     "vandenhende": ProtocolFlags(normalisation="imagenet", padded_label="background"),
     "bmtas": ProtocolFlags(normalisation="symmetric"),
+    "trimap": STANDARD,  # another set of classes (oxford_pets); all else is as usual
 }
 # Where a protocol treats one data set in its own way: (tag, data set) -> the row of that pair.
 _REFINEMENTS: Mapping[tuple[str, str], ProtocolFlags] = {

@@ -638,6 +638,80 @@ def elpv_package(folder: Path) -> None:
     (data / "labels.csv").write_text("".join(lines))
 
 
+# Oxford-IIIT Pet
+
+PET_BREEDS = {"Abyssinian": (1, 1, 1), "american_bulldog": (2, 2, 1), "Bengal": (6, 1, 2)}
+PETS_IN_PART = {"trainval": range(1, 6), "test": range(6, 9)}  # numbers of the images of each breed
+
+
+def pet_size(number: int) -> tuple[int, int]:
+    """(height, width): upright, lying and square."""
+    return ((90, 120), (160, 100), (64, 64), (50, 150))[number % 4]
+
+
+def pet_trimap(number: int) -> np.ndarray:
+    """uint8 [H, W]: an ellipse, larger with each number, inside of a border."""
+    height, width = pet_size(number)
+    row, column = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    radius = np.hypot(row, column) / (0.4 + 0.04 * number)
+    return np.where(radius < 0.8, 1, np.where(radius < 1, 3, 2)).astype(np.uint8)
+
+
+def pet_image(breed: str, number: int) -> np.ndarray:
+    """uint8 [H, W, 3]: the pet in the colour of its breed before grey, the border between."""
+    colour = {"Abyssinian": (200, 120, 40), "american_bulldog": (240, 240, 240), "Bengal": (30, 30, 90)}[breed]
+    shades = np.array([(0, 0, 0), colour, (110, 130, 110), (60, 60, 60)], dtype=np.uint8)
+    return shades[pet_trimap(number)]
+
+
+def pet_files(part: str) -> dict[str, bytes]:
+    """{path in the tree: content} of a part. Among the images are a PNG with transparency under the name of a JPEG, as
+    in the genuine set, and a grey one; beside them what is in no list, and files of macOS.
+    """
+    files, lines = {}, []
+    for breed in PET_BREEDS:
+        for number in PETS_IN_PART[part]:
+            name, image = f"{breed}_{number}", Image.fromarray(pet_image(breed, number))
+            buffer = io.BytesIO()
+            if (breed, number) in (("Abyssinian", 5), ("Bengal", 6)):
+                image.convert("RGBA" if number == 5 else "L").save(buffer, format="PNG" if number == 5 else "JPEG")
+            else:
+                image.save(buffer, format="JPEG", quality=95)
+            files[f"images/{name}.jpg"] = buffer.getvalue()
+            files[f"annotations/trimaps/{name}.png"] = png(Image.fromarray(pet_trimap(number)))
+            files[f"annotations/trimaps/._{name}.png"] = b"\x00\x05\x16\x07 of macOS"
+            lines.append(f"{name} {' '.join(map(str, PET_BREEDS[breed]))}\n")
+    files[f"annotations/{part}.txt"] = "".join(lines).encode()
+    files["annotations/list.txt"] = b"#Image CLASS-ID SPECIES BREED ID\n"
+    if part == "trainval":
+        files["images/Bengal_100.jpg"] = files["images/Bengal_1.jpg"]
+        files["images/Bengal_101.mat"] = b"MATLAB"
+    return files
+
+
+def oxford_pets_official(folder: Path) -> None:
+    """What both archives unpack to."""
+    for part in PETS_IN_PART:
+        for name, content in pet_files(part).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+
+def oxford_pets_torchvision(folder: Path) -> None:
+    """The same tree one folder deeper."""
+    oxford_pets_official(folder / "oxford-iiit-pet")
+
+
+def oxford_pets_tars(folder: Path) -> None:
+    """A tar file a part, with names as `tar cf FILE .` writes them."""
+    for part in PETS_IN_PART:
+        with tarfile.open(folder / f"{part}.tar", "w") as archive:
+            for name, content in pet_files(part).items():
+                entry = tarfile.TarInfo(f"./{name}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+
+
 # data set -> (distribution that brings it, who writes its twin into a folder of packages).
 PACKAGES: Mapping[str, tuple[str, Callable[[Path], None]]] = {"elpv": ("elpv-dataset", elpv_package)}
 
@@ -678,6 +752,9 @@ TWINS: Mapping[tuple[str, str], Writer] = {
     ("nyuv2", "adashare"): nyuv2_adashare,
     ("nyuv2", "mat"): nyuv2_mat,
     ("nyuv2", "mtan_npy"): nyuv2_mtan_npy,
+    ("oxford_pets", "official"): oxford_pets_official,
+    ("oxford_pets", "torchvision"): oxford_pets_torchvision,
+    ("oxford_pets", "tars"): oxford_pets_tars,
 }
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ from datasets.on_disk.files import FileError, image_array, read_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _BLOCK = 4096
 _N_BLOCKS = 16
 WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
@@ -42,34 +43,39 @@ def picture_shape(path: Path) -> tuple[int, ...] | None:
 
 
 def header_of(path: Path) -> Header | None:
-    """The header of a .png or .npy, None for other files; of a .jpg, whether it is whole is looked at.
+    """The header of a .png or .npy, None for other files; a photograph (.jpg, .jpeg) has any size and form.
 
-    Raises FileError if the file cannot be read, is not of its kind, or is truncated.
+    Raises FileError if one of these cannot be read, is not of its kind, or is truncated.
     """
-    readers = {".png": _png_header, ".npy": _npy_header}
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        _require_whole_jpeg(path)
-    if path.suffix not in readers:
+    readers: dict[str, Callable[[BinaryIO, int], Header | None]] = {
+        ".png": _png_header,
+        ".npy": _npy_header,
+        ".jpg": require_photograph,
+        ".jpeg": require_photograph,
+    }
+    if path.suffix.lower() not in readers:
         return None
     try:
         with path.open("rb") as file:
-            return readers[path.suffix](file, path.stat().st_size)
+            return readers[path.suffix.lower()](file, path.stat().st_size)
     except (OSError, ValueError, struct.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise FileError(f"{path}: {reason}.") from error
 
 
-def _require_whole_jpeg(path: Path) -> None:
-    """Files from the web may be other images by content, or have remarks after the end mark: those are decoded."""
+def require_photograph(file: BinaryIO, size: int) -> None:
+    """Raise ValueError where a .jpg is not whole. Only what does not end as a JPEG does is decoded: images of another
+    format under that name, and those that something follows.
+    """
+    start = file.read(len(_JPEG))
+    file.seek(max(0, size - _BLOCK))
+    if start == _JPEG and _JPEG_END in file.read():
+        return
+    file.seek(0)
     try:
-        with path.open("rb") as file:
-            start = file.read(2)
-            file.seek(max(0, path.stat().st_size - _BLOCK))
-            whole = start == _JPEG and _JPEG_END in file.read()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if not whole:
-        image_array(read_bytes(path), path)
+        image_array(file.read(), "")
+    except FileError as error:
+        raise ValueError("is truncated, or not an image") from error
 
 
 def _png_header(file: BinaryIO, size: int) -> Header:

@@ -5,11 +5,13 @@ Nothing here unpickles: arrays are read with `allow_pickle=False`.
 
 from __future__ import annotations
 
+import functools
 import io
+import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,20 +22,24 @@ from PIL import Image
 from datasets.errors import UsageError
 
 Array = npt.NDArray[Any]
+_BLOCK = 512  # bytes, of a tar file
 
 
 class FileError(UsageError):
     """A file that is absent, cannot be read, or does not hold what its layout promises."""
 
 
-def image_array(data: bytes, path: object) -> Array:
+def image_array(data: bytes, path: object, mode: str | None = None) -> Array:
     """uint8 [H, W] or [H, W, 3], or uint16 [H, W]: the pixels of an encoded image as they are stored.
 
-    path: for the message. Raises FileError if the data are truncated or not an image.
+    path: for the message. mode: Pillow's name of the form to which the image is converted, such as RGB.
+    Raises FileError if the data are truncated or not an image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+            if mode is not None:
+                return np.array(image.convert(mode))
             if image.mode == "P":  # a palette colours label maps for people; the indices are the labels
                 return np.array(image, dtype=np.uint8)
             if image.mode == "1":
@@ -108,9 +114,7 @@ class Archive:
         """{name of a file in it: CRC-32}. Raises FileError if it is not a zip, or a name leaves the archive."""
         found = {}
         for entry in self._opened().infolist():
-            parts = PurePosixPath(entry.filename.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts or ":" in "".join(parts.parts[:1]):
-                raise FileError(f"{self.path}: member {entry.filename!r} leaves the archive; get it again.")
+            _require_inside(self.path, entry.filename)
             if not entry.is_dir():
                 found[entry.filename] = entry.CRC
         return found
@@ -130,3 +134,58 @@ class Archive:
             except (OSError, zipfile.BadZipFile) as error:
                 raise FileError(f"{self.path}: cannot be read as a zip archive ({_first_line(error)}).") from error
         return self._zip
+
+
+class TarArchive:
+    """A tar file that is not compressed, read member by member, without extracting. Can be sent to processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def members(self) -> set[str]:
+        """Names of the files in it. Raises FileError if it is not such a tar, is cut short, or a name leaves it."""
+        return set(self._places)
+
+    def read(self, member: str) -> bytes:
+        """Content of a member. Raises FileError where it is absent."""
+        if member not in self._places:
+            raise FileError(f"{self.path}: has no member {member!r}.")
+        start, size = self._places[member]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be read ({error.strerror or error}).") from error
+
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """{name: (first byte, length)}."""
+        try:
+            with tarfile.open(self.path, "r:") as archive:
+                entries = archive.getmembers()
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise FileError(f"{self.path}: cannot be read as a tar archive ({_first_line(error)}).") from error
+        self._require_end(entries)
+        found = {}
+        for entry in entries:
+            _require_inside(self.path, entry.name)
+            if entry.issparse() or not (entry.isfile() or entry.isdir()):
+                raise FileError(f"{self.path}: member {entry.name!r} is neither a file nor a folder; get it again.")
+            if entry.isfile():
+                found[PurePosixPath(entry.name).as_posix()] = (entry.offset_data, entry.size)
+        return found
+
+    def _require_end(self, entries: Sequence[tarfile.TarInfo]) -> None:
+        """Raise FileError where no block of zeros follows the last member: tarfile takes a torn header for the end."""
+        end = max((entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK for entry in entries), default=0)
+        with self.path.open("rb") as file:
+            file.seek(end)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise FileError(f"{self.path}: is cut short after {len(entries)} members; get it again.")
+
+
+def _require_inside(archive: Path, member: str) -> None:
+    parts = PurePosixPath(member.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in "".join(parts.parts[:1]):
+        raise FileError(f"{archive}: member {member!r} leaves the archive; get it again.")

@@ -18,3 +18,8 @@ def save_png(path: Path, array: np.ndarray = NOISE) -> Path:
 def save_npy(path: Path, array: np.ndarray = NOISE) -> Path:
     np.save(path, array)
     return path
+
+
+def save_jpg(path: Path, array: np.ndarray = NOISE) -> Path:
+    Image.fromarray(array).save(path)
+    return path

@@ -39,7 +39,8 @@ FLOORS = {
         "contracts",
         "roles registry array_input",
         "on_disk mnist_digits",
-        "cifar100_20 cityscapes class_sets decathlon domainnet elpv mnist_two_domains multi_mnist nyuv2 omniglot",
+        "cifar100_20 cityscapes class_sets decathlon domainnet elpv mnist_two_domains multi_mnist nyuv2 omniglot "
+        "oxford_pets",
         "digit_domains",
     ),
     "methods": (

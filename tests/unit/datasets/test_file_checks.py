@@ -11,7 +11,7 @@ from datasets import registry
 from datasets.on_disk.checks import WHOLE, files_hash, fingerprint, header_of, picture_shape
 from datasets.on_disk.files import FileError
 from tests.twins import write_twin
-from tests.unit.files import NOISE, save_npy, save_png
+from tests.unit.files import NOISE, save_jpg, save_npy, save_png
 
 
 def test_shapes_are_read_from_headers(tmp_path: Path) -> None:
@@ -29,11 +29,11 @@ def test_shapes_are_read_from_headers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, 5000])
-@pytest.mark.parametrize("save", [save_png, save_npy], ids=["png", "npy"])
+@pytest.mark.parametrize("save", [save_png, save_npy, save_jpg], ids=["png", "npy", "jpg"])
 def test_every_truncation_is_found(tmp_path: Path, save: object, cut: int) -> None:
     path = save(tmp_path / f"a.{save.__name__[-3:]}")  # type: ignore[operator,attr-defined]
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(FileError, match=r"a\.(png|npy): is truncated"):
+    with pytest.raises(FileError, match=r"a\.(png|npy|jpg): is truncated"):
         picture_shape(path)
 
 
@@ -47,13 +47,13 @@ def test_every_truncated_photograph_is_found_and_odd_ones_pass(tmp_path: Path, c
     save_png(tmp_path / "b.png").replace(path)  # another format, as the web has them
     assert header_of(path) is None
     path.write_bytes(whole[:-cut])
-    with pytest.raises(FileError, match=r"a\.jpg: cannot be read as an image"):
+    with pytest.raises(FileError, match=r"a\.jpg: is truncated, or not an image"):
         header_of(path)
     with pytest.raises(FileError, match=r"gone\.jpg: cannot be read"):
         header_of(tmp_path / "gone.jpg")
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.jpg"])
 def test_foreign_and_empty_files_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     for content in (

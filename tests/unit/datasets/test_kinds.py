@@ -295,7 +295,7 @@ def test_tensor_types_by_unit() -> None:
 
 
 def test_the_table_of_protocols() -> None:
-    assert list(PROTOCOLS) == ["standard", "adashare", "mtan", "vandenhende", "bmtas"]
+    assert list(PROTOCOLS) == ["standard", "adashare", "mtan", "vandenhende", "bmtas", "trimap"]
     assert get_protocol("standard") == ProtocolFlags() == STANDARD
     assert get_protocol("vandenhende").miou == "present"
     assert get_protocol("vandenhende", "nyuv2").miou == "all_classes"
