@@ -21,6 +21,11 @@ def save_png(path: Path, array: np.ndarray = NOISE) -> Path:
     return path
 
 
+def save_jpg(path: Path, array: np.ndarray = NOISE) -> Path:
+    Image.fromarray(array).save(path)
+    return path
+
+
 def save_npy(path: Path, array: np.ndarray = NOISE) -> Path:
     np.save(path, array)
     return path
@@ -28,6 +33,9 @@ def save_npy(path: Path, array: np.ndarray = NOISE) -> Path:
 
 def test_shapes_are_read_from_headers(tmp_path: Path) -> None:
     assert picture_shape(save_png(tmp_path / "a.png")) == (300, 400)
+    assert picture_shape(save_jpg(tmp_path / "a.jpg")) == (300, 400)
+    Image.fromarray(NOISE[..., 0]).save(tmp_path / "gray.jpg", progressive=True, comment=b"\xff\xd9" * 9)
+    assert picture_shape(tmp_path / "gray.jpg") == (300, 400)
     assert picture_shape(save_npy(tmp_path / "a.npy")) == (300, 400, 3)
     assert picture_shape(save_npy(tmp_path / "scalar.npy", np.array(3.0))) == ()
     with (tmp_path / "new.npy").open("wb") as file:
@@ -35,21 +43,22 @@ def test_shapes_are_read_from_headers(tmp_path: Path) -> None:
     assert picture_shape(tmp_path / "new.npy") == (300, 400, 3)
     (tmp_path / "a.txt").write_text("no picture")
     assert picture_shape(tmp_path / "a.txt") is None
-    with (tmp_path / "a.png").open("ab") as file:
-        file.write(b"a camera's remark after the end mark")
-    assert picture_shape(tmp_path / "a.png") == (300, 400)
+    for name in ("a.png", "a.jpg"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"a camera's remark after the end mark" * (1 if name == "a.png" else 200))
+        assert picture_shape(tmp_path / name) == (300, 400)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, 5000])
-@pytest.mark.parametrize("save", [save_png, save_npy], ids=["png", "npy"])
+@pytest.mark.parametrize("save", [save_png, save_jpg, save_npy], ids=["png", "jpg", "npy"])
 def test_every_truncation_is_found(tmp_path: Path, save: object, cut: int) -> None:
     path = save(tmp_path / f"a.{save.__name__[-3:]}")  # type: ignore[operator,attr-defined]
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(FileError, match=r"a\.(png|npy): is truncated"):
+    with pytest.raises(FileError, match=r"a\.(png|jpg|npy): is truncated"):
         picture_shape(path)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.npy"])
 def test_foreign_and_empty_files_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     for content in (
