@@ -4,11 +4,13 @@ datasets 7.
 Source: the PASCAL-MT release of Maninis et al. 2019, https://github.com/facebookresearch/astmt, made from PASCAL VOC,
 PASCAL-Context and PASCAL-Part. 4,998 / 5,105 images of at most 500 x 500 pixels; what the release calls val is the test
 set of all papers, so ten percent of train are held out for choices. Saliency and normals were distilled: they are
-outputs of other networks, known where the class is one of NYU-v2's. An image without a person has no label of parts.
+outputs of other networks. Normals are known where the class is one of NYU-v2's; an image without a person has no label
+of parts.
 
 Read on twins only; the tree and its encodings are those that public loaders read (Vandenhende et al.; Bruggemann et
 al., BMTAS). Their quirks are flags of `vandenhende` and `bmtas`. Differences from both: images are brought to one size
-before augmentation, not after, and labels are taken from the nearest pixel centre, normals included.
+before augmentation, not after; labels are taken from the nearest pixel centre, normals included; and whether parts are
+labelled is a matter of the image, not of the crop.
 """
 
 from __future__ import annotations
@@ -101,12 +103,12 @@ class PascalContext(FileLoader):
     protocols = ("standard", "vandenhende", "bmtas")
     layouts: ClassVar[Mapping[str, ExpectedFiles]] = {
         "pascal_mt": ExpectedFiles(
-            f"{{{IMAGES}/ID.jpg, {','.join(SEMSEG)} and others/ID.png, {PARTS} and {LABEL_MAPS}/ID.mat}} and "
-            f"{' and '.join(LISTS.values())}",
+            f"{IMAGES}/ID.jpg, {{{' or '.join(SEMSEG)}, {SALIENCY}, {NORMALS}}}/ID.png, "
+            f"{{{PARTS}, {LABEL_MAPS}}}/ID.mat and {' and '.join(LISTS.values())}",
             "10,103 .jpg, 33,224 .png and 20,206 .mat; size not published",
             (*LISTS.values(), IMAGES, "|".join(SEMSEG), PARTS, SALIENCY, NORMALS, LABEL_MAPS),
-            source='(to be pasted) mkdir -p "$SHAREBENCH_DATA/pascal_context" && '
-            f'wget -O - {URL} | tar -xz -C "$SHAREBENCH_DATA/pascal_context" --strip-components=1',
+            source='its archive by the command `mkdir -p "$SHAREBENCH_DATA/pascal_context" && '
+            f'wget -O - {URL} | tar -xz -C "$SHAREBENCH_DATA/pascal_context" --strip-components=1`',
         )
     }
 
@@ -140,7 +142,10 @@ class PascalContext(FileLoader):
             licence="of the photographs Flickr's terms of use, of the labels none published; not redistributed",
             home="https://github.com/facebookresearch/astmt",
             tier="verified on twins",
-            caveats=("labels of saliency and normals are distilled: outputs of other networks, not annotations",),
+            caveats=(
+                "labels of saliency and normals are distilled: outputs of other networks, not annotations",
+                "only images with a person have labels of human_parts, only classes of NYU-v2 have normals",
+            ),
         )
 
     def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
