@@ -47,9 +47,11 @@ class TaskSpec:
     weight: float = 1.0  # of the loss, equal for all methods
     unit: str = ""  # of the label, printed in column heads (`metre`, ...)
     # Of a `binary_map`: weight of positive pixels in the loss, in (0, 1); negative ones get the rest. None: equal.
-    positive_weight: float | None = None
+    # balanced: the share of negative pixels in the batch, so that both classes weigh the same in total.
+    positive_weight: float | Literal["balanced"] | None = None
     loss_divisor: float = 1.0  # of a regression's L1 loss, in the label's unit; metrics are not divided
     frame: NormalsFrame = "verified"  # of a `normals` label, see `NormalsFrame`
+    partial: bool = False  # whole images may be without a label
 
     def __post_init__(self) -> None:
         from datasets.kinds import get_kind  # kinds are written in terms of this module

@@ -31,7 +31,7 @@ from PIL import Image
 
 from datasets.contracts import SINGLE_INPUT, DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError
-from datasets.on_disk.checks import require_photograph
+from datasets.on_disk.checks import photograph_header
 from datasets.on_disk.dense import IGNORE
 from datasets.on_disk.files import Array, FileError, TarArchive, image_array, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
@@ -286,7 +286,7 @@ def _source(folder: Path, tree: Tree, pets: Sequence[Pet], spec: DatasetSpec, si
         },
         faults=list(_faults(folder, tree, names)),
         meta={"domain": None},
-        any_size=True,
+        one_size=False,
     )
 
 
@@ -301,7 +301,7 @@ def _faults(folder: Path, tree: Tree, names: Sequence[str]) -> Iterator[Fault]:
             elif tree.archive is not None and what == "image":
                 try:
                     content = tree.read(file)
-                    require_photograph(io.BytesIO(content), len(content))
+                    photograph_header(io.BytesIO(content), len(content))
                 except ValueError as error:
                     yield Fault(shown, name, "image file", "a whole one", f"one that {error}")
 

@@ -37,6 +37,11 @@ class ProtocolFlags:
     zoom_depth: Literal["divide", "unchanged"] = "divide"  # a zoom by s divides distances by s, which is correct
     zoom_inverse_depth: Literal["multiply", "unchanged"] = "multiply"  # and multiplies disparity by s
     padded_label: Literal["ignore", "background"] = "ignore"  # padding of masks: the ignore value, or 0 (background)
+    padded_image: float = 0.0  # padding of images in [0, 1]: black, or grey
+    # How images of many sizes get one size: padded about the centre, or stretched to it, whatever their shape.
+    canvas: Literal["pad", "stretch"] = "pad"
+    # Of unit vectors: 1 - cosine, or absolute differences divided by the number of components, or of pixels (3 x it).
+    normals_loss: Literal["cosine", "l1_components", "l1_pixels"] = "cosine"
 
 
 STANDARD = ProtocolFlags()
@@ -56,8 +61,10 @@ PROTOCOLS: Mapping[str, ProtocolFlags] = {
         zoom_inverse_depth="unchanged",
     ),
     "mtan": ProtocolFlags(normalisation="unit", zoom_inverse_depth="unchanged"),
-    "vandenhende": ProtocolFlags(normalisation="imagenet", padded_label="background"),
-    "bmtas": ProtocolFlags(normalisation="symmetric"),
+    "vandenhende": ProtocolFlags(
+        normalisation="imagenet", padded_label="background", canvas="stretch", normals_loss="l1_components"
+    ),
+    "bmtas": ProtocolFlags(normalisation="symmetric", padded_image=0.5, normals_loss="l1_pixels"),
     "trimap": STANDARD,  # another set of classes (oxford_pets); all else is as usual
 }
 # Where a protocol treats one data set in its own way: (tag, data set) -> the row of that pair.

@@ -325,6 +325,102 @@ def cityscapes_adashare(folder: Path) -> None:
     (folder / "cityscape.json").write_text(json.dumps(document), encoding="utf-8")
 
 
+# PASCAL-Context: the room with a person or a sofa as its box, and a street where no normals are known
+
+PASCAL_IDS = {
+    "train": ("2008_000002", "2008_000003", "2008_000007", "2009_000010", "2010_000015"),
+    "val": ("2008_000008", "2010_000020"),
+}
+PASCAL_NUMBERS = {name: number for number, name in enumerate([*PASCAL_IDS["train"], *PASCAL_IDS["val"]])}
+_PASCAL_SIZES = ((375, 500), (500, 334), (281, 500), (375, 500), (500, 376), (333, 500), (500, 500))
+STREET = 3  # the image of a train, outdoors
+# Wall, grass, sky, window, and the box: a person in even images, a sofa in odd ones.
+_PASCAL_CONTEXT = np.array([440, 187, 360, 454, 0, 0])
+_PASCAL_STREET = np.array([44, 187, 360, 420, 0, 0])  # building, grass, sky, tree
+PARTS_OF_PERSON = ("hair", "head", "torso", "neck", "luarm", "llarm", "rhand", "ruleg", "llleg", "rfoot")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pascal:
+    """What the files of a twin say of one image. image: uint8 [h, w, 3], before JPEG; context: uint16 [h, w], LabelMap;
+    semseg: uint8 [h, w]; parts: {part: bool [h, w]}, in the order of the file; saliency: uint8 [h, w]; normals: uint8
+    [h, w, 3], y down; room: what it was drawn from.
+    """
+
+    image: np.ndarray
+    context: np.ndarray
+    semseg: np.ndarray
+    parts: dict[str, np.ndarray]
+    saliency: np.ndarray
+    normals: np.ndarray
+    room: Room
+
+
+def pascal(number: int) -> Pascal:
+    size = _PASCAL_SIZES[number]
+    seen = room(size, number, focal_widths=0.5)
+    box = seen.surface >= 4
+    of_context, of_voc = (416, 19) if number == STREET else (368, 18) if number % 2 else (284, 15)
+    context = (_PASCAL_STREET if number == STREET else _PASCAL_CONTEXT)[seen.surface]
+    context[box] = of_context
+    semseg = np.where(box, of_voc, 0).astype(np.uint8)
+    semseg[box & ~np.roll(box, 3, axis=1)] = 255  # the border of an object
+    parts = {}
+    if of_voc == 15 and number != 4:  # and in image 4 a person without parts
+        rows = np.linspace(*np.flatnonzero(box.any(axis=1))[[0, -1]], len(PARTS_OF_PERSON) + 1).astype(int)
+        for name, top, below in zip(PARTS_OF_PERSON, rows[:-1], rows[1:], strict=True):
+            parts[name] = np.zeros(size, dtype=bool)
+            parts[name][top : below + 2] = box[top : below + 2]  # each is drawn over the one before
+    saliency = np.where(box, 255, (127 * np.linspace(0, 1, size[1])).astype(np.uint8)[None]).astype(np.uint8)
+    saliency[0, :2] = 127, 128
+    x, up, towards = seen.normals
+    normals = np.round((np.stack([x, -up, towards], axis=-1) + 1) * 127.5).astype(np.uint8)
+    normals[-1, -1] = 127  # a colour without a direction
+    return Pascal(seen.image, context.astype(np.uint16), semseg, parts, saliency, normals, seen)
+
+
+def _matlab_structs(names: tuple[str, ...], rows: list[tuple[object, ...]]) -> np.ndarray:
+    """A row of MATLAB structs; no structs are an empty matrix."""
+    structs = np.zeros((1, len(rows)), dtype=[(name, object) for name in names])
+    for column, row in enumerate(rows):
+        structs[0, column] = row
+    return structs if rows else np.zeros((0, 0))
+
+
+def pascal_parts(drawn: Pascal, number: int) -> np.ndarray:
+    """`anno` of PASCAL-Part: an object with its class, its mask and its parts."""
+    mask = (drawn.room.surface >= 4).astype(np.uint8)
+    kind, index = ("person", 15) if (drawn.semseg == 15).any() else ("sofa", 18)
+    parts = [(name, part.astype(np.uint8)) for name, part in drawn.parts.items()]
+    listed = _matlab_structs(("part_name", "mask"), parts)
+    objects = [(kind, index, mask, listed)] if number != STREET else []
+    if number == 0:  # another object, whose parts are those of a horse
+        objects.append(("horse", 13, mask, _matlab_structs(("part_name", "mask"), [("lfho", mask)])))
+    return _matlab_structs(
+        ("imname", "objects"), [("", _matlab_structs(("class", "class_ind", "mask", "parts"), objects))]
+    )
+
+
+def pascal_mt(folder: Path) -> None:
+    """The tree of the release; labels of even images under VOC12, of odd ones under pascal-context, with a palette."""
+    places = ("JPEGImages", "ImageSets/Context", "semseg/VOC12", "semseg/pascal-context", "human_parts", "sal_distill")
+    for place in (*places, "normals_distill", "pascal-context/trainval"):
+        (folder / place).mkdir(parents=True)
+    for part, ids in PASCAL_IDS.items():
+        (folder / "ImageSets/Context" / f"{part}.txt").write_text("".join(f"{name}\n" for name in ids))
+    for name, number in PASCAL_NUMBERS.items():
+        drawn = pascal(number)
+        Image.fromarray(drawn.image).save(folder / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+        labels = Image.fromarray(drawn.semseg)
+        if number % 2:
+            labels.putpalette([value for index in range(256) for value in (index, 255 - index, 128)])
+        labels.save(folder / ("semseg/pascal-context" if number % 2 else "semseg/VOC12") / f"{name}.png")
+        Image.fromarray(drawn.saliency).save(folder / "sal_distill" / f"{name}.png")
+        Image.fromarray(drawn.normals).save(folder / "normals_distill" / f"{name}.png")
+        savemat(folder / "human_parts" / f"{name}.mat", {"anno": pascal_parts(drawn, number)}, do_compression=True)
+        savemat(folder / "pascal-context/trainval" / f"{name}.mat", {"LabelMap": drawn.context}, do_compression=True)
+
+
 # CIFAR-100
 
 
@@ -755,6 +851,7 @@ TWINS: Mapping[tuple[str, str], Writer] = {
     ("oxford_pets", "official"): oxford_pets_official,
     ("oxford_pets", "torchvision"): oxford_pets_torchvision,
     ("oxford_pets", "tars"): oxford_pets_tars,
+    ("pascal_context", "pascal_mt"): pascal_mt,
 }
 
 

@@ -48,4 +48,5 @@ def _summary(summary: FieldSummary, kind: str) -> str:
         return "no label that counts"
     text = f"{kind}, values {summary.low:g} to {summary.high:g}"
     ignored = 100 * (1 - summary.n_valid / summary.n_labels)
-    return f"{text}, {ignored:.1f} % ignored" + (f", {len(summary.classes)} classes" if summary.classes else "")
+    text += f", {ignored:.1f} % ignored" + (f", {len(summary.classes)} classes" if summary.classes else "")
+    return text + (f", no label in {summary.n_void} of {summary.n_samples} samples" if summary.n_void else "")

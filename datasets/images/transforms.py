@@ -104,11 +104,11 @@ for _type in (NormalsOfUnknownFrame, EncodedNormals):
 
 
 def fill_values(flags: ProtocolFlags) -> dict[type | str, float]:
-    """What padding puts into each type: black images, ignored labels. A fresh dictionary, since v2 writes into it."""
+    """What padding puts into each type, by default black and ignored. A new dictionary, since v2 writes into it."""
     label = 255 if flags.padded_label == "ignore" else 0
     normals = dict.fromkeys((Normals, NormalsOfUnknownFrame, EncodedNormals), 0.0)
     unknown_value = {Depth: math.nan, InverseDepth: math.nan, Dense: math.nan, **normals}
-    return {tv_tensors.Image: 0.0, tv_tensors.Mask: label, **unknown_value}
+    return {tv_tensors.Image: flags.padded_image, tv_tensors.Mask: label, **unknown_value}
 
 
 def nearest_centre(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -47,16 +47,28 @@ class BinaryMapKind(Kind):
         return f"0 or 1, or {self.ignore}"
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """Weighted binary cross-entropy, mean over labelled pixels (the weights do not enter the divisor)."""
+        """Weighted binary cross-entropy, mean over labelled pixels (the weights do not enter the divisor).
+
+        A balanced weight is 0.5 where no pixel is positive, since negative pixels would weigh nothing then.
+        """
         import torch
         from torch.nn import functional
 
         check_integer(target)
         logit = dense_prediction(prediction, target, 1, flags).squeeze(1)
         losses = functional.binary_cross_entropy_with_logits(logit, (target == 1).to(logit.dtype), reduction="none")
-        if task.positive_weight is not None:
-            losses = losses * torch.where(target == 1, task.positive_weight, 1.0 - task.positive_weight)
+        weight: float | Tensor | None
+        weight = self._balance(target, losses) if task.positive_weight == "balanced" else task.positive_weight
+        if weight is not None:
+            losses = losses * torch.where(target == 1, weight, 1.0 - weight)
         return mean_of_valid(losses, self.valid(target))
+
+    def _balance(self, target: Tensor, losses: Tensor) -> Tensor:
+        """Scalar of the type of `losses`: the share of negatives among the labelled pixels; 0.5 without positives."""
+        import torch
+
+        share = (target == 0).sum() / self.valid(target).sum().clamp(min=1)
+        return torch.where((target == 1).any(), share, 0.5).to(losses.dtype)
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """max_iou, iou_at_50, f_dilated, best_f1."""

@@ -1,7 +1,8 @@
 """`normals`: a unit vector per pixel; labels float [B, 3, H, W], the zero vector ignored. Loss: 1 - cosine.
 
-A protocol may compare the colours of the files instead (`encoded`): vectors of 0 to 255 that were not decoded. Angles
-between those are compressed and out of order, so neither form of labels is ever measured as the other.
+A protocol may take the L1 loss instead. It may compare the colours of the files (`encoded`): vectors of 0 to 255
+that were not decoded. Angles between those are compressed and out of order, so neither form of labels is ever measured
+as the other.
 """
 
 from __future__ import annotations
@@ -67,10 +68,19 @@ class NormalsKind(Kind):
         return f"{legal}, or {self.ignore}"
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """1 - cosine, mean over labelled pixels. Raises ProtocolError if labels and protocol differ in encoding."""
+        """1 - cosine, mean over labelled pixels; under the flag, absolute differences from the prediction at length 1.
+
+        Raises ProtocolError if labels and protocol differ in encoding.
+        """
+        from torch.nn import functional
+
         _check_encoding(task, flags)
         vectors, label = _pair(prediction, target, flags)
-        return mean_of_valid(1 - _cosine(vectors, label), self.valid(target))
+        if flags.normals_loss == "cosine":
+            return mean_of_valid(1 - _cosine(vectors, label), self.valid(target))
+        differences = (functional.normalize(vectors, dim=1, eps=_TINY) - label).abs().sum(dim=1)
+        loss = mean_of_valid(differences, self.valid(target))
+        return loss if flags.normals_loss == "l1_pixels" else loss / 3
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """mean_angle, median_angle, within_11_25, within_22_5, within_30, cosine_similarity.

@@ -21,6 +21,8 @@ from datasets.on_disk.files import FileError, image_array, read_bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# Markers of a JPEG frame, which holds the size; those between them (tables) do not.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BLOCK = 4096
 _N_BLOCKS = 16
 WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
@@ -28,8 +30,8 @@ WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """The header of a file. shape: (height, width) of a .png, the shape of an .npy. stored: bits and colour type of a
-    .png, dtype of an .npy.
+    """The header of a file. shape: (height, width) of a .png or .jpg, the shape of an .npy. stored: bits and colour
+    type of a .png, bits and channels of a .jpg, dtype of an .npy.
     """
 
     shape: tuple[int, ...]
@@ -43,15 +45,15 @@ def picture_shape(path: Path) -> tuple[int, ...] | None:
 
 
 def header_of(path: Path) -> Header | None:
-    """The header of a .png or .npy, None for other files; a photograph (.jpg, .jpeg) has any size and form.
+    """The header of a .png, .npy or .jpg; None for other files, and for an image of another format that is called .jpg.
 
     Raises FileError if one of these cannot be read, is not of its kind, or is truncated.
     """
     readers: dict[str, Callable[[BinaryIO, int], Header | None]] = {
         ".png": _png_header,
         ".npy": _npy_header,
-        ".jpg": require_photograph,
-        ".jpeg": require_photograph,
+        ".jpg": photograph_header,
+        ".jpeg": photograph_header,
     }
     if path.suffix.lower() not in readers:
         return None
@@ -63,19 +65,20 @@ def header_of(path: Path) -> Header | None:
         raise FileError(f"{path}: {reason}.") from error
 
 
-def require_photograph(file: BinaryIO, size: int) -> None:
-    """Raise ValueError where a .jpg is not whole. Only what does not end as a JPEG does is decoded: images of another
-    format under that name, and those that something follows.
+def photograph_header(file: BinaryIO, size: int) -> Header:
+    """The header of a whole .jpg. Raises ValueError if it is not whole. A file without the end mark of a JPEG near its
+    end is decoded: images of another format have that name, and cameras write remarks after the image.
     """
     start = file.read(len(_JPEG))
     file.seek(max(0, size - _BLOCK))
     if start == _JPEG and _JPEG_END in file.read():
-        return
+        return _jpeg_header(file)
     file.seek(0)
     try:
-        image_array(file.read(), "")
+        height, width = image_array(file.read(), "").shape[:2]
     except FileError as error:
         raise ValueError("is truncated, or not an image") from error
+    return Header((height, width), "another form of a photograph")
 
 
 def _png_header(file: BinaryIO, size: int) -> Header:
@@ -87,6 +90,22 @@ def _png_header(file: BinaryIO, size: int) -> Header:
         raise ValueError("is truncated: the end mark of the PNG image is missing")
     width, height = struct.unpack(">II", head[16:24])
     return Header((height, width), f"{head[24]} bits, colour type {head[25]}")
+
+
+def _jpeg_header(file: BinaryIO) -> Header:
+    file.seek(2)
+    while True:  # segments before the compressed data, each a marker and its length
+        start = file.read(2)
+        while start == b"\xff\xff":  # fill bytes
+            start = start[:1] + file.read(1)
+        if len(start) < 2 or start[0] != 0xFF:
+            raise ValueError("is truncated or damaged: a marker of the JPEG image is missing")
+        if start[1] in _JPEG_FRAMES:
+            break
+        length = file.read(2)
+        file.seek(int.from_bytes(length, "big") - len(length), io.SEEK_CUR)
+    bits, height, width, channels = struct.unpack(">xxBHHB", file.read(8))
+    return Header((height, width), f"{bits} bits, {channels} channels")
 
 
 def _npy_header(file: BinaryIO, size: int) -> Header:

@@ -195,7 +195,7 @@ def photo_source(
         image=Field(Squares(found.photos, side, fit), scale_uint8, where),
         targets={task: Field(labels.__getitem__, number_label, where)},
         faults=found.faults,
-        any_size=True,
+        one_size=False,
         notes=found.notes,
         content=found.content,
         meta={"domain": task, **(meta or {})},

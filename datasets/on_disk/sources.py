@@ -88,8 +88,8 @@ class Source:
     in_memory: small enough to be decoded once and kept. meta: entries of every sample's `meta`.
     content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
     `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
-    any_size: whether pictures differ in size on disk and are brought to one when they are read. notes: what lies in
-    the folder and is ignored, for `verify`.
+    one_size: whether pictures of a field are equally large; if not, those of labels are as large as their image.
+    notes: what lies in the folder and is ignored, for `verify`.
     """
 
     ids: Sequence[str]
@@ -102,7 +102,7 @@ class Source:
     content: Sequence[Path] = ()
     digest: str = ""
     strata: Sequence[str] | None = None
-    any_size: bool = False
+    one_size: bool = True
     notes: Sequence[str] = ()
 
     @property
@@ -211,7 +211,7 @@ class FileInput(InputData):
         """Raise FileError for faults that show without decoding every file: names the first, counts the others.
 
         The first and the last sample are decoded and their labels checked; of each field, all files must be whole and
-        show a picture of one size, unless the source says that they have any.
+        show a picture of one size, or of the size of their image.
         """
         ends = sorted({0, len(self) - 1})
         for index in ends:
@@ -219,7 +219,8 @@ class FileInput(InputData):
         for task in self.tasks:
             self._check_labels(self.spec.task(task), ends)
         seen: set[Path] = set()
-        faults = [fault for name in self.source.fields for fault in self._torn_or_odd(name, seen)]
+        sizes: dict[int, tuple[int, ...]] = {}
+        faults = [fault for name in self.source.fields for fault in self._torn_or_odd(name, seen, sizes)]
         if faults:
             raise FileError(f"Data set {self.spec.name!r} at {self.folder}: {summary(faults)}.")
 
@@ -234,14 +235,15 @@ class FileInput(InputData):
             except UsageError as error:
                 raise FileError(f"{where(index)}: {error}") from error
             known |= bool(kind.valid(label).any())
-        if not known and isinstance(kind.fill, float):  # of classes, whole images may be void
+        if not (known or task.partial) and isinstance(kind.fill, float):  # of classes, whole images may be void
             raise FileError(f"{where(indices[0])}: no label of {task.name!r} is known, nor in the last sample.")
 
-    def _torn_or_odd(self, name: str, seen: set[Path]) -> Iterator[Fault]:
-        """Files of a field that end too early, have another size than the first one, or store their values in another
-        form and cannot be decoded: of each form one is.
+    def _torn_or_odd(self, name: str, seen: set[Path], sizes: dict[int, tuple[int, ...]]) -> Iterator[Fault]:
+        """Files of a field that end too early, have another size than the first one or than their image, or store their
+        values in another form and cannot be decoded: of each form one is.
 
-        seen: files that have been looked at, since fields can share one; grows.
+        seen: files that have been looked at, since fields can share one. sizes: {row: size of its image}, if these
+        differ. Both grow; the image is the first field.
         """
         field = self.source.fields[name]
         first: tuple[int, ...] | None = None
@@ -260,9 +262,12 @@ class FileInput(InputData):
             if header is None:
                 continue
             first = first or header.shape
-            if header.shape != first and not self.source.any_size:
+            expected, as_what = (first, "in the first") if self.source.one_size else (sizes.get(index), "its image")
+            if not self.source.one_size and name == IMAGE:
+                expected = sizes[index] = header.shape
+            if expected is not None and header.shape != expected:
                 found = str(header.shape)
-                yield Fault(self._below(path), self.ids[index], f"size of {name}", f"{first} as in the first", found)
+                yield Fault(self._below(path), self.ids[index], f"size of {name}", f"{expected} as {as_what}", found)
                 continue
             if header.stored not in forms:
                 forms[header.stored] = self._undecodable(name, index)

@@ -35,6 +35,7 @@ ONE_SIGNED = 0.95  # share of valid pixels from which an axis of normals is the 
 @dataclasses.dataclass
 class FieldSummary:
     """What the decoded samples of one field hold. n_valid, n_labels: labels that count, and all of them.
+    n_void, n_samples: samples without a label that counts, and all of them.
 
     classes: {id: labels} of class maps. signs: per channel of normals, valid pixels that are positive.
     """
@@ -43,6 +44,8 @@ class FieldSummary:
     high: float = float("-inf")
     n_valid: int = 0
     n_labels: int = 0
+    n_void: int = 0
+    n_samples: int = 0
     classes: dict[int, int] = dataclasses.field(default_factory=lambda: defaultdict(int))
     signs: list[int] = dataclasses.field(default_factory=lambda: [0, 0, 0])
 
@@ -50,7 +53,9 @@ class FieldSummary:
         """Count one sample in."""
         self.n_labels += valid.numel()
         self.n_valid += int(valid.sum())
+        self.n_samples += 1
         if not bool(valid.any()):
+            self.n_void += 1
             return
         values = target[..., valid] if target.ndim > valid.ndim else target[valid]
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
@@ -232,7 +237,7 @@ def _examine(part: _Part, row: int) -> _Found:
         if not bool(legal.all()):
             wrong = kind.magnitude(target)[~legal].flatten()[0].item()
             fault(task.name, "values", kind.legal_values(task), f"{wrong:g}")
-        elif kind.dense and not bool(valid.any()):
+        elif kind.dense and not bool(valid.any()) and not task.partial:
             fault(task.name, "valid pixels", "some", "none: every pixel is ignored")
         found.targets.append((task, target, valid & legal))
     return found

@@ -197,7 +197,7 @@ def test_samples_are_canonical(form: Form, split: str) -> None:
                 assert target.shape == kind.target_shape(task, data.spec.native_size)
                 assert isinstance(target, kind.wrapper(task) or Tensor)
                 kind.check(target.as_subclass(Tensor), task)
-                assert kind.valid(target.as_subclass(Tensor)).any()
+                assert kind.valid(target.as_subclass(Tensor)).any() or task.partial
 
 
 @pytest.mark.parametrize(("form", "split"), CASES)

@@ -40,7 +40,7 @@ FLOORS = {
         "roles registry array_input",
         "on_disk mnist_digits",
         "cifar100_20 cityscapes class_sets decathlon domainnet elpv mnist_two_domains multi_mnist nyuv2 omniglot "
-        "oxford_pets",
+        "oxford_pets pascal_context",
         "digit_domains",
     ),
     "methods": (

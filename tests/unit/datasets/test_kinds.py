@@ -104,6 +104,35 @@ def test_binary_loss_weighs_positives_and_negatives(weight: float | None, expect
 
 
 @pytest.mark.numerical
+def test_a_balanced_binary_loss_gives_both_classes_one_weight() -> None:
+    # One positive of weight 3/4, three negatives of weight 1/4 each, and an ignored pixel: log 2 times 1.5 / 4.
+    task, kind = dataclasses.replace(EDGE, positive_weight="balanced"), get_kind("binary_map")
+    loss = kind.loss(torch.zeros(1, 1, 1, 5), torch.tensor([[[1, 0, 0, 0, 255]]]), task)
+    assert loss.item() == pytest.approx(1.5 / 4 * math.log(2))
+    for label in (0, 255):  # no positive: a weight of 0.5, not a division by zero; no label at all: nothing
+        logit = torch.ones(1, 1, 1, 4, requires_grad=True)
+        loss = kind.loss(logit, torch.full((1, 1, 4), label), task)
+        loss.backward()
+        assert loss.item() == pytest.approx(0.5 * math.log(1 + math.e) if label == 0 else 0)
+        assert logit.grad is not None
+        assert logit.grad.isfinite().all()
+        assert (logit.grad.sum() > 0) == (label == 0)
+
+
+@pytest.mark.numerical
+def test_normals_loss_by_pixel_is_three_times_that_by_component() -> None:
+    # (3, 0, 4) / 5 from (0, 1, 0): 0.6 + 1 + 0.8 for the one known pixel of two.
+    prediction = torch.tensor([[3.0, 0.0, 4.0], [1.0, 1.0, 1.0]]).T.view(1, 3, 1, 2).requires_grad_()
+    label = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).T.view(1, 3, 1, 2)
+    for tag, expected in (("bmtas", 2.4), ("vandenhende", 0.8)):
+        loss = get_kind("normals").loss(prediction, label, NORMALS, get_protocol(tag))
+        assert loss.item() == pytest.approx(expected)
+        loss.backward()
+        assert prediction.grad is not None
+        assert prediction.grad.isfinite().all()
+
+
+@pytest.mark.numerical
 def test_normals_loss_is_one_minus_the_cosine() -> None:
     # 60 degrees, and an unknown label; the length of a prediction does not matter.
     prediction = torch.tensor([[7.0, 0.0, 0.0], [1.0, 1.0, 1.0]]).T.view(1, 3, 1, 2)

@@ -10,7 +10,8 @@ from datasets.registry import dataset_names
 from tests.twins import TWINS
 from tests.unit.paper_suites import SUITES, cells
 
-DENSE = ("nyuv2", "cityscapes")  # their labels differ by protocol
+DENSE = ("nyuv2", "cityscapes", "pascal_context")  # their labels differ by protocol
+OTHER_STRIDES = {"pascal_5task_bmtas": 16, "pascal_4task_mtlora": 32}
 PUBLISHED = [name for name in SUITES if not name.endswith("standard")]
 
 
@@ -23,7 +24,7 @@ def test_a_suite_of_data_on_disk_plans(name: str) -> None:
         assert (cell.document["selection"].get("select_on") == "test") == published
         if SUITES[name][0] in DENSE:
             assert (cell.document["data"]["protocol"] == "standard") != published
-            assert cell.document["backbone"]["output_stride"] == 8
+            assert cell.document["backbone"]["output_stride"] == OTHER_STRIDES.get(name, 8)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,35 @@ def test_adashare_s_domainnet() -> None:
     (params,) = (cell.document["method"]["params"] for cell in planned if cell.document["method"]["name"] == "adashare")
     assert params["batch_norm"] == "per_task"
     assert (params["sparsity_weight"], params["sharing_weight"]) == (0.01, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "weights", "epochs", "batch_size", "size"),
+    [
+        ("pascal_5task_bmtas", "mobilenetv2_100", (1, 2, 5, 10, 50), 130, 16, 512),
+        ("pascal_5task_tsn", "resnet18", (1, 2, 5, 50, 10), 100, 6, 512),
+        ("pascal_4task_mtlora", "swin_tiny_patch4_window7_224", (1, 2, 5, 10), 300, 32, 448),
+    ],
+)
+def test_settings_on_pascal_context(
+    name: str, backbone: str, weights: tuple[float, ...], epochs: int, batch_size: int, size: int
+) -> None:
+    """Epochs of the 4,998 images of train without the incomplete batch, as all three loaders drop it."""
+    for cell in cells(name):
+        document = cell.document
+        assert (document["backbone"]["name"], document["backbone"]["weights"]) == (backbone, "pretrained")
+        assert tuple(document["data"]["task_weights"].values()) == weights
+        assert document["recipe"]["batch_size"] == batch_size
+        assert document["budget"]["steps"] == epochs * (4998 // batch_size)
+        assert augmented_size(document["recipe"]["augmentation"], (size, size)) == (size, size)
+
+
+def test_bmtas_searches_and_trains_as_its_code_does() -> None:
+    (params,) = (
+        cell.document["method"]["params"]
+        for cell in cells("pascal_5task_bmtas")
+        if cell.document["method"]["name"] == "bmtas"
+    )
+    assert params["recipe"] == "published"
+    assert (params["published"]["search_epochs"], params["published"]["retrain_epochs"]) == (160, 130)
+    assert params["search_scale"] == 0.5
