@@ -19,6 +19,9 @@ from datasets.on_disk.files import FileError, read_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# Markers of a JPEG frame, which holds the size; those between them (tables) do not.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BLOCK = 4096
 _N_BLOCKS = 16
 WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
@@ -26,8 +29,8 @@ WHOLE = _N_BLOCKS * _BLOCK  # files up to this size are hashed whole
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """The header of a file. shape: (height, width) of a .png, the shape of an .npy. stored: bits and colour type of a
-    .png, dtype of an .npy.
+    """The header of a file. shape: (height, width) of a .png or .jpg, the shape of an .npy. stored: bits and colour
+    type of a .png, bits and channels of a .jpg, dtype of an .npy.
     """
 
     shape: tuple[int, ...]
@@ -41,11 +44,11 @@ def picture_shape(path: Path) -> tuple[int, ...] | None:
 
 
 def header_of(path: Path) -> Header | None:
-    """The header of a .png or .npy, None for other files.
+    """The header of a .png, .jpg or .npy, None for other files.
 
     Raises FileError if the file cannot be read, is not of its kind, or is truncated.
     """
-    readers = {".png": _png_header, ".npy": _npy_header}
+    readers = {".png": _png_header, ".jpg": _jpeg_header, ".npy": _npy_header}
     if path.suffix not in readers:
         return None
     try:
@@ -65,6 +68,30 @@ def _png_header(file: BinaryIO, size: int) -> Header:
         raise ValueError("is truncated: the end mark of the PNG image is missing")
     width, height = struct.unpack(">II", head[16:24])
     return Header((height, width), f"{head[24]} bits, colour type {head[25]}")
+
+
+def _jpeg_header(file: BinaryIO, size: int) -> Header:
+    if file.read(3) != _JPEG:
+        raise ValueError("is not a JPEG image")
+    file.seek(2)
+    while True:  # segments before the compressed data, each a marker and its length
+        start = file.read(2)
+        while start == b"\xff\xff":  # fill bytes
+            start = start[:1] + file.read(1)
+        if len(start) < 2 or start[0] != 0xFF:
+            raise ValueError("is truncated or damaged: a marker of the JPEG image is missing")
+        if start[1] in _JPEG_FRAMES:
+            break
+        length = file.read(2)
+        file.seek(int.from_bytes(length, "big") - len(length), io.SEEK_CUR)
+    bits, height, width, channels = struct.unpack(">xxBHHB", file.read(8))
+    frame = file.tell()
+    file.seek(max(frame, size - _BLOCK))
+    if _JPEG_END not in file.read():  # or before a long remark of a camera
+        file.seek(frame)
+        if _JPEG_END not in file.read():
+            raise ValueError("is truncated: the end mark of the JPEG image is missing")
+    return Header((height, width), f"{bits} bits, {channels} channels")
 
 
 def _npy_header(file: BinaryIO, size: int) -> Header:

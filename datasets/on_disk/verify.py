@@ -115,7 +115,12 @@ def verify(
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for part in inputs:
         counts[part.split][part.name] = len(part.data.ids)
-    warnings = [*_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
+    recalled = _recalled(spec, counts) if profile == "real" else ()
+    warnings = [
+        *recalled,
+        *_across_splits(images),
+        *_warnings(spec, fields, whole=level == "full" and profile == "real"),
+    ]
     return Report(spec, level, counts, len(chosen), faults, warnings, fields)
 
 
@@ -256,6 +261,14 @@ def _decoded(decode: Callable[[str], Tensor], name: str, fault: Callable[[str, s
     except UsageError as error:
         fault(name, "content", "a file that can be read", str(error))
         return None
+
+
+def _recalled(spec: DatasetSpec, counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """Numbers of samples that differ from those that are recalled."""
+    for split, inputs in counts.items():
+        for name, n in inputs.items():
+            if spec.counts_recalled and n != spec.count(split, name):
+                yield f"split {split!r} has {n} samples; {spec.count(split, name)} is what we recall, unchecked"
 
 
 def _across_splits(images: Mapping[tuple[str, str], Sequence[tuple[_Part, int]]]) -> Iterator[str]:

@@ -38,7 +38,7 @@ FLOORS = {
         "contracts",
         "roles registry array_input",
         "on_disk mnist_digits",
-        "cifar100_20 cityscapes class_sets elpv mnist_two_domains multi_mnist nyuv2 omniglot",
+        "cifar100_20 celeba cityscapes class_sets elpv mnist_two_domains multi_mnist nyuv2 omniglot taskonomy",
         "digit_domains",
     ),
     "methods": (
