@@ -132,7 +132,7 @@ class CelebA(FileLoader):
         files = [places[IMAGES] / name for name in chosen]
         listed = [places[LABELS]] * len(chosen)
         faults = [
-            Fault(_below(places[IMAGES] / name, folder), name, "existence", "an image", "none")
+            Fault(_below(places[IMAGES] / name, folder), Path(name).stem, "existence", "an image", "none")
             for name in chosen
             if name not in present
         ]
@@ -216,16 +216,13 @@ def read_attributes(text: str, path: Path) -> Attributes:
         if not line.strip():
             continue
         name, *rest = line.split(maxsplit=1)
-        values = (
-            "".join(rest).replace("-1", "x").split()
-        )  # one character each, so that 8 million values are cut at once below
-        row = "".join(values)
-        wrong = len(values) != len(ATTRIBUTES) or len(row) != len(ATTRIBUTES) or row.strip("x1")
+        values = "".join(rest).split()
+        wrong = len(values) != len(ATTRIBUTES) or not {"-1", "1"}.issuperset(values)
         if wrong or "/" in name or "\\" in name:  # a name that is a path would leave the folder
             shown = line[:_MAX_LINE]
             raise FileError(f"{path}, line {number}: expected a file name and {len(ATTRIBUTES)} x -1 or 1: {shown!r}.")
         names.append(name)
-        digits.append(row)
+        digits.append("".join(values).replace("-1", "0"))  # one each, so that 8 million are cut at once below
     if len(set(names)) != len(names):
         raise FileError(f"{path}: {_twice(names)!r} has more than one row.")
     if count.strip() != str(len(names)):
@@ -278,9 +275,9 @@ def _without_partner(
 ) -> Iterator[Fault]:
     """Rows of one list that the other lacks, and images that no list names."""
     for name in sorted(rows.keys() - parts.keys()):
-        yield Fault(_below(places[PARTITION], folder), name, "row", "one, as in the attributes", "none")
+        yield Fault(_below(places[PARTITION], folder), Path(name).stem, "row", "one, as in the attributes", "none")
     for name in sorted(parts.keys() - rows.keys()):
-        yield Fault(_below(places[LABELS], folder), name, "row", "one, as in the partition", "none")
+        yield Fault(_below(places[LABELS], folder), Path(name).stem, "row", "one, as in the partition", "none")
     for name in sorted(present - rows.keys() - parts.keys()):
         yield Fault(_below(places[IMAGES] / name, folder), "", "row", "one in the attributes and the partition", "none")
 
