@@ -10,6 +10,7 @@ import pytest
 
 from benchmark.plan.cells import PlannedCell, plan
 from benchmark.plan.suite_file import find_suite, read_suite
+from datasets.celeba import NINE
 from datasets.images.augmentation import augmented_size
 from datasets.registry import dataset_names
 from tests.twins import TWINS, write_twin
@@ -23,8 +24,12 @@ SUITES = {
     "cityscapes_2task_adashare": ("cityscapes", "adashare"),
     "cityscapes_standard": ("cityscapes", "official"),
     "dmo_four_tasks": ("class_sets", "torchvision"),
+    "taskonomy_5task_adashare": ("taskonomy", "adashare"),
+    "taskonomy_standard": ("taskonomy", "official"),
+    "celeba_9task_standard": ("celeba", "torchvision"),
+    "celeba_40task_standard": ("celeba", "archive"),
 }
-DENSE = ("nyuv2", "cityscapes")  # their labels differ by protocol
+DENSE = ("nyuv2", "cityscapes", "taskonomy")  # their labels differ by protocol
 PUBLISHED = [name for name in SUITES if not name.endswith("standard")]
 
 
@@ -71,6 +76,28 @@ def test_adashare_s_settings(name: str, backbone: str, weights: dict[str, float]
     method = next(cell for cell in cells(name) if cell.document["method"]["name"] == "adashare")
     assert method.document["method"]["params"]["n_policies"] == 8
     assert any("4000 warm-up" in note for note in method.notes)
+
+
+def test_adashare_s_setting_on_taskonomy() -> None:
+    """Section 3: 30,000 steps of final training at 1e-4, times 0.3 every 12,000; weights 1, 3, 2, 7, 7."""
+    planned = cells("taskonomy_5task_adashare")
+    for cell in planned:
+        document = cell.document
+        assert document["budget"]["steps"] == 30_000
+        assert document["recipe"]["optimizer"]["lr"] == 1e-4
+        assert (
+            document["recipe"]["schedule"] | {"milestones": [0.4, 0.8], "gamma": 0.3} == document["recipe"]["schedule"]
+        )
+        assert list(document["data"]["task_weights"].values()) == [1, 3, 2, 7, 7]
+        assert augmented_size(document["recipe"]["augmentation"], (256, 256)) == (224, 224)
+    method = next(cell for cell in planned if cell.document["method"]["name"] == "adashare")
+    assert any("20000 warm-up" in note for note in method.notes)
+    assert not any("differ" in note for note in method.notes)
+
+
+def test_celeba_s_suites_take_all_attributes_and_nine() -> None:
+    assert cells("celeba_9task_standard")[0].document["data"]["tasks"] == list(NINE)
+    assert len(cells("celeba_40task_standard")[0].document["data"]["tasks"]) == 40
 
 
 def test_libmtl_s_setting() -> None:
