@@ -39,7 +39,7 @@ from datasets.taskonomy import (
     read_lists,
 )
 from tests.genuine import genuine
-from tests.twins import TASKONOMY_VIEWS, room, taskonomy_numbers, taskonomy_stored, write_twin
+from tests.twins import TASKONOMY_VIEWS, room, taskonomy_numbers, taskonomy_room, taskonomy_stored, write_twin
 
 TWIN = {"profile": "twin"}
 LISTS_SHA256 = "58e353198de5b85feb4f51b81762bd43bb9aaacc17879d4ce58270900770c0c5"
@@ -156,7 +156,7 @@ def test_an_official_twin_is_the_room_it_shows(roots: dict[str, Path]) -> None:
     numbers = taskonomy_numbers("test")
     assert data.ids == list(numbers)
     for index, number in enumerate(numbers.values()):
-        sample, seen = data[index], room((512, 512), number, focal_widths=0.5)
+        sample, seen = data[index], taskonomy_room(512, number)
         stored = taskonomy_stored(512, number)
         assert torch.equal(sample["image"].mul(255).round().byte(), torch.from_numpy(seen.image).permute(2, 0, 1))
         labels = torch.from_numpy(stored["segment_semantic"]).long()
@@ -298,7 +298,7 @@ def test_buildings_are_units(roots: dict[str, Path]) -> None:
     train = splits["train"].inputs["image"]
     assert train.ids[:2] == ["hanson/point_9_view_0", "hanson/point_10_view_0"]
     roles = role_indices(splits["train"], splits["val"], splits["test"])["image"]
-    assert (roles["select"].split, len(roles["select"].indices)) == ("val", 1)
+    assert (roles["select"].split, len(roles["select"].indices)) == ("val", 2)
 
 
 def test_without_a_validation_part_whole_buildings_are_held_out(roots: dict[str, Path]) -> None:
