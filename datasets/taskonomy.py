@@ -73,7 +73,7 @@ PLACES: Mapping[str, tuple[str, str]] = {  # field -> its folder, and what its f
 COMPONENT = "taskonomy"  # omnidata-tools puts a folder of this name between those of labels and of buildings
 LIST, PRIORS_FILE, LISTS = "taskonomy.json", "semseg_prior_factor.npy", "splits_taskonomy.zip"
 SIDES = (512, 256)
-SPLITS: Mapping[str, int] = {"train": 275224, "val": 52413, "test": 54203}  # recalled; AdaShare prints their sum
+SPLITS: Mapping[str, int] = {"train": 275224, "val": 52413, "test": 54203}  # recalled, as is their sum
 LARGEST_KEYPOINT, LARGEST_EDGE = 0.005, 0.08  # of the range of uint16
 UNKNOWN_DEPTH, UNITS_PER_METRE = 64500, 512.0
 GREY, SHORTEST, SHARE_WRONG = 127, 0.02, 0.05  # of normals: code and length of the zero vector, pixels of odd length
@@ -163,7 +163,7 @@ class Taskonomy(FileLoader):
             licence="Taskonomy end user licence: research only, not redistributed",
             home="https://taskonomy.vision",
             tier="verified on twins",
-            caveats=("taskonomy: labels of semseg are predictions of a network trained on COCO",),
+            caveats=("labels of semseg are predictions of a network trained on COCO",),
         )
 
     def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
