@@ -52,6 +52,7 @@ class TaskSpec:
     loss_divisor: float = 1.0  # of a regression's L1 loss, in the label's unit; metrics are not divided
     frame: NormalsFrame = "verified"  # of a `normals` label, see `NormalsFrame`
     partial: bool = False  # whole images may be without a label
+    class_weights: tuple[float, ...] = ()  # of a `semantic` loss and of `weighted_ce_err`; empty: equal
 
     def __post_init__(self) -> None:
         from datasets.kinds import get_kind  # kinds are written in terms of this module
@@ -81,6 +82,7 @@ class DatasetSpec:
     tier: Tier = "by its author"  # of the reader; ShareBench sets it for loaders that do not ship with it
     counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)  # {split: {input: samples}}
     caveats: tuple[str, ...] = ()  # for readers of results; printed with the plan and beneath every table
+    counts_recalled: bool = False  # nobody has checked the numbers of samples: `verify` warns where they differ
     not_mirrored: tuple[str, ...] = ()  # inputs that no flip touches, since their images mean nothing mirrored (digits)
 
     @property

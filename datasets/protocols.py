@@ -70,6 +70,8 @@ PROTOCOLS: Mapping[str, ProtocolFlags] = {
 # Where a protocol treats one data set in its own way: (tag, data set) -> the row of that pair.
 _REFINEMENTS: Mapping[tuple[str, str], ProtocolFlags] = {
     ("adashare", "cityscapes"): dataclasses.replace(PROTOCOLS["adashare"], void_as_error=True),
+    # There the released code decodes normals (2v / 255 - 1, all pixels), and compares every one.
+    ("adashare", "taskonomy"): dataclasses.replace(PROTOCOLS["adashare"], normals="decoded"),
     ("adashare", "nyuv2"): dataclasses.replace(PROTOCOLS["adashare"], flip_negates_normal_x=False),
     ("vandenhende", "nyuv2"): dataclasses.replace(PROTOCOLS["vandenhende"], miou="all_classes"),
 }

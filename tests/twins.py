@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from datasets.celeba import ATTRIBUTES
 from datasets.cifar100_20 import CLASSES, SUPERCLASSES
 
 # Omniglot
@@ -829,6 +830,145 @@ def twin_package(root: Path, name: str) -> Iterator[bool]:
         sys.path.remove(str(folder))
 
 
+# Taskonomy: the room, an image a view
+
+TASKONOMY_VIEWS = {  # {split: {building: views, as (point, view)}}
+    "train": {"hanson": [(9, 0), (10, 0)], "merom": [(0, 0)], "onaga": [(2, 1)], "tolstoy": [(3, 0)]},
+    "val": {"corozal": [(1, 0)], "darden": [(0, 0)]},
+    "test": {"ihlen": [(4, 0)], "uvalda": [(0, 3)]},
+}
+TASKONOMY_LABELS = np.array([1, 1, 1, 0, 4, 7], dtype=np.uint8)  # walls and floor background, one side uncertain
+TASKONOMY_PRIORS = (
+    *(0.5421, 9.1668, 7.3311, 7.1624, 8.7229, 7.6131, 8.2371, 9.1489, 8.8221, 9.0859, 8.9141, 9.1772, 9.0351),
+    *(8.6038, 9.1699, 9.1471, 9.1369),
+)
+
+
+def taskonomy_room(side: int, number: int) -> Room:
+    """Seen at a wide angle; a little narrower where the box is at the same place again."""
+    return room((side, side), number, focal_widths=0.5 + 0.05 * (number // 8))
+
+
+def taskonomy_stored(side: int, number: int) -> dict[str, np.ndarray]:
+    """What the files of one view hold, each as it is stored; special values in the first rows."""
+    seen = taskonomy_room(side, number)
+    depth = np.round(seen.depth * 512).astype(np.uint16)
+    depth[0:2, :8] = 0, 0, 512, 512, 64500, 64500, 65535, 65535  # twice: of two pixels one is kept at half the size
+    if number == 0:
+        depth[2:4, :4] = 1, 1, 64499, 64499
+    labels = TASKONOMY_LABELS[seen.surface]
+    labels[2:4, :72] = np.arange(18).repeat(4)
+    x, up, towards = seen.normals
+    normals = np.round((np.stack([x, -up, towards], axis=-1) + 1) * 127.5).astype(np.uint8)
+    normals[4:6, :8], normals[4:6, 8:16] = 127, 128
+    rise = np.abs(np.diff(seen.surface, axis=1, append=seen.surface[:, -1:])) > 0
+    edge = np.where(rise, 9000, 0).astype(np.uint16)  # above the clip of 5,243
+    keypoint = np.where(rise, 300, 20).astype(np.uint16)  # the clip is at 328
+    for stored in (edge, keypoint):
+        stored[6:8, :8] = np.repeat([0, 164, 2621, 65535], 2)
+    return {
+        "rgb": seen.image,
+        "segment_semantic": labels,
+        "normal": normals,
+        "depth_zbuffer": depth,
+        "keypoints2d": keypoint,
+        "edge_texture": edge,
+    }
+
+
+def taskonomy_numbers(split: str) -> dict[str, int]:
+    """{building/point_P_view_V: number of its drawing}, in the order of samples."""
+    names = [f"{name}/point_{p}_view_{v}" for name, views in TASKONOMY_VIEWS[split].items() for p, v in views]
+    first = {"train": 0, "val": 5, "test": 7}[split]
+    return {name: first + number for number, name in enumerate(names)}
+
+
+def _taskonomy_views(folder: Path, side: int, between: str) -> dict[str, list[list[str]]]:
+    """Writes all images; {split: paths of each view}."""
+    rows: dict[str, list[list[str]]] = {}
+    for split in TASKONOMY_VIEWS:
+        for view, number in taskonomy_numbers(split).items():
+            row = []
+            for place, stored in taskonomy_stored(side, number).items():
+                path = f"{place}/{between}{view}_domain_{place.replace('segment_semantic', 'segmentsemantic')}.png"
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(stored).save(folder / path)
+                row.append(path)
+            rows.setdefault(split, []).append(row)
+    return rows
+
+
+def taskonomy_official(folder: Path) -> None:
+    """As omnidata-tools leaves it: a folder of the component between labels and buildings; a file of macOS."""
+    _taskonomy_views(folder, 512, "taskonomy/")
+    (folder / "rgb/taskonomy/hanson/._point_9_view_0_domain_rgb.png").write_bytes(b"x")
+
+
+def taskonomy_adashare(folder: Path) -> None:
+    """Images of 256 pixels, the list of splits and the weights of classes."""
+    rows = _taskonomy_views(folder, 256, "")
+    train = rows["train"]
+    document = {
+        **{"train": train, "train1": train[:2], "train2": train[2:]},
+        **{"test_small": rows["test"][:1], "test": rows["test"]},
+    }
+    (folder / "taskonomy.json").write_text(json.dumps(document), encoding="utf-8")
+    np.save(folder / "semseg_prior_factor.npy", np.array(TASKONOMY_PRIORS))
+
+
+# CelebA
+
+FACES = {"train": 10, "val": 2, "test": 4}
+_SHADES = (((20, 20, 20), (230, 200, 90)), ((200, 150, 120), (110, 70, 50)), ((30, 90, 40), (90, 120, 200)))
+
+
+def face_names() -> dict[str, list[str]]:
+    """{split: files}, one split after the other."""
+    start = {"train": 1, "val": 11, "test": 13}
+    return {split: [f"{start[split] + k:06d}.jpg" for k in range(n)] for split, n in FACES.items()}
+
+
+def face_labels(name: str) -> np.ndarray:
+    """bool [40]: neighbours have opposite attributes, so that every split has both values of each."""
+    number = int(name[:6]) - 1
+    return (np.arange(40) * (number // 2 + 3) // 5 + number) % 2 == 1
+
+
+def face(name: str) -> Image.Image:
+    """Hair, skin and background whose colours tell three of the attributes."""
+    labels, image = face_labels(name), np.zeros((218, 178, 3), dtype=np.uint8)
+    row, column = np.mgrid[:218, :178]
+    image[:] = _SHADES[2][int(labels[20])]
+    image[(row - 90) ** 2 / 1.4 + (column - 89) ** 2 < 62**2] = _SHADES[0][int(labels[9])]
+    image[(row - 115) ** 2 / 1.5 + (column - 89) ** 2 < (46 + int(name[:6]) % 5) ** 2] = _SHADES[1][int(labels[39])]
+    return Image.fromarray(image)
+
+
+def _celeba(folder: Path, images: str, labels: str, partition: str, shuffled: bool) -> None:
+    names = [name for part in face_names().values() for name in part]
+    for path in (folder / images, (folder / labels).parent, (folder / partition).parent):
+        path.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        face(name).save(folder / images / name, quality=90)
+    (folder / images / "._000001.jpg").write_bytes(b"x")
+    rows = [f"{name} {' '.join(f'{1 if value else -1:2d}' for value in face_labels(name))}" for name in names]
+    parts = [f"{name} {number}" for number, part in enumerate(face_names().values()) for name in part]
+    rows = rows[::-1] if shuffled else rows
+    (folder / labels).write_text("\n".join([str(len(rows)), " ".join(ATTRIBUTES) + " ", *rows, ""]), encoding="utf-8")
+    (folder / partition).write_text("\n".join([*parts, ""]), encoding="utf-8")
+
+
+def celeba_torchvision(folder: Path) -> None:
+    """As torchvision unpacks it."""
+    _celeba(folder, "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt", shuffled=False)
+
+
+def celeba_archive(folder: Path) -> None:
+    """The authors' folders; the rows of one list the other way round."""
+    places = ("Img/img_align_celeba", "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt")
+    _celeba(folder, *places, shuffled=True)
+
+
 Writer = Callable[[Path], None]
 # (data set, layout) -> who writes the twin into the data set's folder.
 TWINS: Mapping[tuple[str, str], Writer] = {
@@ -852,6 +992,10 @@ TWINS: Mapping[tuple[str, str], Writer] = {
     ("oxford_pets", "torchvision"): oxford_pets_torchvision,
     ("oxford_pets", "tars"): oxford_pets_tars,
     ("pascal_context", "pascal_mt"): pascal_mt,
+    ("taskonomy", "official"): taskonomy_official,
+    ("taskonomy", "adashare"): taskonomy_adashare,
+    ("celeba", "torchvision"): celeba_torchvision,
+    ("celeba", "archive"): celeba_archive,
 }
 
 

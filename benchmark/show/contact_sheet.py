@@ -7,6 +7,7 @@ grey where unknown. Labels without pixels stand above their image.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ _GOLDEN = 0.382  # of a turn
 _UNKNOWN = (0.6, 0.6, 0.6)
 _LONGEST_LABEL = 22  # characters above an image
 _INCHES = 2.2  # of a picture
+_LINE = 0.12  # inches of a line
+_MOST_LINES = 6  # labels above an image, two lines each, for which there is room; attributes that are told one by one
+_LONGEST_LINE = 36  # characters of a list above an image
 _COLUMNS = 3  # of samples whose labels have no pixels
 
 
@@ -42,7 +46,9 @@ def contact_sheet(data: MultiTaskDataset, rows_per_input: int, stem: Path) -> li
         grid = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     n_columns = max(len(row) for row in grid)
     height, width = spec.native_size
+    lines = max(above.count("\n") + 1 for row in grid for _, above in row)
     wide, high = _INCHES * max(1.0, width / height), _INCHES * max(1.0, height / width) + 0.5
+    high += _LINE * max(0, lines - 2 * _MOST_LINES)
     size = (wide * n_columns, high * len(grid) + 0.4)
     title = f"{spec.name} · {spec.layout} · {data.split} · {spec.protocol} ({spec.tier})"
     return save_drawing(lambda: _draw(grid, size, title), stem, dpi=110)
@@ -101,9 +107,18 @@ def _image(sample: Sample) -> Tensor:
 
 
 def _title(spec: DatasetSpec, sample: Sample) -> str:
-    """Id and the labels without pixels."""
+    """Id and the labels without pixels; of many attributes the names of those that are true."""
     said = [str(sample["meta"]["id"])[-_LONGEST_LABEL:]]
+    attributes = [task.name for task in spec.tasks if task.kind == "attribute"]
+    many = len(attributes) > _MOST_LINES
+    if many:
+        true = [name for name in attributes if bool(sample["targets"][name] == 1)]
+        unknown = [name for name in attributes if bool(sample["targets"][name].isnan())]
+        said += textwrap.wrap(f"true: {', '.join(true) or 'none'}", _LONGEST_LINE)
+        said += textwrap.wrap(f"ignored: {', '.join(unknown)}", _LONGEST_LINE) if unknown else []
     for task in spec.tasks:
+        if many and task.kind == "attribute":
+            continue
         if task.name in sample["targets"] and not get_kind(task.kind).dense:
             said += [task.name, f"= {_label(sample['targets'][task.name], task)}"]
     return "\n".join(said)

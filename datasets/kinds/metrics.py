@@ -54,8 +54,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("auroc", _CLASSES, "percent", True),
         Metric("miou", ("semantic",), "percent", True),
         Metric("pixel_acc", ("semantic",), "percent", True),
-        # Needs the class priors of Taskonomy; computed once that loader brings them.
-        Metric("weighted_ce_err", ("semantic",), "loss_value", False, status="published only"),
+        Metric("weighted_ce_err", ("semantic",), "loss_value", False),
         Metric("mean_angle", ("normals",), "degree", False),
         Metric("median_angle", ("normals",), "degree", False),
         Metric("within_11_25", ("normals",), "percent", True),

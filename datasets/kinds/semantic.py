@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from datasets.errors import UsageError
 from datasets.kinds.base import Kind, check_integer, dense_prediction
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio
 from datasets.kinds.registry import register_kind
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from datasets.contracts import TaskSpec
 
 IGNORE = 255
+SMALLEST_WEIGHT = 1e-12  # a sum of weights is at least this, so that an image without a label divides by no zero
 
 
 @register_kind
@@ -41,17 +44,29 @@ class SemanticKind(Kind):
         return f"0 to {task.channels - 1}, or {self.ignore}"
 
     def loss(self, prediction: Tensor, target: Tensor, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Tensor:
-        """Cross-entropy, mean over labelled pixels."""
+        """Cross-entropy, mean over labelled pixels, weighted by `class_weights` where the task has them."""
         from torch.nn import functional
 
         check_integer(target)
         logits = dense_prediction(prediction, target, task.channels, flags)
+        if task.class_weights:
+            losses, weights = weighted_losses(logits, target.long(), self.valid(target), task)
+            return losses.sum() / weights.sum().clamp(min=SMALLEST_WEIGHT)
         total = functional.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="sum")
         return total / self.valid(target).sum().clamp(min=1)
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
-        """miou, pixel_acc."""
+        """miou, pixel_acc, weighted_ce_err."""
         return SemanticEvaluator(self, task, flags)
+
+    def check_task(self, task: TaskSpec) -> None:
+        """Raise UsageError for weights that are not one positive number a class."""
+        super().check_task(task)
+        weights = task.class_weights
+        if weights and (len(weights) != task.channels or not all(0 < weight < math.inf for weight in weights)):
+            raise UsageError(
+                f"Task {task.name!r}: class_weights must be {task.channels} positive numbers, got {list(weights)}."
+            )
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """Mask."""
@@ -60,12 +75,31 @@ class SemanticKind(Kind):
         return tv_tensors.Mask
 
 
+def weighted_losses(logits: Tensor, label: Tensor, valid: Tensor, task: TaskSpec) -> tuple[Tensor, Tensor]:
+    """(w * cross-entropy, w), both [B, H, W], 0 where not `valid`; w is the label's class weight, 1 without weights.
+
+    logits: [B, C, H, W] of the label's size; label: int64 [B, H, W].
+    """
+    import torch
+    from torch.nn import functional
+
+    known = torch.where(valid, label, 0)
+    table = logits.new_tensor(task.class_weights or [1.0] * task.channels)
+    weights = torch.where(valid, table[known], 0.0)
+    losses = functional.cross_entropy(logits, known, reduction="none")
+    return torch.where(valid, losses, 0.0) * weights, weights
+
+
 class SemanticEvaluator(Evaluator):
-    """One confusion matrix, rows label, columns prediction; flags miou, pixel_acc, void_as_error, upsample."""
+    """One confusion matrix, rows label, columns prediction; flags miou, pixel_acc, void_as_error, upsample.
+
+    weighted_ce_err: each image's cross-entropy with class weights, divided by the sum of weights, averaged over images.
+    """
 
     def __init__(self, kind: SemanticKind, task: TaskSpec, flags: ProtocolFlags) -> None:
-        counts = {"confusion": task.channels**2, "void": 1, "images": 1, "images_skipped": 1}
-        super().__init__(task, counts, sums={"image_accuracy": 1})
+        counts = {"confusion": task.channels**2, "void": 1}
+        counts |= dict.fromkeys(("images", "images_skipped", "ce_images", "ce_images_skipped"), 1)
+        super().__init__(task, counts, sums={"image_accuracy": 1, "weighted_ce": 1})
         self.kind, self.flags = kind, flags
 
     def _update(self, prediction: Tensor, label: Tensor) -> None:
@@ -88,8 +122,21 @@ class SemanticEvaluator(Evaluator):
             self._add("image_accuracy", (n_right.double() / n_counted.clamp(min=1)).sum())
             self._add("images", (n_counted > 0).sum())
             self._add("images_skipped", (n_counted == 0).sum())
+        if self._wants("weighted_ce_err"):
+            self._add_weighted(logits.double(), label, valid)
+
+    def _add_weighted(self, logits: Tensor, label: Tensor, valid: Tensor) -> None:
+        losses, weights = (values.sum(dim=(1, 2)) for values in weighted_losses(logits, label, valid, self.task))
+        counted = weights > 0
+        self._add("weighted_ce", (losses / weights.clamp(min=SMALLEST_WEIGHT)).sum())
+        self._add("ce_images", counted.sum())
+        self._add("ce_images_skipped", (~counted).sum())
 
     def _measure(self, name: str) -> MetricResult:
+        if name == "weighted_ce_err":
+            result = ratio(self._number("weighted_ce"), self._integer("ce_images"))
+            detail = {"images_skipped": self._integer("ce_images_skipped")}
+            return MetricResult(result.value, result.n_units, detail=detail)
         n_classes = self.task.channels
         confusion = self._state["confusion"].cpu().reshape(n_classes, n_classes)
         return self._miou(confusion) if name == "miou" else self._pixel_accuracy(confusion)

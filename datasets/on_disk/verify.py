@@ -123,7 +123,13 @@ def verify(
     notes = dict.fromkeys(
         note for part in inputs if isinstance(part.data, FileInput) for note in part.data.source.notes
     )
-    warnings = [*notes, *_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
+    recalled = _recalled(spec, counts) if profile == "real" else ()
+    warnings = [
+        *notes,
+        *recalled,
+        *_across_splits(images),
+        *_warnings(spec, fields, whole=level == "full" and profile == "real"),
+    ]
     return Report(spec, level, counts, len(chosen), faults, warnings, fields)
 
 
@@ -264,6 +270,14 @@ def _decoded(decode: Callable[[str], Tensor], name: str, fault: Callable[[str, s
     except UsageError as error:
         fault(name, "content", "a file that can be read", str(error))
         return None
+
+
+def _recalled(spec: DatasetSpec, counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """Numbers of samples that differ from those that are recalled."""
+    for split, inputs in counts.items():
+        for name, n in inputs.items():
+            if spec.counts_recalled and n != spec.count(split, name):
+                yield f"split {split!r} has {n} samples; {spec.count(split, name)} is what we recall, unchecked"
 
 
 def _across_splits(images: Mapping[tuple[str, str], Sequence[tuple[_Part, int]]]) -> Iterator[str]:

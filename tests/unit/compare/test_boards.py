@@ -65,7 +65,13 @@ def test_recalled_rows_are_marked_and_have_no_locator(name: str) -> None:
 
 
 def test_shipped_suites_of_published_settings_have_their_board() -> None:
-    for suite in ("nyuv2_3task_adashare", "nyuv2_2task_adashare", "cityscapes_2task_adashare", "nyuv2_13class_libmtl"):
+    for suite in (
+        "nyuv2_3task_adashare",
+        "nyuv2_2task_adashare",
+        "cityscapes_2task_adashare",
+        "nyuv2_13class_libmtl",
+        "taskonomy_5task_adashare",
+    ):
         assert suite in suite_names()
         assert read_board(suite).reproducible == "suite"
         assert read_board(suite).key.selection in ("test", None)

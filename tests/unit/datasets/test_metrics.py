@@ -122,6 +122,38 @@ def test_pixel_accuracy_per_image_is_not_the_pooled_one() -> None:
     assert (result.n_units, result.detail) == (2, {"images_skipped": 1})
 
 
+def test_weighted_cross_entropy_by_hand() -> None:
+    """Per image sum(w l) / sum(w) over labelled pixels; then the mean over images. Pooling would give another value."""
+    task = TaskSpec("semseg", "semantic", 2, ("weighted_ce_err",), class_weights=(1.0, 3.0))
+    logits = torch.zeros(3, 2, 1, 3)
+    logits[:, 0] = 1.0
+    label = torch.tensor([[[0, 1, 255]], [[0, 0, 0]], [[255, 255, 255]]])
+    likely, unlikely = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
+    first, second = (likely + 3 * unlikely) / 4, likely
+    result = evaluate(task, (logits, label)).result()["weighted_ce_err"]
+    assert result.value == pytest.approx((first + second) / 2)
+    assert (result.n_units, result.detail) == (2, {"images_skipped": 1})
+    assert values(task, (logits[:1], label[:1]), (logits[1:], label[1:]))["weighted_ce_err"] == pytest.approx(
+        result.value
+    )
+    kind = get_kind("semantic")
+    pooled = (likely + 3 * unlikely + 3 * likely) / (4 + 3)
+    assert float(kind.loss(logits, label, task)) == pytest.approx(pooled)
+    equal = dataclasses.replace(task, class_weights=(2.0, 2.0))
+    assert float(kind.loss(logits, label, equal)) == pytest.approx((4 * likely + unlikely) / 5)
+    nothing = torch.full_like(label, 255)
+    assert evaluate(task, (logits, nothing)).result()["weighted_ce_err"].value is None
+    learnt = logits.clone().requires_grad_()
+    kind.loss(learnt, nothing, task).backward()
+    assert torch.equal(learnt.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, math.inf), (1.0, math.nan)])
+def test_weights_of_classes_are_one_positive_number_each(weights: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="Task 'semseg': class_weights must be 2 positive numbers"):
+        TaskSpec("semseg", "semantic", 2, ("miou",), class_weights=weights)
+
+
 def test_miou_is_null_and_not_zero_without_a_valid_pixel() -> None:
     nothing = one_hot(torch.zeros(1, 2, 2, dtype=torch.int64), 5), torch.full((1, 2, 2), 255)
     for flags in (STANDARD, get_protocol("adashare"), ProtocolFlags(miou="all_classes")):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from benchmark.compare.boards import read_board
+from datasets.celeba import NINE
 from datasets.images.augmentation import augmented_size
 from datasets.registry import dataset_names
 from tests.twins import TWINS
 from tests.unit.paper_suites import SUITES, cells
 
-DENSE = ("nyuv2", "cityscapes", "pascal_context")  # their labels differ by protocol
+DENSE = ("nyuv2", "cityscapes", "pascal_context", "taskonomy")  # their labels differ by protocol
 OTHER_STRIDES = {"pascal_5task_bmtas": 16, "pascal_4task_mtlora": 32}
 PUBLISHED = [name for name in SUITES if not name.endswith("standard")]
 
@@ -48,6 +49,28 @@ def test_adashare_s_settings(name: str, backbone: str, weights: dict[str, float]
     method = next(cell for cell in cells(name) if cell.document["method"]["name"] == "adashare")
     assert method.document["method"]["params"]["n_policies"] == 8
     assert any("4000 warm-up" in note for note in method.notes)
+
+
+def test_adashare_s_setting_on_taskonomy() -> None:
+    """Section 3: 30,000 steps of final training at 1e-4, times 0.3 every 12,000; weights 1, 3, 2, 7, 7."""
+    planned = cells("taskonomy_5task_adashare")
+    for cell in planned:
+        document = cell.document
+        assert document["budget"]["steps"] == 30_000
+        assert document["recipe"]["optimizer"]["lr"] == 1e-4
+        assert (
+            document["recipe"]["schedule"] | {"milestones": [0.4, 0.8], "gamma": 0.3} == document["recipe"]["schedule"]
+        )
+        assert list(document["data"]["task_weights"].values()) == [1, 3, 2, 7, 7]
+        assert augmented_size(document["recipe"]["augmentation"], (256, 256)) == (224, 224)
+    method = next(cell for cell in planned if cell.document["method"]["name"] == "adashare")
+    assert any("20000 warm-up" in note for note in method.notes)
+    assert not any("differ" in note for note in method.notes)
+
+
+def test_celeba_s_suites_take_all_attributes_and_nine() -> None:
+    assert cells("celeba_9task_standard")[0].document["data"]["tasks"] == list(NINE)
+    assert len(cells("celeba_40task_standard")[0].document["data"]["tasks"]) == 40
 
 
 def test_libmtl_s_setting() -> None:
