@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import pkgutil
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -41,7 +42,8 @@ class ExpectedFiles:
 
     marks: paths below the folder that exist in this layout, by which it is recognised: all of them; `a|b` is one of
     two. unless: paths that exist only in another layout, which has all of these marks too. checksums: {path: published
-    sha256}, which `verify` compares. source: where to get this release; empty for the data set's home.
+    sha256}, which `verify` compares. source: where to get this release; empty for the data set's home. commands: lines
+    of a shell that fetch it, to paste; `{folder}` is the data set's folder.
     """
 
     tree: str
@@ -50,6 +52,7 @@ class ExpectedFiles:
     unless: tuple[str, ...] = ()
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
     source: str = ""
+    commands: tuple[str, ...] = ()
 
     def missing(self, folder: Path) -> str | None:
         """The first mark that is absent, None where the layout is there."""
@@ -287,17 +290,17 @@ def find_layout(name: str, root: Path | str | None, layout: str | None = None) -
     base = root if root is not None else os.environ.get(DATA_ROOT_VARIABLE)
     asked = [layout] if layout is not None else list(loader.layouts)
     if base is None:
-        raise _missing(name, asked, f"neither --data-root nor {DATA_ROOT_VARIABLE} is set")
+        raise _missing(name, asked, f"neither --data-root nor {DATA_ROOT_VARIABLE} is set", None)
     folder = Path(base) / name
     if not folder.is_dir():
-        raise _missing(name, asked, f"no folder {folder}")
+        raise _missing(name, asked, f"no folder {folder}", folder)
     absent = {tried: loader.layouts[tried].missing(folder) for tried in asked}
     found = [tried for tried, mark in absent.items() if mark is None]
     if len(found) > 1:
         found = [tried for tried in found if not loader.layouts[tried].is_other(folder)]
     if not found:
         tried = ", ".join(f"no {mark} for layout {name!r}" for name, mark in absent.items())
-        raise _missing(name, asked, f"in {folder}: {tried}")
+        raise _missing(name, asked, f"in {folder}: {tried}", folder)
     if len(found) > 1:
         raise UsageError(
             f"Data set {name!r} at {folder} looks like each of the layouts {', '.join(found)}; name one (layout: ...)."
@@ -305,12 +308,18 @@ def find_layout(name: str, root: Path | str | None, layout: str | None = None) -
     return folder, found[0]
 
 
-def _missing(name: str, layouts: Sequence[str], looked: str) -> DatasetMissingError:
-    """The one line that says what is expected, and where it comes from."""
+def _missing(name: str, layouts: Sequence[str], looked: str, folder: Path | None) -> DatasetMissingError:
+    """The one line that says what is expected, and where it comes from. folder: of the data set, None if no data root
+    is known.
+    """
     loader = get_dataset(name)
     spec = loader.spec(loader.protocols[0], loader.Options(), layouts[0])
     expected = "; or ".join(
         f"layout {layout!r}: {name}/{files.tree} ({files.size}), from {files.source or spec.home}"
         for layout, files in ((layout, loader.layouts[layout]) for layout in layouts)
     )
-    return DatasetMissingError(f"Data set {name!r}: {looked}. Expected {expected}. Licence: {spec.licence}.")
+    place = f'"${DATA_ROOT_VARIABLE}"/{name}' if folder is None else shlex.quote(str(folder))
+    commands = [command for layout in layouts for command in loader.layouts[layout].commands]
+    pasted = " && ".join(command.replace("{folder}", place) for command in commands)
+    to_get = f" To get it, paste: {pasted}" if pasted else ""
+    return DatasetMissingError(f"Data set {name!r}: {looked}. Expected {expected}. Licence: {spec.licence}.{to_get}")

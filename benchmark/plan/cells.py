@@ -126,6 +126,7 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
     a backbone, are so found before the first step. Raises UsageError.
     """
     listed: set[bytes] = set()
+    remarks: dict[bytes, tuple[str, ...]] = {}
     backbones: dict[bytes, Backbone] = {}
     notes: dict[bytes, tuple[str, ...]] = {}
     alternates: dict[bytes, bool] = {}
@@ -133,9 +134,8 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
     for cell in cells:
         spec = cell_spec(cell.settings)
         data = canonical_json([cell.document["data"], cell.settings.backbone.in_chans])
-        if data not in listed:
-            listed.add(data)
-            _check_data(cell.settings, spec, data_root)
+        if data not in remarks:
+            remarks[data] = _check_data(cell.settings, spec, data_root)
         key = canonical_json([cell.document["backbone"], cell.document["data"]])
         if key not in backbones:
             # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
@@ -164,7 +164,7 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
             _require_statistics(cell.settings, spec, backbones[key])
             require_batches(cell.settings, spec, alternates[pair], data_root)
         loaded = _weights_note(cell, backbones[key])
-        checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=_data_notes(cell, spec)))
+        checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=(*_data_notes(cell, spec), *remarks[data])))
     return checked
 
 
@@ -195,20 +195,24 @@ def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
     return (f"weights are {backbone.weights_entry!r} of {cell.weights}",) if backbone.weights_entry else ()
 
 
-def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> None:
-    """Load every split of a data set that is not part of the core, and make the checks that take seconds.
+def _check_data(cell: Cell, spec: DatasetSpec, data_root: Path | None) -> tuple[str, ...]:
+    """Load every split of a data set that is not part of the core, and make the checks that take seconds. Gives what
+    its reader remarks.
 
     Raises UsageError for files that are absent, miscounted, truncated, of another size or illegal, and for colour
     images if the backbone takes one channel.
     """
     one = cell.backbone.in_chans == 1
     if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
-        return
+        return ()
+    notes: dict[str, None] = {}  # each once: what holds of a set is remarked with every split
     for listed in load_splits(cell, spec, data_root).values():
         require(listed, faults)
         for part in listed.inputs.values():
+            notes |= dict.fromkeys(part.notes)
             if one:
                 one_channel(part[0]["image"])
+    return tuple(notes)
 
 
 def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:

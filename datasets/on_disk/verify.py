@@ -115,8 +115,10 @@ def verify(
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for part in inputs:
         counts[part.split][part.name] = len(part.data.ids)
-    warnings = [*_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
-    return Report(spec, level, counts, len(chosen), faults, warnings, fields)
+    notes = dict.fromkeys(note for part in inputs for note in part.data.notes)
+    warnings = [*notes, *_across_splits(images), *_warnings(spec, fields, whole=level == "full" and profile == "real")]
+    # A fault of the whole set is listed with each of its splits.
+    return Report(spec, level, counts, len(chosen), list(dict.fromkeys(faults)), warnings, fields)
 
 
 @dataclasses.dataclass(frozen=True)
