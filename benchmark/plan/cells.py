@@ -164,7 +164,11 @@ def _checked(cells: Sequence[PlannedCell], data_root: Path | None) -> list[Plann
             _require_statistics(cell.settings, spec, backbones[key])
             require_batches(cell.settings, spec, alternates[pair], data_root)
         loaded = _weights_note(cell, backbones[key])
-        checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=(*_data_notes(cell, spec), *remarks[data])))
+        checked.append(
+            dataclasses.replace(
+                cell, notes=(*loaded, *notes[pair]), data_notes=(*_data_notes(cell, spec), *remarks[data])
+            )
+        )
     return checked
 
 

@@ -64,7 +64,7 @@ def require_whole(source: Source, spec: DatasetSpec, split: str, name: str, opti
 
 
 def count_faults(source: Source, spec: DatasetSpec, split: str, name: str, options: FileOptions) -> list[Fault]:
-    """A fault if a split is empty or, with profile `real`, differs from the published number of samples, if that is known."""
+    """A fault if a split is empty or, with profile `real`, differs from the published number, where that is known."""
     if source.ids and (options.profile != "real" or not source.counted):
         return []
     hint = "; the option profile: twin takes a part of the data, under a key of its own" if source.ids else ""

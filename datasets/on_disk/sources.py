@@ -90,7 +90,8 @@ class Source:
     `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
     identity: a hash of the decoded samples, which the content hash takes in place of files: layouts that hold the same
     samples have the same one. listing: what listing found by opening every file, in JSON values; a prepared copy keeps
-    it. counted: whether the spec's number of samples is exact. notes: what was left out or is odd, a line each, no fault.
+    it. counted: whether the spec's number of samples is exact. notes: what was left out or is odd and no fault, a line
+    each.
     """
 
     ids: Sequence[str]
@@ -201,8 +202,8 @@ class FileInput(InputData):
         return np.stack([self.source.image.read(index) for index in range(len(self))])
 
     def content_hash(self) -> str:
-        """sha256 over ids and `identity`; without one over ids, `digest`, names, sizes and fingerprints of files, and all
-        bytes of those in `content`.
+        """sha256 over ids and `identity`; without one over ids, `digest`, names, sizes and fingerprints of files, and
+        all bytes of those in `content`.
         """
         return self._hash
 

@@ -38,7 +38,7 @@ FLOORS = {
         "contracts",
         "roles registry array_input",
         "on_disk mnist_digits",
-        "cifar100_20 cityscapes class_sets elpv mnist_two_domains multi_mnist nyuv2 omniglot",
+        "cifar100_20 cityscapes class_sets elpv fashion_products mnist_two_domains multi_mnist nyuv2 omniglot",
         "digit_domains",
     ),
     "methods": (
