@@ -112,7 +112,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
                     raise FileError(f"{path}: member {member.name!r} is a link or a device, not a file; get it again.")
                 if member.size > LARGEST_MEMBER:
                     raise FileError(
-                        f"{path}: member {member.name!r} has {member.size:,} bytes; at most {LARGEST_MEMBER:,} are read."
+                        f"{path}: member {member.name!r} has {member.size:,} bytes, more than {LARGEST_MEMBER:,}."
                     )
                 content = archive.extractfile(member)
                 assert content is not None
