@@ -170,7 +170,7 @@ def _looked_at(number: int, data: bytes, name: str) -> tuple[Found, Array | None
     except FileError as error:
         reason = str(error).removeprefix(f"{name}: ").rstrip(".")
         return Fault(name, str(number), "content", "a JPEG that can be read", reason), None
-    return (hashlib.sha256(np.ascontiguousarray(picture)).hexdigest(), form), picture
+    return (hashlib.sha256(picture.tobytes()).hexdigest(), form), picture
 
 
 def _listing_of(found: Mapping[int, Found]) -> Listing:
