@@ -83,8 +83,11 @@ class CelebA(FileLoader):
             "1.4 GB",
             tuple(_PLACES["torchvision"].values()),
             source="the Google Drive of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-            fetch='pip install gdown && python -c "import os; from torchvision.datasets import CelebA; '
-            "CelebA(os.environ['SHAREBENCH_DATA'], download=True)\"",
+            commands=(
+                "pip install gdown",
+                'python -c "import os; from torchvision.datasets import CelebA; '
+                "CelebA(os.environ['SHAREBENCH_DATA'], download=True)\"",
+            ),
         ),
         "archive": ExpectedFiles(
             f"{{Img/{IMAGES}/*.jpg, Anno/{LABELS}, Eval/{PARTITION}}} (the authors' folders, {IMAGES}.zip unpacked)",

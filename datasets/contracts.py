@@ -148,6 +148,7 @@ class InputData(abc.ABC):
     # Of composed data: the `fit` and `arch` parts of train as index arrays, cut by source image.
     parts: Mapping[str, IndexArray] | None = None
     sources: IndexArray | None = None  # of composed data: int64 [N, k], the source images of each sample
+    notes: Sequence[str] = ()  # what was left out or is odd, a line each; printed with the plan
 
     def __len__(self) -> int:
         """Number of samples."""

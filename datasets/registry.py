@@ -42,8 +42,8 @@ class ExpectedFiles:
 
     marks: paths below the folder that exist in this layout, by which it is recognised: all of them; `a|b` is one of
     two. unless: paths that exist only in another layout, which has all of these marks too. checksums: {path: published
-    sha256}, which `verify` compares. source: where to get this release; empty for the data set's home. fetch: a line of
-    shell that gets it into "$SHAREBENCH_DATA", by tools of others; empty where there is none.
+    sha256}, which `verify` compares. source: where to get this release; empty for the data set's home. commands: lines
+    of shell that fetch it by tools of others, to paste; `{folder}` is the data set's folder in "$SHAREBENCH_DATA".
     """
 
     tree: str
@@ -52,7 +52,11 @@ class ExpectedFiles:
     unless: tuple[str, ...] = ()
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
     source: str = ""
-    fetch: str = ""
+    commands: tuple[str, ...] = ()
+
+    def pasted(self, name: str) -> list[str]:
+        """The commands for the data set of that name."""
+        return [command.replace("{folder}", f'"${DATA_ROOT_VARIABLE}/{name}"') for command in self.commands]
 
     def missing(self, folder: Path) -> str | None:
         """The first mark that is absent, None where the layout is there."""
@@ -348,7 +352,9 @@ def find_layout(name: str, root: Path | str | None, layout: str | None = None) -
 
 
 def _missing(name: str, layouts: Sequence[str], root: Path | None, looked: str) -> DatasetMissingError:
-    """The one line that says what is expected, and where it comes from; at its end, what can be pasted to get it."""
+    """The one line that says what is expected and where it comes from. It ends with what can be pasted to get the first
+    layout that has commands. root: the data root, None if it is not known.
+    """
     loader = get_dataset(name)
     spec = loader.spec(loader.protocols[0], loader.Options(), layouts[0])
     expected = "; or ".join(
@@ -356,8 +362,9 @@ def _missing(name: str, layouts: Sequence[str], root: Path | None, looked: str) 
         for layout, files in ((layout, loader.layouts[layout]) for layout in layouts)
     )
     text = f"Data set {name!r}: {looked}. Expected {expected}. Licence: {spec.licence}."
-    lines = [loader.layouts[layout].fetch for layout in layouts if loader.layouts[layout].fetch]
-    if lines:
+    files = next((loader.layouts[layout] for layout in layouts if loader.layouts[layout].commands), None)
+    if files is not None:
         place = "FOLDER" if root is None else shlex.quote(str(root.absolute()))
-        text += f" Read the licence, then paste: export {DATA_ROOT_VARIABLE}={place} && {lines[0]}"
+        lines = (f"export {DATA_ROOT_VARIABLE}={place}", *files.pasted(name))
+        text += f" Read the licence, then paste: {' && '.join(lines)}"
     return DatasetMissingError(text)

@@ -114,10 +114,11 @@ class Taskonomy(FileLoader):
             unless=(LIST,),
             checksums={LISTS: "58e353198de5b85feb4f51b81762bd43bb9aaacc17879d4ce58270900770c0c5"},
             source="omnidata-tools (docs.omnidata.vision; needs aria2)",
-            fetch="pip install omnidata-tools && omnitools.download "
-            + " ".join(place for place, _ in PLACES.values())
-            + ' --components taskonomy --subset tiny --dest "$SHAREBENCH_DATA/taskonomy" --connections_total 40 '
-            "--name YOUR_NAME --email YOUR_EMAIL --agree_all",
+            commands=(
+                "pip install omnidata-tools",
+                f"omnitools.download {' '.join(place for place, _ in PLACES.values())} --components taskonomy "
+                "--subset tiny --dest {folder} --connections_total 40 --name YOUR_NAME --email YOUR_EMAIL --agree_all",
+            ),
         ),
         "adashare": ExpectedFiles(
             f"{LIST} and the images it lists",

@@ -969,6 +969,85 @@ def celeba_archive(folder: Path) -> None:
     _celeba(folder, *places, shuffled=True)
 
 
+# Fashion products: the table, and thumbnails of products in the colour and the size that their labels say
+
+FASHION_COLOURS = {"Black": (20, 20, 20), "Red": (210, 30, 40), "Blue": (40, 70, 200), "Peach": (250, 200, 160)}
+FASHION_ARTICLES = {
+    "Tshirts": ("Apparel", "Topwear", 20),
+    "Watches": ("Accessories", "Watches", 8),
+    "Heels": ("Footwear", "Shoes", 14),
+    "Clutches": ("Accessories", "Bags", 11),  # in no list of classes, as Peach
+}
+FASHION_GRAY, FASHION_SQUARE, FASHION_NARROW = 4, 7, 9  # positions with another form
+FASHION_OUTSIDE = (3, 5)  # no products of v1: a row without picture, a picture without row
+FASHION_HEAD = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
+
+
+def fashion_products_of_twin(n: int = 80) -> list[int]:
+    from datasets.fashion_products import products_v1
+
+    return list(products_v1()[:n])
+
+
+def fashion_row(product: int, position: int) -> str:
+    """A line of the table: now and then a cell is empty, and titles hold commas without quotes."""
+    articles, colours = list(FASHION_ARTICLES), list(FASHION_COLOURS)
+    article, colour = articles[position % 9 % 4], colours[position % 11 % 4]
+    category, subcategory, _ = FASHION_ARTICLES[article]
+    gender = ("Men", "Women", "Unisex", "Boys", "Girls")[position % 5]
+    season = "" if position % 20 == 19 else ("Fall", "Summer", "Winter", "Spring")[position % 4]
+    usage = "Party" if position % 16 == 15 else ("Casual", "Sports", "Formal")[position % 3]
+    title = "Kit, red, with laces" if position % 6 == 5 else "Émile & Söhne plain"
+    year = "" if position % 7 == 3 else "2012.0"
+    cells = [str(product), gender, category, subcategory, article, colour, season, year, usage, title]
+    return ",".join(cells)
+
+
+def fashion_picture(position: int) -> bytes:
+    """A JPEG; the second and the third product have the same picture."""
+    position = 1 if position == 2 else position
+    colour = list(FASHION_COLOURS.values())[position % 11 % 4]
+    width = list(FASHION_ARTICLES.values())[position % 9 % 4][2]
+    size = {FASHION_SQUARE: (60, 60), FASHION_NARROW: (60, 54)}.get(position, (80, 60))
+    image = np.full((*size, 3), 255, dtype=np.uint8)
+    image[10 : 30 + position % 30, 25 - width : 25 + width] = colour
+    drawn = Image.fromarray(image)
+    buffer = io.BytesIO()
+    (drawn.convert("L") if position == FASHION_GRAY else drawn).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def fashion_table(products: list[int]) -> bytes:
+    return "\n".join([FASHION_HEAD, *map(fashion_row, products, range(len(products))), ""]).encode()
+
+
+def fashion_kaggle(folder: Path) -> None:
+    """The folder that Kaggle's archive becomes, with what a Mac leaves behind."""
+    products = fashion_products_of_twin()
+    (folder / "images").mkdir()
+    without_picture, without_row = FASHION_OUTSIDE
+    (folder / "styles.csv").write_bytes(fashion_table(products) + f"{fashion_row(without_picture, 0)}\n".encode())
+    for position, product in enumerate(products):
+        (folder / "images" / f"{product}.jpg").write_bytes(fashion_picture(position))
+    (folder / "images" / f"{without_row}.jpg").write_bytes(fashion_picture(50))
+    (folder / "images" / f"._{products[0]}.jpg").write_bytes(b"\0\5\x16\7")
+
+
+def fashion_archive(path: Path, members: Mapping[str, bytes]) -> None:
+    with tarfile.open(path, "w:xz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def fashion_subset(folder: Path) -> None:
+    products = fashion_products_of_twin()
+    (folder / "styles.csv").write_bytes(fashion_table(products))
+    pictures = {f"images/{product}.jpg": fashion_picture(position) for position, product in enumerate(products)}
+    fashion_archive(folder / "images.tar.xz", pictures)
+
+
 Writer = Callable[[Path], None]
 # (data set, layout) -> who writes the twin into the data set's folder.
 TWINS: Mapping[tuple[str, str], Writer] = {
@@ -985,6 +1064,8 @@ TWINS: Mapping[tuple[str, str], Writer] = {
     ("cityscapes", "official"): cityscapes_official,
     ("cityscapes", "mtan_npy"): cityscapes_mtan_npy,
     ("cityscapes", "adashare"): cityscapes_adashare,
+    ("fashion_products", "kaggle"): fashion_kaggle,
+    ("fashion_products", "subset"): fashion_subset,
     ("nyuv2", "adashare"): nyuv2_adashare,
     ("nyuv2", "mat"): nyuv2_mat,
     ("nyuv2", "mtan_npy"): nyuv2_mtan_npy,

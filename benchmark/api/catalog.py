@@ -220,8 +220,8 @@ def _layout(name: str, layout: str) -> Iterator[str]:
         yield from _wrapped(f"files: {name}/{files.tree} ({files.size})", "  ")
         if files.source:
             yield from _wrapped(f"from: {files.source}", "  ")
-        if files.fetch:
-            yield f"  to get it: {files.fetch}"  # one line, so that it can be pasted
+        if files.commands:
+            yield f"  to get it: {' && '.join(files.pasted(name))}"  # one line, so that it can be pasted
     yield f"  {spec.domains}-domain, {spec.native_size[0]}x{spec.native_size[1]}, " + ", ".join(
         f"{split} {count}" for split, count in spec.splits.items()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.cli import data_root_of_environment, say
 from benchmark.plan.plugins import load_plugins
+from benchmark.plan.yaml_text import parse_yaml
 from benchmark.records.store import safe_name, write_atomic
-from datasets.errors import unknown
+from datasets.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from datasets.on_disk.verify import Report
 
 EXIT_BAD = 1
+SHOWN_NAMES = 8  # of renamed tensors, as examples
 SPLITS = ("train", "val", "test")
 
 
@@ -30,7 +33,7 @@ class DataRequest:
 
     data_root: folder with a folder per data set, None for SHAREBENCH_DATA. layout: None for the one that is found.
     protocol: whose labels. twin: a part of the data, of which published counts and checksums do not hold. tasks: only
-    these; None for all of the layout.
+    these; None for all of the layout. options: of the data set, texts `name=value`.
     """
 
     name: str
@@ -39,6 +42,7 @@ class DataRequest:
     protocol: str = "standard"
     twin: bool = False
     tasks: Sequence[str] | None = None
+    options: Sequence[str] = ()
     plugins: Sequence[Path] = ()
 
     @property
@@ -120,6 +124,27 @@ def prepare(request: DataRequest, console: Console, *, workers: int = 4) -> None
     say(console, f"{written} ({size / 1e6:.1f} MB); runs with this data root read it from now on")
 
 
+def convert_weights(file: Path, out: Path, backbone: str, console: Console) -> None:
+    """Write a file of weights with timm's names, as `weights:` takes it, and print what became of each part.
+
+    Raises UsageError where the file cannot be read or does not fit the backbone; then nothing is written.
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--to {str(out)!r}: expected a path that ends in .safetensors.")
+    import safetensors.torch
+
+    from methods.backbones.renaming import timm_state
+
+    state, names = timm_state(file, backbone)
+    write_atomic(out, safetensors.torch.save(state, metadata={"format": "pt"}))
+    renamed = {new: old for new, old in names.items() if new != old}
+    say(console, f"{file} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]})")
+    say(console, f"  {len(state)} tensors, {len(renamed)} of them renamed; names and shapes are those of {backbone}")
+    for new, old in list(renamed.items())[:: max(1, len(renamed) // SHOWN_NAMES)]:
+        say(console, f"  {old} -> {new} {list(state[new].shape)}")
+    say(console, f"{out} ({out.stat().st_size / 1e6:.1f} MB); a suite takes it as weights: {out}")
+
+
 def _require(request: DataRequest) -> None:
     """Load the plug-ins, and raise UnknownNameError for an unknown data set before anything heavy is imported."""
     from datasets.registry import require_dataset
@@ -132,10 +157,22 @@ def _on_disk(request: DataRequest) -> tuple[dict[str, object], str | None]:
     """(options, layout on disk). Raises UsageError where the files are not there."""
     from datasets.registry import find_layout, get_dataset
 
+    options = _options(request.options)
     if not get_dataset(request.name).layouts:
-        return {}, request.layout
+        return options, request.layout
     _, found = find_layout(request.name, request.root, request.layout)
-    return ({"profile": "twin"} if request.twin else {}), found
+    return ({**options, "profile": "twin"} if request.twin else options), found
+
+
+def _options(texts: Sequence[str]) -> dict[str, object]:
+    """{option: value} of texts `name=value`, values read as YAML. Raises UsageError."""
+    options: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--set {text!r}: expected an option of the data set and its value, such as size=35.")
+        options[name.strip()], _ = parse_yaml(value, f"--set {text!r}")
+    return options
 
 
 def _spec(request: DataRequest, options: dict[str, object], layout: str | None) -> DatasetSpec:

@@ -128,6 +128,7 @@ def _checked(cells: Sequence[PlannedCell], splits: Splits) -> list[PlannedCell]:
     that do not fit, and methods that cannot run on a backbone, are so found before the first step. Raises UsageError.
     """
     listed: set[bytes] = set()
+    remarks: dict[bytes, tuple[str, ...]] = {}
     backbones: dict[bytes, Backbone] = {}
     notes: dict[bytes, tuple[str, ...]] = {}
     alternates: dict[bytes, bool] = {}
@@ -135,9 +136,8 @@ def _checked(cells: Sequence[PlannedCell], splits: Splits) -> list[PlannedCell]:
     for cell in cells:
         spec = cell_spec(cell.settings)
         data = canonical_json([cell.document["data"], cell.settings.backbone.in_chans])
-        if data not in listed:
-            listed.add(data)
-            _check_data(cell.settings, spec, splits)
+        if data not in remarks:
+            remarks[data] = _check_data(cell.settings, spec, splits)
         config = backbone_config(cell.settings, spec)
         key = canonical_json([*(cell.document[part] for part in ("backbone", "data", "head")), config.image_size])
         if key not in backbones:
@@ -165,7 +165,11 @@ def _checked(cells: Sequence[PlannedCell], splits: Splits) -> list[PlannedCell]:
             _require_statistics(cell.settings, spec, backbones[key])
             require_batches(cell.settings, spec, alternates[pair], splits)
         loaded = _weights_note(cell, backbones[key])
-        checked.append(dataclasses.replace(cell, notes=(*loaded, *notes[pair]), data_notes=_data_notes(cell, spec)))
+        checked.append(
+            dataclasses.replace(
+                cell, notes=(*loaded, *notes[pair]), data_notes=(*_data_notes(cell, spec), *remarks[data])
+            )
+        )
     return checked
 
 
@@ -196,20 +200,24 @@ def _weights_note(cell: PlannedCell, backbone: Backbone) -> tuple[str, ...]:
     return (f"weights are {backbone.weights_entry!r} of {cell.weights}",) if backbone.weights_entry else ()
 
 
-def _check_data(cell: Cell, spec: DatasetSpec, splits: Splits) -> None:
-    """Load every split of a data set that is not part of the core, and make the checks that take seconds.
+def _check_data(cell: Cell, spec: DatasetSpec, splits: Splits) -> tuple[str, ...]:
+    """Load every split of a data set that is not part of the core, and make the checks that take seconds. Returns what
+    its reader notes.
 
     Raises UsageError for files that are absent, miscounted, truncated, of another size or illegal, and for colour
     images if the backbone takes one channel.
     """
     one = cell.backbone.in_chans == 1
     if is_core(get_dataset(spec.name)) and not one:  # which tests have looked at, and which takes seconds to compose
-        return
+        return ()
+    notes: dict[str, None] = {}  # each once: what holds of a set is noted with every split
     for listed in splits.of(cell).values():
         require(listed, faults)
         for part in listed.inputs.values():
+            notes |= dict.fromkeys(part.notes)
             if one:
                 one_channel(part[0]["image"])
+    return tuple(notes)
 
 
 def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:

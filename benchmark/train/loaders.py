@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.contracts import SINGLE_INPUT, Batch, DatasetSpec, IndexArray, InputData, Sample
 from datasets.errors import UsageError
+from datasets.images.augmentation import Augmentation
 from datasets.images.transforms import Normalise, collate, one_channel
 from datasets.kinds import get_kind
 from methods.contracts import Role
@@ -136,10 +137,12 @@ class InputLoader:
 
     def training(self, order: SampleOrder, first_step: int, steps: int) -> Iterator[Part]:
         """The parts of each step from `first_step` to `steps`, augmented where the recipe says so."""
-        if self._is_cached and self.augment is None:
+        flip = self._flip_of_batches()
+        if self._is_cached and (self.augment is None or flip is not None):
             for step in range(first_step, steps):
-                positions, _ = order.batch(step)
-                yield *self._gather(positions), positions
+                positions, epochs = order.batch(step)
+                mirrored = None if flip is None else self._mirrored(positions, epochs, flip)
+                yield *self._gather(positions, mirrored), positions
             return
         keys = []
         for step in range(first_step, steps):
@@ -174,10 +177,36 @@ class InputLoader:
             self._partial = {task: one for task, one in each.items() if not bool(one.all())}
         return self._partial
 
-    def _gather(self, positions: Tensor) -> tuple[Tensor, dict[str, Tensor], frozenset[str] | None]:
+    def _flip_of_batches(self) -> float | None:
+        """Probability of a flip where that is all of the augmentation and no label has pixels, which flip by rules of
+        their kinds; else None. Gathered batches are ten times faster than samples one by one.
+        """
+        spec = self.samples.data.spec
+        if not isinstance(self.augment, Augmentation) or any(
+            get_kind(spec.task(name).kind).dense for name in self.tasks
+        ):
+            return None
+        return self.augment.flip
+
+    def _mirrored(self, positions: Tensor, epochs: Tensor, p: float) -> Tensor:
+        """bool [B]: which samples of a batch are flipped; the draws of `_Items`."""
+        ids, indices = self.samples.data.ids, self.samples.indices
+        random = torch.Generator()
+        draws = []
+        for position, epoch in zip(positions.tolist(), epochs.tolist(), strict=True):
+            random.manual_seed(_augmentation_seed(self.seed, epoch, ids[int(indices[position])]))
+            draws.append(torch.rand(1, generator=random))
+        return torch.cat(draws) < p
+
+    def _gather(
+        self, positions: Tensor, mirrored: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], frozenset[str] | None]:
         all_images, all_targets = self._cached_tensors()
         where = positions.to(self.form.device, non_blocking=True)
         images = all_images.index_select(0, where).to(torch.float32).div_(255)
+        if mirrored is not None:
+            flipped = mirrored.nonzero().flatten().to(self.form.device, non_blocking=True)
+            images.index_copy_(0, flipped, images.index_select(0, flipped).flip(-1))
         targets = {task: values.index_select(0, where) for task, values in all_targets.items()}
         labelled = None
         if self.valid is not None:
@@ -227,10 +256,13 @@ class _Items(Dataset[tuple[Sample, int]]):
         if self.augment is not None:
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed also prepares every kind of device, which takes longer than the augmentation.
-                stream = seed_of(self.seed, f"augmentation/{epoch}/{self.samples.data.ids[index]}")
-                torch.default_generator.manual_seed(stream)
+                torch.default_generator.manual_seed(_augmentation_seed(self.seed, epoch, self.samples.data.ids[index]))
                 sample = self.augment(sample)
         return sample, position
+
+
+def _augmentation_seed(seed: int, epoch: int, sample: str) -> int:
+    return seed_of(seed, f"augmentation/{epoch}/{sample}")
 
 
 def _collate(valid: Valid | None, items: Sequence[tuple[Sample, int]]) -> Part:

@@ -7,7 +7,8 @@ Spec: datasets 2.6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import torch
@@ -187,9 +188,32 @@ def augmented_size(configs: Sequence[StepConfig], size: Size) -> Size:
     return size
 
 
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Transforms of whole samples, applied in order."""
+
+    transforms: Sequence[v2.Transform]
+
+    def __call__(self, sample: Sample) -> Sample:
+        """The sample with its labels, changed by random numbers of torch's current stream."""
+        for transform in self.transforms:
+            sample = cast("Sample", transform(sample))
+        return sample
+
+    @property
+    def flip(self) -> float | None:
+        """Probability of a flip where nothing else is done, None otherwise: one draw of `torch.rand(1)` a sample, below
+        it. So whole batches can be flipped, with the same images.
+        """
+        match self.transforms:
+            case [HorizontalFlip() as flip]:
+                return float(flip.p)
+        return None
+
+
 def augmentation(
     configs: Sequence[StepConfig], size: Size, flags: ProtocolFlags, mirrored: bool = True
-) -> Callable[[Sample], Sample]:
+) -> Augmentation:
     """A transform of whole samples of (height, width) `size` that applies the steps in order.
 
     mirrored: False leaves out flips. Random numbers come from torch's current stream, which the caller sets. Class
@@ -201,18 +225,10 @@ def augmentation(
             continue
         transforms.append(step.transform(size, flags))
         size = step.out_size(size)
-
-    def apply(sample: Sample) -> Sample:
-        for transform in transforms:
-            sample = cast("Sample", transform(sample))
-        return sample
-
-    return apply
+    return Augmentation(transforms)
 
 
-def augmentation_of(
-    configs: Sequence[StepConfig], spec: DatasetSpec, input_name: str
-) -> Callable[[Sample], Sample] | None:
+def augmentation_of(configs: Sequence[StepConfig], spec: DatasetSpec, input_name: str) -> Augmentation | None:
     """The transform of the samples of one input of a data set; None if there are no steps."""
     if not configs:
         return None

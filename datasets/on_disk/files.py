@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import io
+import lzma
 import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,7 @@ from datasets.errors import UsageError
 
 Array = npt.NDArray[Any]
 _BLOCK = 512  # bytes, of a tar file
+LARGEST_MEMBER = 2**26  # bytes of a file in a tar archive
 
 
 class FileError(UsageError):
@@ -97,6 +99,32 @@ def reduced(image: Array, size: int) -> Array:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files in a .tar.xz, in its order. Raises FileError for a member that leads out of it, is
+    neither file nor folder or too large, and for a damaged archive.
+    """
+    try:
+        with tarfile.open(path, "r|xz") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name.replace("\\", "/"))
+                if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
+                    raise FileError(f"{path}: member {member.name!r} leaves the archive; get it again.")
+                if member.isdir():
+                    continue
+                if not member.isreg():
+                    raise FileError(f"{path}: member {member.name!r} is a link or a device, not a file; get it again.")
+                if member.size > LARGEST_MEMBER:
+                    raise FileError(
+                        f"{path}: member {member.name!r} has {member.size:,} bytes, more than {LARGEST_MEMBER:,}."
+                    )
+                content = archive.extractfile(member)
+                assert content is not None
+                yield str(name), content.read()
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path}: cannot be read as a tar.xz archive ({reason}).") from error
 
 
 class Archive:

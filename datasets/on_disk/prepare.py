@@ -39,7 +39,7 @@ def prepare(
     contents: dict[tuple[str, str], str] = {}
     for split in spec.splits:
         for part, source in loader.sources(folder, split, spec, chosen).items():  # type: ignore[arg-type]
-            if source.in_memory:
+            if source.in_memory and source.listing is None:
                 raise UsageError(f"Data set {name!r} is small and kept in memory; there is nothing to prepare.")
             require_whole(source, spec, split, part, chosen, folder)
             parts[split, part] = source

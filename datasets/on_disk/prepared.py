@@ -141,6 +141,8 @@ def prepare(
     total, ready = sum(len(source.ids) for source in parts.values()), sum(done.values())
     report_progress(ready, total)
     manifest: dict[str, Any] = {"format": FORMAT, "parts": {}}
+    if listings := [source.listing for source in parts.values() if source.listing is not None]:
+        manifest["listing"] = listings[0]  # of the whole set, whichever part
     with ThreadPoolExecutor(workers) as pool:
         for (split, name), source in parts.items():
             part = f"{split}/{name}"

@@ -89,7 +89,10 @@ class Source:
     content: files that the content hash covers whole (lists, small archives); of the others it covers names, sizes and
     `fingerprint`s. digest: a hash that the loader has computed already, for files that many inputs share.
     one_size: whether pictures of a field are equally large; if not, those of labels are as large as their image.
-    notes: what lies in the folder and is ignored, for `verify`.
+    identity: a hash of the decoded samples, which the content hash takes in place of files: layouts that hold the same
+    samples have the same one. listing: what listing found by opening every file, in JSON values; a prepared copy keeps
+    it. counted: whether the spec's number of samples is exact. notes: what was left out or is odd and not a fault, a
+    line each.
     """
 
     ids: Sequence[str]
@@ -101,9 +104,12 @@ class Source:
     meta: Mapping[str, object] = dataclasses.field(default_factory=dict)
     content: Sequence[Path] = ()
     digest: str = ""
+    identity: str = ""
+    listing: Mapping[str, object] | None = None
+    counted: bool = True
+    notes: Sequence[str] = ()
     strata: Sequence[str] | None = None
     one_size: bool = True
-    notes: Sequence[str] = ()
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -132,6 +138,7 @@ class FileInput(InputData):
     def __init__(self, source: Source, spec: DatasetSpec, split: Split, name: str, folder: Path) -> None:
         self.source, self.spec, self.split, self.name, self.folder = source, spec, split, name, folder
         self.ids, self.units, self.strata = source.ids, source.units, source.strata
+        self.notes = source.notes
         self._cached: CachedSamples | None = None
 
     @property
@@ -197,11 +204,15 @@ class FileInput(InputData):
         return np.stack([self.source.image.read(index) for index in range(len(self))])
 
     def content_hash(self) -> str:
-        """sha256 over ids, `digest`, names, sizes and fingerprints of files, and all bytes of those in `content`."""
+        """sha256 over ids and `identity`; without one over ids, `digest`, names, sizes and fingerprints of files, and
+        all bytes of those in `content`.
+        """
         return self._hash
 
     @functools.cached_property
     def _hash(self) -> str:
+        if self.source.identity:
+            return hashlib.sha256("\n".join([self.source.identity, *self.ids]).encode()).hexdigest()
         fields = self.source.fields.values()
         files = sorted({field.where(index) for field in fields for index in range(len(self))})
         listed = files_hash(files, sorted(self.source.content), self.folder)

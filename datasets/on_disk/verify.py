@@ -120,9 +120,7 @@ def verify(
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for part in inputs:
         counts[part.split][part.name] = len(part.data.ids)
-    notes = dict.fromkeys(
-        note for part in inputs if isinstance(part.data, FileInput) for note in part.data.source.notes
-    )
+    notes = dict.fromkeys(note for part in inputs for note in part.data.notes)
     recalled = _recalled(spec, counts) if profile == "real" else ()
     warnings = [
         *notes,
@@ -130,7 +128,8 @@ def verify(
         *_across_splits(images),
         *_warnings(spec, fields, whole=level == "full" and profile == "real"),
     ]
-    return Report(spec, level, counts, len(chosen), faults, warnings, fields)
+    # A fault of the whole set is listed with each of its splits.
+    return Report(spec, level, counts, len(chosen), list(dict.fromkeys(faults)), warnings, fields)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,8 +39,8 @@ FLOORS = {
         "contracts",
         "roles registry array_input",
         "on_disk mnist_digits",
-        "cifar100_20 celeba cityscapes class_sets decathlon domainnet elpv mnist_two_domains multi_mnist nyuv2 omniglot "
-        "oxford_pets pascal_context taskonomy",
+        "cifar100_20 celeba cityscapes class_sets decathlon domainnet elpv fashion_products mnist_two_domains "
+        "multi_mnist nyuv2 omniglot oxford_pets pascal_context taskonomy",
         "digit_domains",
     ),
     "methods": (

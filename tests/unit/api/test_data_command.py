@@ -284,6 +284,23 @@ def test_prepare_says_where_the_copy_is(mtan: Path) -> None:
 # show
 
 
+def test_an_option_of_the_data_set_has_a_copy_of_its_own(tmp_path: Path) -> None:
+    root = write_twin(tmp_path, "fashion_products", "subset")
+    asked = ("prepare", "fashion_products", "--data-root", root, "--twin", "--set")
+    assert command(*asked, "size=20x15").exit_code == 0
+    for value in ("size=20x15", "size=16x12"):
+        command(*asked, value)
+    assert len(list((root / FOLDER).iterdir())) == 2
+    for value, message in (
+        ("size", "--set 'size': expected an option of the data set and its value"),
+        ("size=9", "Option 'size' of fashion_products is 9"),
+        ("sise=9", "Unknown option of fashion_products 'sise'. Nearest: 'size'"),
+    ):
+        result = command(*asked, value)
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("name", "layout", "rows"), [("nyuv2", "adashare", 5), ("nyuv2", "mtan_npy", 5), ("omniglot", "small_zips", 8)]
 )

@@ -740,3 +740,14 @@ def test_many_records_are_aggregated_before_anything_is_drawn():
     assert len(table.rows) == 50
     assert all(row.n == 20 for row in table.rows)
     assert len(render_markdown([table])) < 100_000
+
+
+def test_the_head_says_which_share_of_the_samples_is_labelled():
+    record = make_record(values=scores(40.0))
+    assert "labelled" not in only([record]).head
+    half = {name: {**entry, "n_units": 88} for name, entry in record.metrics["depth"].items()}
+    partly = dataclasses.replace(record, metrics={**record.metrics, "depth": half})
+    table = only([partly])
+    assert table.head["labelled"] == "depth 88 %"
+    for render in RENDERERS:
+        assert "depth 88" in render([table])

@@ -192,6 +192,29 @@ def test_gray_images_stay_gray_where_the_backbone_takes_one_channel(augment: tup
         assert torch.allclose(images, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_batches_that_are_only_flipped_equal_samples_flipped_one_by_one(in_chans: int) -> None:
+    """Across the end of an epoch; the short cut is taken, and labels with pixels do not take it."""
+    order = SampleOrder(10, 4, seed=0, stream="s")
+    both = [
+        list(input_loader(data, in_chans, ("horizontal_flip",), seed=3).training(order, 0, 6))
+        for data in (ToyInput(10, seed=0), ToyInput(10, seed=0, cached=False))
+    ]
+    for (images, targets, *_), (expected, labels, *_) in zip(*both, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(targets["a"], labels["a"])
+    plain = list(input_loader(ToyInput(10, seed=0), in_chans).training(order, 0, 6))
+    flipped = [
+        not torch.equal(image, whole)
+        for (images, *_), (wholes, *_) in zip(both[0], plain, strict=True)
+        for image, whole in zip(images, wholes, strict=True)
+    ]
+    assert 0 < sum(flipped) < len(flipped)
+    assert input_loader(ToyInput(10, seed=0), augment=("horizontal_flip",))._flip_of_batches() == 0.5
+    assert input_loader(ToyInput(10, seed=0), augment=("horizontal_flip", "shift"))._flip_of_batches() is None
+    assert augmentation(["horizontal_flip"], (8, 8), STANDARD, mirrored=False).flip is None
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_colour_images_do_not_enter_one_channel(cached: bool) -> None:
     data = ToyInput(10, seed=0, cached=cached)
