@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,13 +62,22 @@ def _optimizer(
             return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
 
 
-def _lay_out_as_weights(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every gradient the strides of its parameter. Fused optimizers on the CPU read memory in order and never
-    compare strides; gradients that a loss balancer sets, unlike those of `backward`, may have others.
+def _suit_fused(optimizer: torch.optim.Optimizer) -> None:
+    """Bring gradients and momenta into the form that fused optimizers assume without a check.
+
+    They read memory in order and never compare strides: every gradient gets the strides of its parameter, since those
+    that a loss balancer sets, unlike those of `backward`, may have others. Fused SGD fails where some parameters have a
+    momentum and some, whose task had no label so far, have none: zeros give the same first update.
     """
-    for parameter in parameters:
-        if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
-            parameter.grad = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(parameter.grad)
+    for group in optimizer.param_groups:
+        momentum = isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            if momentum and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class StageOptimizers:
@@ -135,7 +144,7 @@ class StageOptimizers:
         if self.recipe.clip_norm is not None and self.recipe_parameters:
             nn.utils.clip_grad_norm_(self.recipe_parameters, self.recipe.clip_norm)
         for optimizer in self._optimizers:
-            _lay_out_as_weights(p for group in optimizer.param_groups for p in group["params"])
+            _suit_fused(optimizer)
             if not scaler.is_enabled():
                 optimizer.step()
             elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):

@@ -79,7 +79,7 @@ def test_images_are_normalised_once() -> None:
     batch = next(loader.ordered(("a",), batch_size=4))
     raw = ToyInput(60, seed=0).images[:4].float().div(255).expand(-1, 3, -1, -1)
     assert torch.allclose(batch.images["image"], (raw - 0.4) / 0.3, atol=1e-6)
-    assert batch.images["image"].is_contiguous()
+    assert batch.images["image"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_augmentation_depends_on_sample_and_epoch_not_on_the_batch() -> None:

@@ -141,3 +141,19 @@ def test_a_gradient_of_another_memory_layout_updates_the_right_weights(name: str
         found[layout] = weight.detach()
     assert torch.equal(found[torch.contiguous_format], found[torch.channels_last])
     assert torch.equal(found[torch.channels_last].sign(), -gradient.sign())
+
+
+def test_a_momentum_may_begin_later_than_others() -> None:
+    """A head whose task has no label in the first batch has no gradient; fused SGD would fail at the second."""
+    early, late = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    recipe = RecipeSettings(
+        optimizer=OptimizerSettings(name="sgd", lr=0.1, momentum=0.5, weight_decay=0.0), clip_norm=None
+    )
+    built = StageOptimizers([ParameterGroup("heads", [early, late])], recipe)
+    for step in range(3):
+        built.zero_grad()
+        early.grad = torch.ones(3)
+        late.grad = torch.ones(3) if step else None
+        built.step(torch.amp.GradScaler("cpu", enabled=False))
+    torch.testing.assert_close(early.detach(), torch.full((3,), -0.1 * (1 + 1.5 + 1.75)))
+    torch.testing.assert_close(late.detach(), torch.full((3,), -0.1 * (1 + 1.5)))
