@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from benchmark.tables.audit import Finding
 from benchmark.tables.columns import Column, Form, Part
 from benchmark.tables.labels import DASH
+from benchmark.tables.rows import Row
 from benchmark.tables.statistics import LEVEL, MIN_SEEDS, POWER, ColumnStatistics, Comparison, Summary
-from benchmark.tables.table import Row, Table
+from benchmark.tables.table import Table
 
 RED, AMBER = "✗", "~"
 _UNITS = {"percent": "%", "degree": "°"}

@@ -21,42 +21,14 @@ from benchmark.records.record import INVALID, Record
 from benchmark.tables.audit import Audit, audit_rows
 from benchmark.tables.columns import Column, Measured, SpeedOf, delta_column, measure, ordered_columns
 from benchmark.tables.labels import DASH, row_labels, table_head
+from benchmark.tables.rows import Row, make_row
 from benchmark.tables.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
 from datasets.errors import UsageError, unknown
 
 NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
-NOT_RUN = "not run"  # a seed that other rows of the table have
 SPARSE_BELOW = 0.99  # share of parameters that are not zero; biases that happen to be 0 stay above
 TEST_SELECTED = "selected on the report role: re-enacts a published protocol, not ranked"
 RED_ALLOWED = "red differences allowed: nothing in this table is ranked or tested"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
-
-    key: of the row within its table. cells: one for each column of the table, over the seeds that are done. failures: a
-    line for each seed that is not done.
-    """
-
-    key: bytes
-    label: str
-    method: str
-    params: Mapping[str, object]
-    is_reference: bool
-    statuses: Mapping[int, str]
-    cells: tuple[Summary, ...]
-    failures: tuple[str, ...]
-
-    @property
-    def n(self) -> int:
-        """Number of seeds that are done."""
-        return sum(status == "done" for status in self.statuses.values())
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every seed of the table is done; other rows are not ranked."""
-        return self.n == len(self.statuses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +107,7 @@ def _table(
         for group in groups
     ]
     columns = ordered_columns([column for row in measured for one in row for column in one.values], tasks, variant)
-    rows = [_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
+    rows = [make_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
     audit = audit_rows(labels, groups)
     unranked = audit.red if not (allow_red and audit.red) else range(len(rows))
     ranked = frozenset(n for n, row in enumerate(rows) if row.is_complete and n not in unranked)
@@ -203,46 +175,6 @@ def single_task_records(records: Sequence[Record]) -> tuple[dict[int, Record], l
             ambiguous.append(str(seed))
     notes = [f"Delta_m {DASH} at seed {', '.join(ambiguous)}: several single-task rows"] if ambiguous else []
     return chosen, notes
-
-
-def _row(
-    label: str,
-    records: Sequence[Record],
-    measured: Sequence[Measured],
-    columns: Sequence[Column],
-    seeds: Sequence[int],
-) -> Row:
-    cells = []
-    for column in columns:
-        known = [(one.seed, value) for one in measured if (value := one.values.get(column)) is not None]
-        cells.append(Summary(tuple(seed for seed, _ in known), tuple(value for _, value in known)))
-    found = {record.seed: record.status for record in records}
-    statuses = {seed: found.get(seed, NOT_RUN) for seed in seeds}
-    failures = [_failure(record) for record in records if record.status != "done"]
-    if missing := [str(seed) for seed, status in statuses.items() if status == NOT_RUN]:
-        failures.append(f"seed {', '.join(missing)}: {NOT_RUN}")
-    first = records[0]
-    return Row(
-        key=first.row_key,
-        label=label,
-        method=first.method,
-        params=first.params,
-        is_reference=any(record.is_reference for record in records),
-        statuses=statuses,
-        cells=tuple(cells),
-        failures=tuple(failures),
-    )
-
-
-def _failure(record: Record) -> str:
-    """One line: seed, status, reason and where."""
-    line, error = f"seed {record.seed}: {record.status}", record.error
-    if error is None:
-        return line
-    places = (("stage", error["stage"]), ("step", error["step"]), ("task", error["task"]))
-    where = ", ".join(f"{name} {place}" for name, place in places if place is not None)
-    reason = " ".join(error["message"].split()) or error["kind"]
-    return f"{line}: {reason}" + (f" ({where})" if where else "")
 
 
 def _tested_against(labels: Sequence[str], groups: Sequence[Sequence[Record]], wanted: str | None) -> int | None:

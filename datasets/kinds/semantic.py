@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datasets.kinds.base import Kind, check_integer, dense_prediction
+from datasets.kinds.constants import ClassCounts, Constants
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
@@ -52,6 +53,10 @@ class SemanticKind(Kind):
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """miou, pixel_acc."""
         return SemanticEvaluator(self, task, flags)
+
+    def constants(self, task: TaskSpec) -> Constants:
+        """The majority class everywhere."""
+        return ClassCounts(task.channels, self.counted(task))
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """Mask."""

@@ -31,7 +31,8 @@ from benchmark.show.wording import (
     seeds_text,
 )
 from benchmark.tables.columns import Part
-from benchmark.tables.table import Row, Table
+from benchmark.tables.rows import Row
+from benchmark.tables.table import Table
 from benchmark.version import __version__
 
 MAX_TABLES_WITH_CHARTS = 40  # more tables than these have their numbers, without charts
