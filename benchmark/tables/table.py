@@ -13,13 +13,14 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from benchmark.records.delta import Variant, primary_metric
 from benchmark.records.keys import EQUAL_BALANCING
 from benchmark.records.record import INVALID, Record
 from benchmark.tables.audit import Audit, audit_rows
 from benchmark.tables.columns import Column, Measured, SpeedOf, delta_column, measure, ordered_columns
+from benchmark.tables.evidence import Contents, Evidence, Floors, judge
 from benchmark.tables.labels import DASH, row_labels, table_head
 from benchmark.tables.rows import Row, make_row
 from benchmark.tables.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
@@ -35,9 +36,9 @@ RED_ALLOWED = "red differences allowed: nothing in this table is ranked or teste
 class Table:
     """The contents of one table. head: {field: text}, printed above it and in every line of the CSV form.
 
-    ranked: positions of the rows that are complete and not red. reference: position of the row that the others are
-    tested against. statistics: {column: its tests}, for ranked columns in which at least two ranked rows have values at
-    three seeds. headline: the columns whose tests are written out.
+    ranked: positions of the rows that are complete and not red; none where a task was not learnt. reference: position
+    of the row that the others are tested against. statistics: {column: its tests}, for ranked columns in which at least
+    two ranked rows have values at three seeds. headline: the columns whose tests are written out.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Table:
     banners: tuple[str, ...]
     notes: tuple[str, ...]
     audit: Audit
+    evidence: Evidence
     ranked: frozenset[int]
     reference: int | None
     statistics: Mapping[int, ColumnStatistics]
@@ -67,19 +69,25 @@ def aggregate(
     reference: str | None = None,
     allow_red: bool = False,
     speed_of: SpeedOf | None = None,
+    floors_of: Callable[[Record], Floors | None] | None = None,
+    leaderboards: Collection[str] = (),
 ) -> list[Table]:
     """One table per table key, ordered by their heads; invalid records are left out.
 
     reference: label or method of the row that the others are tested against; None takes the method that declares itself
     one. speed_of: the measurement of a record's network, None if it was not measured. allow_red: a table with red rows
-    is not ranked at all, and a banner says so. Raises UsageError for a reference that no table has, and for two records
-    of one cell, which would pass for two seeds.
+    is not ranked at all, and a banner says so. floors_of: the scores of constant predictions on a record's data.
+    leaderboards: keys of the tables that call themselves one. Raises UsageError for a reference that no table has, and
+    for two records of one cell, which would pass for two seeds.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
             groups[record.table_key].append(record)
-    tables = [_table(key, group, variant, reference, allow_red, speed_of) for key, group in groups.items()]
+    tables = [
+        _table(key, group, variant, reference, allow_red, speed_of, floors_of, key in leaderboards)
+        for key, group in groups.items()
+    ]
     if reference is not None and all(table.reference is None for table in tables):
         raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
     return sorted(tables, key=lambda table: (*table.head.values(), table.key))
@@ -97,6 +105,8 @@ def _table(
     wanted: str | None,
     allow_red: bool,
     speed_of: SpeedOf | None,
+    floors_of: Callable[[Record], Floors | None] | None,
+    is_leaderboard: bool,
 ) -> Table:
     tasks = records[0].tasks
     seeds = sorted({record.seed for record in records})
@@ -113,6 +123,12 @@ def _table(
     ranked = frozenset(n for n, row in enumerate(rows) if row.is_complete and n not in unranked)
     reference = _tested_against(labels, groups, wanted)
     statistics = dict(_statistics(rows, columns, ranked, reference))
+    delta = columns.index(delta_column(variant))
+    floors = next((found for record in records if floors_of is not None and (found := floors_of(record))), None)
+    contents = Contents(tasks, columns, rows, groups, audit, ranked, statistics, delta, floors)
+    evidence = judge(contents, is_leaderboard)
+    if evidence.not_learnt:
+        ranked, statistics = frozenset(), {}
     notes += _delta_notes(labels, measured) if baselines else [NO_REFERENCE]
     notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
     notes += [
@@ -120,6 +136,7 @@ def _table(
         *_flag_notes(labels, groups),
         *_sparse_notes(labels, groups),
         *_speed_notes(records, speed_of),
+        *evidence.notes,
     ]
     banners = [TEST_SELECTED] if records[0].selects_on_test else []
     banners += [RED_ALLOWED] if allow_red and audit.red else []
@@ -129,9 +146,10 @@ def _table(
         variant=variant,
         columns=columns,
         rows=tuple(rows),
-        banners=(*banners, *_seed_banners(rows), *audit.banners),
+        banners=(*evidence.banners, *banners, *_seed_banners(rows), *audit.banners),
         notes=tuple(notes),
         audit=audit,
+        evidence=evidence,
         ranked=ranked,
         reference=reference,
         statistics=statistics,
