@@ -149,8 +149,8 @@ def _loss_changes(record: Record, tasks: Sequence[str]) -> dict[Column, float | 
         losses = record.audit.get("last_fifths", {}).get(task, ())
         if len(losses) == 2:
             before, after = losses
-            known = before is not None and after is not None and before != 0
-            changes[loss_change_column(task)] = 100 * (after - before) / abs(before) if known else None
+            change = None if not before or after is None else 100 * (after - before) / abs(before)
+            changes[loss_change_column(task)] = change
     return changes
 
 

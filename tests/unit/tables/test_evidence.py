@@ -115,7 +115,7 @@ def test_the_last_line_of_the_accuracy_table_is_a_constant() -> None:
     tables = [judged(plain())]
     lines = render_markdown(tables).splitlines()
     last = lines.index("| constant prediction |  | 10.00 | 1.0000 | \N{EN DASH} |")
-    assert (lines[last - 1].startswith("| together"), lines[last + 1]) == (True, "")
+    assert ("together (longer=2.0)" in lines[last - 1], lines[last + 1]) == (True, "")
     words = [line.split() for line in render_terminal(tables).splitlines()]
     assert ["constant", "prediction", "10.00", "1.0000", "\N{EN DASH}"] in words
     assert r"constant prediction &  & 10.00 & 1.0000 & -- \\" in render_latex(tables)
