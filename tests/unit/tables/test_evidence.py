@@ -95,7 +95,8 @@ def test_a_task_of_which_no_row_knows_more_than_a_constant_was_not_learnt() -> N
 
 def test_a_red_row_is_no_measure_of_what_can_be_learnt() -> None:
     records = [*plain(), *row("cheat", 91.0, 0.01, audit={"extra_data": "all of it"})]
-    assert not judged(records, leaderboard=False).evidence.not_learnt
+    floors = {**FLOORS, "depth": (Floor("abs_err", 0.9, "metre", False, "the median"),)}
+    assert judged(records, floors, leaderboard=False).evidence.learnt["depth"] == pytest.approx(1.0)
 
 
 def test_without_floors_or_single_task_nothing_is_said() -> None:
