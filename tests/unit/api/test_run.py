@@ -74,7 +74,7 @@ def test_a_suite_that_calls_itself_a_leaderboard_is_told_first_what_it_lacks(sui
     result = command(suite, "--no-speed", "--out", tmp_path / "out")
     text = " ".join(result.stdout.split())
     assert "! not a leaderboard: 1 of at least 5 seeds; equal tuning: no row was tuned; " in text
-    assert "a check of convergence by the reference row (twice the steps)" in text
+    assert "a check of convergence by the reference row (training losses and twice the steps)" in text
     assert text.index("! not a leaderboard") < text.index("! one seed")
     assert "constant prediction" in text
 
