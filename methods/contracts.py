@@ -346,6 +346,10 @@ class Method(abc.ABC, Generic[P]):
     needs_all_labels: every image must be labelled for every task; the method refuses multi-domain sets.
     is_single_task_reference: its rows are the baseline of Delta_m.
     is_comparison_reference: with its defaults it is the row that every other row is tested against.
+    twice_as_long: parameters under which such a reference trains twice the budget, which shows whether the budget
+    suffices.
+    search_space: name of the space in which it looks for an architecture, empty if it does not. Rows with a random
+    architecture of the same space are the control.
 
     The audit compares rows by the following attributes; a method whose parameters change them sets them in __init__.
     is_random_architecture: the architecture is drawn at random, the control of a search.
@@ -363,6 +367,8 @@ class Method(abc.ABC, Generic[P]):
     needs_all_labels: ClassVar[bool] = False
     is_single_task_reference: ClassVar[bool] = False
     is_comparison_reference: ClassVar[bool] = False
+    twice_as_long: ClassVar[Mapping[str, object]] = {}
+    search_space: ClassVar[str] = ""
     is_random_architecture: bool = False
     draws: int = 1
     recipe: str = "suite"

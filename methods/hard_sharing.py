@@ -6,6 +6,7 @@ comparison with rows of a larger total budget (measurement 4d).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -46,6 +47,7 @@ class HardSharing(Method[HardSharingParams]):
         ),
     )
     is_comparison_reference: ClassVar[bool] = True
+    twice_as_long: ClassVar[Mapping[str, object]] = {"steps_factor": 2.0}
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Train all tasks jointly."""

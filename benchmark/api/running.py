@@ -178,6 +178,7 @@ def execute(
     from benchmark.plan.cells import missing_reference, notes_of, plan
     from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
+    from benchmark.records.evidence import write_leaderboard
     from benchmark.workers.executors import LocalExecutor
     from benchmark.workers.progress import RunView
 
@@ -186,6 +187,8 @@ def execute(
     keys = [cell.key for cell in cells]
     store = Store(settings.out)
     store.require_writable()
+    if suite.leaderboard:
+        write_leaderboard(settings.out, suite.name, {cell.table_key for cell in cells})
     pending = _pending(cells, store, Present(splits), settings.refresh_stale, console)
     del splits  # workers load what they train on; this process needs it no more
     n_jobs = _jobs(jobs, settings.device)

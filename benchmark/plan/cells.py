@@ -19,7 +19,7 @@ from benchmark.plan.program import Program, program_of
 from benchmark.plan.role_data import Splits, require_batches
 from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
 from benchmark.records.documents import CellDocument
-from benchmark.records.keys import canonical_json, cell_key, flat_params, table_key
+from benchmark.records.keys import canonical_json, cell_key, flat_params, row_key, table_key
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, first_fault, unknown
 from datasets.images.augmentation import augmentation, augmented_size, canonical_steps
@@ -245,6 +245,32 @@ def missing_reference(cells: Sequence[PlannedCell]) -> bool:
 
     with_reference = {group(cell) for cell in cells if cell.is_reference}
     return any(group(cell) not in with_reference for cell in cells)
+
+
+def missing_evidence(cells: Sequence[PlannedCell]) -> list[str]:
+    """The rows that a suite lacks to show whether its budget suffices, a line for each reference method.
+
+    A table with its comparison reference needs the same at twice the steps (evidence 2), at one of its seeds at least.
+    """
+    rows: dict[str, set[bytes]] = {}
+    for cell in cells:
+        rows.setdefault(cell.table_key, set()).add(row_key(cell.document))
+    lines = {}
+    for cell in cells:
+        name, given = cell.settings.method.name, cell.settings.method.params
+        longer = get_method(name).twice_as_long
+        if not longer or given:
+            continue
+        method = get_method(name)
+        params = method_params(method, name, dict(longer)).model_dump(mode="json")
+        wanted = row_key({**cell.document, "method": {"name": name, "params": params}})
+        if wanted not in rows[cell.table_key]:
+            text = ", ".join(f"{key}: {value}" for key, value in longer.items())
+            lines[name] = (
+                f"To see whether {cell.settings.budget.steps} steps suffice, the suite needs a row with twice as many: "
+                f"add {{name: {name}, params: {{{text}}}}}."
+            )
+    return list(lines.values())
 
 
 def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:

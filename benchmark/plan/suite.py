@@ -291,6 +291,10 @@ class Suite(Settings):
         description="of every method whose entry names none, in place of `recipe.balancing`; a list makes a row of "
         "each. Cells with one task are not balanced and appear once",
     )
+    leaderboard: bool = Field(
+        default=False,
+        description="its tables call themselves a leaderboard: what they lack of its evidence is printed first",
+    )
     plugins: tuple[str, ...] = Field(
         default=(), description="Python files that register methods and data sets, relative to the suite's file"
     )

@@ -175,7 +175,9 @@ class Audit(TypedDict, total=False):
     whether a default was chosen by trials on this data set. tier: how well the reader of the data is verified.
     channels, units: {task: value}. weights_tag: timm's tag of the pretrained weights, empty for others. weights_entry:
     which of a checkpoint's state dicts was loaded. batch_norm: norm rule of the final network. input_size: height,
-    width. facts, flags, chosen: what the method reports about its result.
+    width. facts, flags, chosen: what the method reports about its result. search_space: where it looks for an
+    architecture, see `methods.contracts.Method`. last_fifths: {task: mean training loss of the fourth and of the last
+    fifth of the final training}.
     """
 
     reference: Reference | None
@@ -200,6 +202,8 @@ class Audit(TypedDict, total=False):
     facts: dict[str, Fact]
     flags: list[str]
     chosen: list[str]
+    search_space: str
+    last_fifths: dict[str, list[Number]]
 
 
 @_open

@@ -17,6 +17,7 @@ from benchmark.show.wording import (
     cell_text,
     column_title,
     finding_text,
+    floor_texts,
     head_line,
     legend,
     lines_beneath,
@@ -24,11 +25,12 @@ from benchmark.show.wording import (
     seeds_text,
 )
 from benchmark.tables.columns import Column, Part
+from benchmark.tables.evidence import CONSTANT, NOT_A_LEADERBOARD
 from benchmark.tables.labels import DASH
 from benchmark.tables.table import Table
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
-PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "found", "speed")
+PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "convergence", "found", "speed")
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -67,7 +69,8 @@ def render_terminal(
     for table in tables:
         console.print(Text(plain(head_line(table)), style="bold"))
         for banner in table.banners:
-            console.print(Text(plain(f"! {banner}"), style="bold"))
+            style = "bold red" if banner.startswith(NOT_A_LEADERBOARD) else "bold"
+            console.print(Text(plain(f"! {banner}"), style=style))
         for part in _parts(table):
             for positions in _fitting(table, _columns_of(table, part), width):
                 console.print()
@@ -99,6 +102,9 @@ def _rich_table(table: Table, positions: Sequence[int]) -> object:
             for position in positions
         ]
         drawn.add_row(Text(plain(row_title(table, number))), Text(seeds_text(row)), *cells)
+    floors = floor_texts(table, positions)
+    if floors is not None:
+        drawn.add_row(Text(CONSTANT), Text(""), *map(Text, floors))
     return drawn
 
 
@@ -122,6 +128,7 @@ def _fitting(table: Table, positions: Sequence[int], width: int) -> Iterator[lis
     for position in positions:
         column = table.columns[position]
         texts = [cell_text(row.cells[position], column, row.n) for row in table.rows]
+        texts += floor_texts(table, [position]) or []
         needed = max(map(len, [*_stacked_title(column), *texts])) + gap
         if group and used + needed > width:
             yield group
@@ -161,6 +168,9 @@ def _markdown_part(table: Table, positions: Sequence[int]) -> list[str]:
             text = markdown_text(cell_text(row.cells[position], table.columns[position], row.n))
             cells.append(f"**{text}**" if (number, position) in table.best else text)
         lines.append(_markdown_row([markdown_text(row_title(table, number)), seeds_text(row), *cells]))
+    floors = floor_texts(table, positions)
+    if floors is not None:
+        lines.append(_markdown_row([CONSTANT, "", *map(markdown_text, floors)]))
     return lines
 
 
@@ -188,6 +198,7 @@ def render_csv(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
         head = [table.key, *(table.head.get(field, "") for field in fields)]
         for number in range(len(table.rows)):
             writer.writerows([*head, *line] for line in _csv_lines(table, number))
+        writer.writerows([*head, *line] for line in _csv_floors(table))
     for line in invalid:
         empty = dict.fromkeys([*_CSV_QUANTITY, *_CSV_ROW, *_CSV_TESTS], "")
         writer.writerow(["", *([""] * len(fields)), *(empty | {"quantity": "record", "reason": line}).values()])
@@ -213,6 +224,15 @@ def _csv_lines(table: Table, number: int) -> Iterator[list[object]]:
         numbers = [summary.n, _exact(summary.mean), _exact(summary.sd), values]
         tests = _csv_tests(table, number, position)
         yield [*name, column.group, column.name, column.unit, direction, *numbers, *beneath, *tests]
+
+
+def _csv_floors(table: Table) -> Iterator[list[object]]:
+    """The scores of the constant prediction, one line a metric, as a row without method, params and seeds."""
+    empty = [""] * (len(_CSV_ROW) + len(_CSV_TESTS))
+    for position, value in table.evidence.floors.items():
+        column = table.columns[position]
+        quantity = [column.group, column.name, column.unit, "higher" if column.higher_is_better else "lower"]
+        yield ["", CONSTANT, "", *quantity, "", _exact(value), "", "", *empty]
 
 
 def _csv_tests(table: Table, number: int, position: int) -> list[object]:
@@ -257,6 +277,9 @@ def _latex_part(table: Table, part: Part) -> list[str]:
             text = _latex(cell_text(row.cells[position], table.columns[position], row.n))
             cells.append(rf"\textbf{{{text}}}" if (number, position) in table.best else text)
         lines.append(_latex_row([_latex(row_title(table, number)), _latex(seeds_text(row)), *cells]))
+    floors = floor_texts(table, positions)
+    if floors is not None:
+        lines += [r"\midrule", _latex_row([CONSTANT, "", *map(_latex, floors)])]
     lines += [r"\bottomrule", r"\end{tabular}", "", rf"\footnotesize {_latex(legend(table, part))}"]
     beneath = lines_beneath(table) if part == "accuracy" else []
     return [*lines, *(rf"\par {_latex(line)}" for line in beneath), r"\end{table}"]

@@ -6,13 +6,14 @@ that is the same at every seed is printed once. Null is an en dash.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from benchmark.tables.audit import Finding
 from benchmark.tables.columns import Column, Form, Part
 from benchmark.tables.labels import DASH
+from benchmark.tables.rows import Row
 from benchmark.tables.statistics import LEVEL, MIN_SEEDS, POWER, ColumnStatistics, Comparison, Summary
-from benchmark.tables.table import Row, Table
+from benchmark.tables.table import Table
 
 RED, AMBER = "✗", "~"
 _UNITS = {"percent": "%", "degree": "°"}
@@ -27,10 +28,13 @@ _LEGENDS = {
     "r: relative to the plain backbone without heads, r_stl: to the single-task row, in the same run",
     "cost": "search cost: everything before the final training; final cost: the final training; "
     "weight_steps: updates that the deployed weights have received",
+    "convergence": "mean training loss of the last fifth of the final training against the fifth before; negative: it "
+    "still falls",
     "found": "what each method reports about its result; list METHOD says what the numbers are",
 }
 _TWO_SEEDS = "two seeds: mean and both values; no test, no rank: tests begin at three seeds"
 _NO_TESTS = "no tests: fewer than two rows have every seed and no red difference"
+_NOT_LEARNT = "no tests, no ranks: too little was learnt of {}"
 _TEST_LEGEND = (  # how p, `detectable` and the bold group were made
     f"p: two-sided paired t (assumes normal differences), Holm over the m rows compared, * below {LEVEL}; "
     f"detectable: with power {POWER}; bold: the best of a column and all that do not differ significantly from it"
@@ -124,6 +128,19 @@ def row_title(table: Table, position: int) -> str:
     return f"{RED} {label}" if position in table.audit.red else label
 
 
+def floor_texts(table: Table, positions: Sequence[int]) -> list[str] | None:
+    """The last line of the accuracy table, a cell for each column: what a constant prediction scores. None where no
+    column has a floor.
+    """
+    floors = table.evidence.floors
+    if not any(position in floors for position in positions):
+        return None
+    return [
+        cell_text(Summary((0,), (floors[position],)), table.columns[position], 1) if position in floors else DASH
+        for position in positions
+    ]
+
+
 def lines_beneath(table: Table) -> list[str]:
     """What stands beneath the numbers: failures, tests and ranks, notes, audit."""
     failures = [f"{row.label}: {seeds_text(row)}: {'; '.join(row.failures)}" for row in table.rows if row.failures]
@@ -137,7 +154,7 @@ def _test_lines(table: Table) -> Iterator[str]:
     if most < MIN_SEEDS:
         yield _TWO_SEEDS
     elif not table.statistics:
-        yield _NO_TESTS
+        yield _NO_TESTS if not table.evidence.not_learnt else _NOT_LEARNT.format(", ".join(table.evidence.not_learnt))
     else:
         if table.reference is None:
             yield _NO_REFERENCE

@@ -54,13 +54,14 @@ class Finding:
 class Audit:
     """equal: fields that all rows hold equal, by name or group, some with their value; n_equal: number of fields.
 
-    banners: what is missing for the table as a whole.
+    banners: what is missing for the table as a whole. uncontrolled: the controls that its searches lack, in words.
     """
 
     equal: tuple[str, ...]
     n_equal: int
     findings: tuple[Finding, ...]
     banners: tuple[str, ...]
+    uncontrolled: tuple[str, ...] = ()
 
     @functools.cached_property
     def red(self) -> frozenset[int]:
@@ -120,7 +121,8 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
         Finding("unknown for all rows", rule, everywhere, ", ".join(names)) for rule, names in unknown.items() if names
     ]
     findings.sort(key=lambda finding: finding.rule != "red")
-    return Audit(tuple(_grouped(equal)), len(equal), tuple(findings), tuple(_missing_controls(rows)))
+    banners, uncontrolled = tuple(_missing_controls(rows)), tuple(_uncontrolled(rows))
+    return Audit(tuple(_grouped(equal)), len(equal), tuple(findings), banners, uncontrolled)
 
 
 def _grouped(equal: Mapping[str, str]) -> list[str]:
@@ -357,14 +359,31 @@ def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
     searching = [row for row in rows if _searches(row)]
     if not searching:
         return
-    missing = []
-    longest = max(_total_cost(row) for row in searching)
-    references = [_total_cost(row) for row in rows if row.is_comparison_reference]
-    if max(references, default=0.0) < (1 - _TOLERANCE) * longest:
-        times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
-        missing.append(f"the reference row at the largest total budget{times}")
+    missing = _missing_reference(rows)
     if not any(map(_is_random, rows)):
         missing.append("a random architecture")
     if missing:
         names = ", ".join(row.label for row in searching)
         yield f"no equal-cost control for the search of {names}: missing {' and '.join(missing)}"
+
+
+def _missing_reference(rows: Sequence[_Row]) -> list[str]:
+    """4d: the reference row at the largest total budget of a search, in words if it is missing."""
+    longest = max((_total_cost(row) for row in rows if _searches(row)), default=0.0)
+    references = [_total_cost(row) for row in rows if row.is_comparison_reference]
+    if max(references, default=0.0) >= (1 - _TOLERANCE) * longest:
+        return []
+    times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
+    return [f"the reference row at the largest total budget{times}"]
+
+
+def _uncontrolled(rows: Sequence[_Row]) -> Iterator[str]:
+    """What a leaderboard needs beside its searches: of every search a random architecture from the same space, of equal
+    size, and the reference row at the largest total budget.
+    """
+    spaces = {row: space for row in rows if (space := row.records[0].audit.get("search_space"))}
+    for row, space in spaces.items():
+        controls = [other for other in rows if _is_random(other) and spaces.get(other) == space]
+        if _searches(row) and not any(_size_deviation(other, row) <= _TOLERANCE for other in controls):
+            yield f"a random control of equal size for {row.label}"
+    yield from _missing_reference(rows)

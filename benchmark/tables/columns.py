@@ -14,7 +14,7 @@ from benchmark.records.record import Record
 if TYPE_CHECKING:
     from benchmark.records.measurements import NetworkSpeed
 
-Part = Literal["accuracy", "size and compute", "cost", "found", "speed"]
+Part = Literal["accuracy", "size and compute", "cost", "convergence", "found", "speed"]
 Form = Literal["value", "signed", "count", "ratio", "share", "steps", "seconds", "plain"]
 
 
@@ -81,6 +81,11 @@ def delta_column(variant: Variant) -> Column:
     return Column("", f"Delta_m ({variant})", "percent", True, "accuracy", "signed", ranked=True)
 
 
+def loss_change_column(task: str) -> Column:
+    """How much a task's training loss changed in the end: last fifth of the final training against the one before."""
+    return Column("", f"loss change, {task}", "percent", None, "convergence", "signed")
+
+
 def measure(
     record: Record,
     baselines: Mapping[int, Record],
@@ -105,6 +110,7 @@ def measure(
     values[delta_column(variant)] = relative.value
     values.update(zip(SIZE_COLUMNS, _sizes(record, tasks), strict=True))
     values.update(zip(COST_COLUMNS, _costs(record), strict=True))
+    values.update(_loss_changes(record, tasks))
     values.update(_facts(record))
     speed = speed_of(record) if speed_of is not None else None
     if speed is not None and speed.entry.images_per_s is not None:
@@ -136,6 +142,18 @@ def _costs(record: Record) -> tuple[float | None, ...]:
     return (*spent, record.cost.get("weight_steps"))
 
 
+def _loss_changes(record: Record, tasks: Sequence[str]) -> dict[Column, float | None]:
+    """Percent of the earlier mean; nothing for tasks whose losses the record does not hold."""
+    changes: dict[Column, float | None] = {}
+    for task in tasks:
+        losses = record.audit.get("last_fifths", {}).get(task, ())
+        if len(losses) == 2:
+            before, after = losses
+            change = None if not before or after is None else 100 * (after - before) / abs(before)
+            changes[loss_change_column(task)] = change
+    return changes
+
+
 def _facts(record: Record) -> dict[Column, float | None]:
     """What the method reports about its result: neither ranked nor given an arrow."""
     facts = record.audit.get("facts", {})
@@ -143,12 +161,13 @@ def _facts(record: Record) -> dict[Column, float | None]:
 
 
 def ordered_columns(found: Collection[Column], tasks: Sequence[str], variant: Variant) -> tuple[Column, ...]:
-    """Metrics in the order of tasks and registry; then Delta_m, sizes and costs, which every table has; then the facts
-    that methods report, in their order; then speed.
+    """Metrics in the order of tasks and registry; then Delta_m, sizes and costs, which every table has; then how losses
+    ended, in the order of tasks, the facts that methods report, in their order, and speed.
     """
     facts = dict.fromkeys(column for column in found if column.part == "found")
     speed = [column for column in SPEED_COLUMNS if column in set(found)]
-    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *facts, *speed)
+    changes = [column for task in tasks if (column := loss_change_column(task)) in set(found)]
+    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *changes, *facts, *speed)
     task_rank = {task: position for position, task in enumerate(tasks)}
     metric_rank = {name: position for position, name in enumerate(_METRIC_ORDER)}
 

@@ -8,9 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from benchmark.records.delta import Variant
+from benchmark.records.evidence import floors_key_of, read_floors, read_leaderboards
 from benchmark.records.measurements import NetworkSpeed, SpeedResults, light_settings, read_speed
 from benchmark.records.record import Record
 from benchmark.records.store import Store
+from benchmark.tables.evidence import Floors
 from benchmark.tables.table import Table, aggregate, invalid_lines
 from datasets.errors import UsageError
 
@@ -45,14 +47,39 @@ def read_tables(directory: Path, options: TableOptions = TableOptions()) -> tupl
     if options.keys is not None:
         records = [record for record in records if not record.cell or record.key in options.keys]
     speed = read_speed(directory)
+    floors = _Floors(directory)
+    leaderboards, problems = read_leaderboards(directory)
     tables = aggregate(
         records,
         options.variant,
         reference=options.reference,
         allow_red=options.allow_red,
         speed_of=functools.partial(_speed_of, speed),
+        floors_of=floors.of,
+        leaderboards=leaderboards,
     )
-    return records, tables, [*invalid_lines(records), *speed.problems]
+    return records, tables, [*invalid_lines(records), *speed.problems, *floors.problems, *problems]
+
+
+class _Floors:
+    """The floors of a folder, each file read once. problems: a line for each that was not read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.problems: list[str] = []
+        self._known: dict[str, Floors | None] = {}
+
+    def of(self, record: Record) -> Floors | None:
+        """{task: floors} on a record's data; None where the folder holds none."""
+        key = floors_key_of(record)
+        if key not in self._known:
+            self._known[key] = None
+            try:
+                found = read_floors(self.directory, key)
+                self._known[key] = None if found is None else found.tasks
+            except UsageError as error:
+                self.problems.append(str(error))
+        return self._known[key]
 
 
 def read_records(directory: Path) -> list[Record]:

@@ -13,59 +13,32 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from benchmark.records.delta import Variant, primary_metric
 from benchmark.records.keys import EQUAL_BALANCING
 from benchmark.records.record import INVALID, Record
 from benchmark.tables.audit import Audit, audit_rows
 from benchmark.tables.columns import Column, Measured, SpeedOf, delta_column, measure, ordered_columns
+from benchmark.tables.evidence import Contents, Evidence, Floors, judge
 from benchmark.tables.labels import DASH, row_labels, table_head
+from benchmark.tables.rows import Row, make_row
 from benchmark.tables.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
 from datasets.errors import UsageError, unknown
 
 NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
-NOT_RUN = "not run"  # a seed that other rows of the table have
 SPARSE_BELOW = 0.99  # share of parameters that are not zero; biases that happen to be 0 stay above
 TEST_SELECTED = "selected on the report role: re-enacts a published protocol, not ranked"
 RED_ALLOWED = "red differences allowed: nothing in this table is ranked or tested"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
-
-    key: of the row within its table. cells: one for each column of the table, over the seeds that are done. failures: a
-    line for each seed that is not done.
-    """
-
-    key: bytes
-    label: str
-    method: str
-    params: Mapping[str, object]
-    is_reference: bool
-    statuses: Mapping[int, str]
-    cells: tuple[Summary, ...]
-    failures: tuple[str, ...]
-
-    @property
-    def n(self) -> int:
-        """Number of seeds that are done."""
-        return sum(status == "done" for status in self.statuses.values())
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every seed of the table is done; other rows are not ranked."""
-        return self.n == len(self.statuses)
-
-
-@dataclasses.dataclass(frozen=True)
 class Table:
     """The contents of one table. head: {field: text}, printed above it and in every line of the CSV form.
 
-    ranked: positions of the rows that are complete and not red. reference: position of the row that the others are
-    tested against. statistics: {column: its tests}, for ranked columns in which at least two ranked rows have values at
-    three seeds. headline: the columns whose tests are written out.
+    ranked: positions of the rows that are complete and not red; none where a task was not learnt. reference: position
+    of the row that the others are tested against. statistics: {column: its tests}, for ranked columns in which at least
+    two ranked rows have values at three seeds. headline: the columns whose tests are written out.
     """
 
     key: str
@@ -76,6 +49,7 @@ class Table:
     banners: tuple[str, ...]
     notes: tuple[str, ...]
     audit: Audit
+    evidence: Evidence
     ranked: frozenset[int]
     reference: int | None
     statistics: Mapping[int, ColumnStatistics]
@@ -95,19 +69,25 @@ def aggregate(
     reference: str | None = None,
     allow_red: bool = False,
     speed_of: SpeedOf | None = None,
+    floors_of: Callable[[Record], Floors | None] | None = None,
+    leaderboards: Collection[str] = (),
 ) -> list[Table]:
     """One table per table key, ordered by their heads; invalid records are left out.
 
     reference: label or method of the row that the others are tested against; None takes the method that declares itself
     one. speed_of: the measurement of a record's network, None if it was not measured. allow_red: a table with red rows
-    is not ranked at all, and a banner says so. Raises UsageError for a reference that no table has, and for two records
-    of one cell, which would pass for two seeds.
+    is not ranked at all, and a banner says so. floors_of: the scores of constant predictions on a record's data.
+    leaderboards: keys of the tables that call themselves one. Raises UsageError for a reference that no table has, and
+    for two records of one cell, which would pass for two seeds.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
             groups[record.table_key].append(record)
-    tables = [_table(key, group, variant, reference, allow_red, speed_of) for key, group in groups.items()]
+    tables = [
+        _table(key, group, variant, reference, allow_red, speed_of, floors_of, key in leaderboards)
+        for key, group in groups.items()
+    ]
     if reference is not None and all(table.reference is None for table in tables):
         raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
     return sorted(tables, key=lambda table: (*table.head.values(), table.key))
@@ -125,6 +105,8 @@ def _table(
     wanted: str | None,
     allow_red: bool,
     speed_of: SpeedOf | None,
+    floors_of: Callable[[Record], Floors | None] | None,
+    is_leaderboard: bool,
 ) -> Table:
     tasks = records[0].tasks
     seeds = sorted({record.seed for record in records})
@@ -135,12 +117,18 @@ def _table(
         for group in groups
     ]
     columns = ordered_columns([column for row in measured for one in row for column in one.values], tasks, variant)
-    rows = [_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
+    rows = [make_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
     audit = audit_rows(labels, groups)
     unranked = audit.red if not (allow_red and audit.red) else range(len(rows))
     ranked = frozenset(n for n, row in enumerate(rows) if row.is_complete and n not in unranked)
     reference = _tested_against(labels, groups, wanted)
     statistics = dict(_statistics(rows, columns, ranked, reference))
+    delta = columns.index(delta_column(variant))
+    floors = next((found for record in records if floors_of is not None and (found := floors_of(record))), None)
+    contents = Contents(tasks, columns, rows, groups, audit, ranked, statistics, delta, floors)
+    evidence = judge(contents, is_leaderboard)
+    if evidence.not_learnt:
+        ranked, statistics = frozenset(), {}
     notes += _delta_notes(labels, measured) if baselines else [NO_REFERENCE]
     notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
     notes += [
@@ -148,6 +136,7 @@ def _table(
         *_flag_notes(labels, groups),
         *_sparse_notes(labels, groups),
         *_speed_notes(records, speed_of),
+        *evidence.notes,
     ]
     banners = [TEST_SELECTED] if records[0].selects_on_test else []
     banners += [RED_ALLOWED] if allow_red and audit.red else []
@@ -157,9 +146,10 @@ def _table(
         variant=variant,
         columns=columns,
         rows=tuple(rows),
-        banners=(*banners, *_seed_banners(rows), *audit.banners),
+        banners=(*evidence.banners, *banners, *_seed_banners(rows), *audit.banners),
         notes=tuple(notes),
         audit=audit,
+        evidence=evidence,
         ranked=ranked,
         reference=reference,
         statistics=statistics,
@@ -203,46 +193,6 @@ def single_task_records(records: Sequence[Record]) -> tuple[dict[int, Record], l
             ambiguous.append(str(seed))
     notes = [f"Delta_m {DASH} at seed {', '.join(ambiguous)}: several single-task rows"] if ambiguous else []
     return chosen, notes
-
-
-def _row(
-    label: str,
-    records: Sequence[Record],
-    measured: Sequence[Measured],
-    columns: Sequence[Column],
-    seeds: Sequence[int],
-) -> Row:
-    cells = []
-    for column in columns:
-        known = [(one.seed, value) for one in measured if (value := one.values.get(column)) is not None]
-        cells.append(Summary(tuple(seed for seed, _ in known), tuple(value for _, value in known)))
-    found = {record.seed: record.status for record in records}
-    statuses = {seed: found.get(seed, NOT_RUN) for seed in seeds}
-    failures = [_failure(record) for record in records if record.status != "done"]
-    if missing := [str(seed) for seed, status in statuses.items() if status == NOT_RUN]:
-        failures.append(f"seed {', '.join(missing)}: {NOT_RUN}")
-    first = records[0]
-    return Row(
-        key=first.row_key,
-        label=label,
-        method=first.method,
-        params=first.params,
-        is_reference=any(record.is_reference for record in records),
-        statuses=statuses,
-        cells=tuple(cells),
-        failures=tuple(failures),
-    )
-
-
-def _failure(record: Record) -> str:
-    """One line: seed, status, reason and where."""
-    line, error = f"seed {record.seed}: {record.status}", record.error
-    if error is None:
-        return line
-    places = (("stage", error["stage"]), ("step", error["step"]), ("task", error["task"]))
-    where = ", ".join(f"{name} {place}" for name, place in places if place is not None)
-    reason = " ".join(error["message"].split()) or error["kind"]
-    return f"{line}: {reason}" + (f" ({where})" if where else "")
 
 
 def _tested_against(labels: Sequence[str], groups: Sequence[Sequence[Record]], wanted: str | None) -> int | None:

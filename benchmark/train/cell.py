@@ -20,6 +20,7 @@ from benchmark.records.provenance import installed
 from benchmark.records.record import Record, curve_json, metrics_json, utc_now
 from benchmark.records.store import Store, traceback_file, write_atomic
 from benchmark.train.description import audit_of, cost_of, environment_of, plain_json, versions_of, write_artifacts
+from benchmark.train.floors import keep_floors
 from benchmark.train.loaders import InputFormat
 from benchmark.train.memory import is_out_of_memory, peak_bytes, reset_peak
 from benchmark.train.roles import load_data, role_loaders
@@ -189,6 +190,7 @@ class _CellRun:
         reset_peak(self.device)
         metrics, n_evaluated = self.trainer.report(graph)
         record = self._record(graph, metrics, n_evaluated, (trained_in, peak_bytes(self.device)))
+        keep_floors(self.store, self.planned.document["data"], self.spec, self.data)
         nonfinite = [
             f"{task} {name}" for task, scores in metrics.items() for name, score in scores.items() if score.n_nonfinite
         ]

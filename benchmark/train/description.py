@@ -13,6 +13,7 @@ import torch
 from benchmark.plan.cells import PlannedCell
 from benchmark.records.documents import Audit, CostDocument, EnvironmentDocument, Reference
 from benchmark.records.provenance import environment, versions
+from benchmark.records.record import curve_json
 from benchmark.records.store import Store
 from benchmark.train.trainer import FIGURE_PREFIX, CellTrainer
 from datasets.images.transforms import Normalise
@@ -51,6 +52,8 @@ def audit_of(planned: PlannedCell, method: Method[MethodParams], normalise: Norm
         "facts": dict(trainer.facts),
         "flags": [*spec.caveats, *trainer.flags],
         "chosen": list(trainer.elements),
+        "search_space": method.search_space,
+        "last_fifths": {task: curve_json(losses) for task, losses in trainer.last_fifths.items()},
     }
 
 

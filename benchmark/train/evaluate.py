@@ -90,10 +90,10 @@ def _evaluate(
     for name, indices in seen.items():
         check_coverage(indices, loader.n_samples(name), f"{loader.role.value} of {spec.name}, input {name!r}")
     n_evaluated = {task: loader.n_samples(spec.input_of(task)) for task in tasks}
-    return {task: _scores(evaluators[task]) for task in tasks}, n_evaluated
+    return {task: scores_of(evaluators[task]) for task in tasks}, n_evaluated
 
 
-def _scores(evaluator: Evaluator) -> dict[str, Score]:
+def scores_of(evaluator: Evaluator) -> dict[str, Score]:
     """The metrics that the task lists, with unit and direction from the registry."""
     scores = {}
     for name, result in evaluator.result().items():

@@ -75,7 +75,7 @@ class BestOnSelect:
             return first
         references = {}
         for task in tasks:
-            network = self.single_task(task)[0].network()
+            network = self.single_task(task).graph.network()
             references[task] = metrics_json(self.evaluate(network, [task]))[task]
         return references
 

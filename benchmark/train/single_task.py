@@ -14,7 +14,7 @@ from benchmark.records.keys import cell_key, unbalanced
 from benchmark.records.record import curve_json
 from benchmark.records.store import Store, remove_torn, write_atomic
 from benchmark.train.ledger import Spending
-from benchmark.train.stage import TrainingContext
+from benchmark.train.stage import KeptNetwork, TrainingContext
 from benchmark.train.trainer import CellTrainer
 from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
@@ -32,23 +32,23 @@ class SingleTaskNetworks:
     store: Store
     origin: Mapping[str, object]
 
-    def network(self, task: str) -> tuple[TaskGraph, Sequence[float], Spending, str]:
-        """(network, loss per cycle, cost, key) of a task: read where it was trained before, else trained now."""
+    def network(self, task: str) -> KeptNetwork:
+        """The network of a task: read where it was trained before, else trained now."""
         key = self.key(task)
         folder = self.store.root / "single_task" / key[:2] / key
         with self.store.lock(key, timeout_s=float("inf")):
             remove_torn(folder)
-            kept = _read(folder)
+            kept = _read(folder, key)
             if kept is None:
                 spec = self.context.data.with_tasks([task])
                 trainer = CellTrainer(dataclasses.replace(self.context, data=spec, version=key), folder / "work")
                 graph, result = fit_plain(trainer, f"single task {task}", self.context.budget.steps)
-                _write(folder, graph, result.loss[task], trainer.ledger.final)
+                _write(folder, graph, result.loss[task], trainer.last_fifths[task], trainer.ledger.final)
                 trainer.clear_checkpoints()
-                kept = _read(folder)
+                kept = _read(folder, key)
         if kept is None:
             raise RuntimeError(f"Single-task network {key} was written and cannot be read.")
-        return (*kept, key)
+        return kept
 
     def key(self, task: str) -> str:
         """The cell without its method, its loss balancing and its other tasks, and the code: another version trains its
@@ -74,18 +74,25 @@ def made_with(program: Program, origin: Mapping[str, object]) -> dict[str, objec
     return {"training": program.training, **origin}
 
 
-def _write(folder: Path, graph: TaskGraph, loss: Sequence[float], spending: Spending) -> None:
+def _write(
+    folder: Path, graph: TaskGraph, loss: Sequence[float], last_fifths: Sequence[float], spending: Spending
+) -> None:
     """Network, then what it cost: the last file says what the others must be."""
     files = {"graph.json": json.dumps(graph.to_json()).encode(), "weights.safetensors": graph.to_bytes()}
     for name, data in files.items():
         write_atomic(folder / name, data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    summary = {"loss": curve_json(loss), "spending": dataclasses.asdict(spending), "sha256": digests}
+    summary = {
+        "loss": curve_json(loss),
+        "last_fifths": curve_json(last_fifths),
+        "spending": dataclasses.asdict(spending),
+        "sha256": digests,
+    }
     write_atomic(folder / "summary.json", json.dumps(summary).encode())
 
 
-def _read(folder: Path) -> tuple[TaskGraph, Sequence[float], Spending] | None:
-    """(network, loss per cycle, cost), or None where none was finished or a file is not what was written."""
+def _read(folder: Path, key: str) -> KeptNetwork | None:
+    """The network, or None where none was finished or a file is not what was written."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         whole = all(
@@ -97,5 +104,10 @@ def _read(folder: Path) -> tuple[TaskGraph, Sequence[float], Spending] | None:
     if not whole:
         return None
     graph = TaskGraph.load(folder / "graph.json", folder / "weights.safetensors")
-    loss = [float("nan") if value is None else value for value in summary["loss"]]
-    return graph, loss, Spending(**summary["spending"])
+    loss, last_fifths = (_numbers(summary[name]) for name in ("loss", "last_fifths"))
+    return KeptNetwork(graph, loss, last_fifths, Spending(**summary["spending"]), key)
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """A stored curve, with NaN for null."""
+    return [float("nan") if value is None else value for value in values]

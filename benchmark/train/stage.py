@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,19 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeptNetwork:
+    """A single-task network that cells share. loss: mean per cycle; last_fifths: see `StageRun.last_fifths`; spending:
+    what it cost; key: of its files.
+    """
+
+    graph: TaskGraph
+    loss: Sequence[float]
+    last_fifths: Sequence[float]
+    spending: Spending
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingContext:
     """What a cell's trainings share. prototype: the backbone with the initial weights, on the CPU, never trained.
 
@@ -58,7 +72,7 @@ class TrainingContext:
     seed: int
     device: torch.device
     version: str
-    single_task: Callable[[str], tuple[TaskGraph, Sequence[float], Spending, str]] | None = None
+    single_task: Callable[[str], KeptNetwork] | None = None
     report_progress: Callable[[Progress], None] = lambda progress: None
     checkpoint_s: float = 60.0
     checkpoint_steps: int | None = None
@@ -197,16 +211,22 @@ class StageRun:
 
     def result(self, cycles: int) -> StageResult:
         """Mean training loss of each task per cycle."""
+        borders = [0, *(self.steps_until(cycle, cycles) for cycle in range(self.stage.first_cycle, cycles))]
+        return StageResult(self._mean_losses(borders), self.done)
+
+    def last_fifths(self) -> dict[str, list[float]]:
+        """{task: mean training loss of the fourth fifth of the steps, and of the last}."""
+        return self._mean_losses([self.stage.steps * part // 5 for part in (3, 4, 5)])
+
+    def _mean_losses(self, borders: Sequence[int]) -> dict[str, list[float]]:
+        """{task: mean loss of the steps between each two borders}; NaN where none had a valid label."""
         values = self.loss.cpu().double().numpy()
         means: dict[str, list[float]] = {task: [] for task in self.tasks}
-        start = 0
-        for cycle in range(self.stage.first_cycle, cycles):
-            end = self.steps_until(cycle, cycles)
+        for start, end in itertools.pairwise(borders):
             for column, task in enumerate(self.tasks):
                 chosen = values[start:end, column][self.present[start:end, column]]
                 means[task].append(float(chosen.mean()) if len(chosen) else float("nan"))
-            start = end
-        return StageResult(means, self.done)
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the network, which several stages may share."""

@@ -40,10 +40,13 @@ _OWN_ARTIFACTS = ("graph", "weights")
 
 @dataclasses.dataclass(frozen=True)
 class _Final:
-    """A final training. trained: parameters. loss: {task: mean loss per cycle}. selected: which step was kept."""
+    """A final training. trained: parameters. loss: {task: mean loss per cycle}. last_fifths: see `StageRun`. selected:
+    which step was kept.
+    """
 
     trained: Sequence[nn.Parameter]
     loss: Mapping[str, Sequence[float]]
+    last_fifths: Mapping[str, Sequence[float]]
     selected: dict[str, int]
 
 
@@ -59,6 +62,7 @@ class CellTrainer:
         self.figures: dict[str, Figure] = {}
         self.facts: dict[str, Fact] = {}
         self.elements: list[str] = []
+        self.last_fifths: dict[str, list[float]] = {}  # {task: losses of the final training}, see `StageRun`
         self.search_roles: set[Role] = set()
         self._checkpoints = Checkpoints(folder, context.version)
         self._weight_steps = WeakIdKeyDictionary()
@@ -133,17 +137,19 @@ class CellTrainer:
         """The single-task network, charged to this cell whether it was trained here or taken over."""
         if self.context.single_task is None:
             raise ProtocolError("A single-task training cannot ask for a single-task network.")
-        graph, loss, spending, key = self.context.single_task(self.data.task(task).name)
-        self.ledger.account(purpose).add(spending)
-        self.ledger.reused_from.append(key)
+        kept = self.context.single_task(self.data.task(task).name)
+        graph = kept.graph
+        self.ledger.account(purpose).add(kept.spending)
+        self.ledger.reused_from.append(kept.key)
         if purpose == "search":
             self.search_roles.add(Role.FIT_ARCH)  # what it was trained on
         graph.network().to(self.device)
         for parameter in graph.parameters():
             self._weight_steps[parameter] = self.budget.steps
         if purpose == "final":
-            self.curves[f"loss/{task}"] = list(loss)
-        return SingleTask(graph, loss)
+            self.curves[f"loss/{task}"] = list(kept.loss)
+            self.last_fifths[task] = list(kept.last_fifths)
+        return SingleTask(graph, kept.loss)
 
     # What a record cannot hold is refused here, where the method hands it over, not after the training.
 
@@ -233,6 +239,7 @@ class CellTrainer:
         own = [final for final in self._finals if any(id(parameter) in deployed for parameter in final.trained)]
         for final in own or self._finals:
             self.curves.update({f"loss/{task}": list(values) for task, values in final.loss.items()})
+            self.last_fifths.update({task: list(values) for task, values in final.last_fifths.items()})
             self.state.selected = final.selected
 
     def clear_checkpoints(self) -> None:
@@ -280,7 +287,8 @@ class CellTrainer:
             self.curves[f"loss/{task}" if final else f"loss/{run.stage.name}/{task}"] = list(values)
         if not final:
             return
-        self._finals.append(_Final(run.trained, result.loss, dict(self.selected)))
+        self.last_fifths.update(run.last_fifths())
+        self._finals.append(_Final(run.trained, result.loss, run.last_fifths(), dict(self.selected)))
         for task in run.never_labelled():
             self.flag(
                 f"Task {task!r} had no valid label in any batch of its training: what only it reads is as initialised."

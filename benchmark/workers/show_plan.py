@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.cli import say
-from benchmark.plan.cells import PlannedCell, notes_of
+from benchmark.plan.cells import PlannedCell, missing_evidence, notes_of
 from benchmark.plan.estimate import PROBE_STEPS, Estimate, estimates_from, from_record, kind_of, total
 from benchmark.records.store import Store
 from benchmark.tables.labels import DASH
@@ -33,7 +33,7 @@ def show_plan(
             estimates |= _probe(list(unknown.values()), settings, failures)
     console.print(_table(cells, pending, estimates))
     _summarise(pending, estimates, jobs, console)
-    for line in [*notes_of(cells), *failures]:
+    for line in [*missing_evidence(cells), *notes_of(cells), *failures]:
         say(console, line)
     return 1 if failures else 0
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid, single_prediction
 from datasets.kinds.class_kind import IGNORE, ClassEvaluator
+from datasets.kinds.constants import Constants, YesShare
 from datasets.kinds.metrics import Evaluator
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
@@ -44,6 +45,10 @@ class AttributeKind(FloatingKind):
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """accuracy, balanced_accuracy, auroc."""
         return AttributeEvaluator(task, n_classes=2)
+
+    def constants(self, task: TaskSpec) -> Constants:
+        """The prior, whose sign is the majority."""
+        return YesShare(self.counted(task), extremes=False)
 
     def head_channels(self, task: TaskSpec) -> int:
         """One."""

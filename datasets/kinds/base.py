@@ -7,9 +7,11 @@ resolution in the loss and in metrics. Labels are never resized.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from datasets.errors import UsageError
+from datasets.kinds.constants import Constants
 from datasets.kinds.metrics import Evaluator, LabelError, check_metrics
 from datasets.protocols import STANDARD, ProtocolFlags
 
@@ -55,6 +57,21 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """A fresh evaluator of the task's metrics. Raises UnknownNameError for a metric of another kind."""
+
+    @abc.abstractmethod
+    def constants(self, task: TaskSpec) -> Constants:
+        """Fits the candidates for the best constant prediction: the floor below which nothing was learnt."""
+
+    def counted(self, task: TaskSpec) -> Callable[[Tensor], Tensor]:
+        """Labels -> bool, shape as `valid`: which are both valid and legal."""
+        return lambda target: self.valid(target) & self.legal(target, task)
+
+    def repeated(self, constant: Tensor, target: Tensor) -> Tensor:
+        """The prediction that is `constant` [C] for every label of `target` [B, ...]: [B, C], or [B, C, H, W] for dense
+        kinds. A view: nothing is copied.
+        """
+        size = target.shape[-2:] if self.dense else ()
+        return constant.view(1, -1, *(1 for _ in size)).expand(len(target), -1, *size)
 
     def check_task(self, task: TaskSpec) -> None:
         """Raise UsageError for a task that this kind cannot judge. Every `TaskSpec` calls this when it is made."""

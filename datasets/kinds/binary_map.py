@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from datasets.kinds.base import Kind, check_integer, dense_prediction, mean_of_valid
+from datasets.kinds.constants import Constants, YesShare
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
@@ -73,6 +74,10 @@ class BinaryMapKind(Kind):
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """max_iou, iou_at_50, f_dilated, best_f1."""
         return BinaryMapEvaluator(self, task, flags)
+
+    def constants(self, task: TaskSpec) -> Constants:
+        """The prior, all on, all off."""
+        return YesShare(self.counted(task), extremes=True)
 
     def head_channels(self, task: TaskSpec) -> int:
         """One."""

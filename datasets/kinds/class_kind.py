@@ -8,6 +8,7 @@ import numpy as np
 
 from datasets.errors import UsageError
 from datasets.kinds.base import Kind, at_least_float32, check_integer, shapes
+from datasets.kinds.constants import ClassCounts, Constants
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram, share
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
@@ -61,6 +62,10 @@ class ClassKind(Kind):
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """accuracy, balanced_accuracy, auroc."""
         return ClassEvaluator(task, task.channels)
+
+    def constants(self, task: TaskSpec) -> Constants:
+        """The majority class."""
+        return ClassCounts(task.channels, self.counted(task))
 
 
 class ClassEvaluator(Evaluator):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from datasets.errors import ProtocolError, UsageError
 from datasets.kinds.base import Kind, check_floating, dense_prediction, mean_of_valid
+from datasets.kinds.constants import Constants, MeanDirection
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio, share
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
@@ -89,6 +90,10 @@ class NormalsKind(Kind):
         """
         _check_encoding(task, flags)
         return NormalsEvaluator(self, task, flags)
+
+    def constants(self, task: TaskSpec) -> Constants:
+        """The mean direction."""
+        return MeanDirection(task.channels, self.counted(task))
 
     def target_shape(self, task: TaskSpec, size: tuple[int, int]) -> tuple[int, ...]:
         """[3, H, W]."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from datasets.kinds.base import FloatingKind, check_floating, mean_of_valid
+from datasets.kinds.constants import Centres, Constants
 from datasets.kinds.metrics import Evaluator, MetricResult, ratio
 from datasets.protocols import STANDARD, ProtocolFlags
 
@@ -42,6 +43,10 @@ class RegressionKind(FloatingKind):
         # NaN labels are replaced first, so that no gradient depends on what a backward pass makes of 0 * NaN.
         difference = mean_of_valid((values - torch.where(valid, target, 0.0)).abs(), valid)
         return difference if task.loss_divisor == 1 else difference / task.loss_divisor
+
+    def constants(self, task: TaskSpec) -> Constants:
+        """Median and mean of each channel."""
+        return Centres(self.head_channels(task), self.counted(task))
 
     def evaluator(self, task: TaskSpec, flags: ProtocolFlags = STANDARD) -> Evaluator:
         """abs_err, mse, rmse."""

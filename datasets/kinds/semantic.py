@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from datasets.errors import UsageError
 from datasets.kinds.base import Kind, check_integer, dense_prediction
+from datasets.kinds.constants import ClassCounts, Constants
 from datasets.kinds.metrics import Evaluator, MetricResult, histogram, ratio
 from datasets.kinds.registry import register_kind
 from datasets.protocols import STANDARD, ProtocolFlags
@@ -67,6 +68,10 @@ class SemanticKind(Kind):
             raise UsageError(
                 f"Task {task.name!r}: class_weights must be {task.channels} positive numbers, got {list(weights)}."
             )
+
+    def constants(self, task: TaskSpec) -> Constants:
+        """The majority class everywhere."""
+        return ClassCounts(task.channels, self.counted(task))
 
     def wrapper(self, task: TaskSpec) -> type[tv_tensors.TVTensor]:
         """Mask."""

@@ -35,6 +35,7 @@ class AdaShare(Method[AdaShareParams]):
     """Per task and block, execute or skip: a policy is searched, drawn, and the network trained under it."""
 
     Params = AdaShareParams
+    search_space: ClassVar[str] = "policies"
     fidelity: ClassVar[Fidelity] = FIDELITY
 
     def __init__(self, params: AdaShareParams) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,8 @@ class Chosen:
 
 class TreeMethod(Method[T]):
     """A method that ends in a tree."""
+
+    search_space: ClassVar[str] = "trees"
 
     @property
     def granularity(self) -> Granularity:

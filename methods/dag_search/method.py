@@ -30,6 +30,7 @@ class DagSearch(Method[DagSearchParams]):
     """A DAG of states over the backbone's blocks, with long skips; every task searches its own sub-DAG in it."""
 
     Params = DagSearchParams
+    search_space: ClassVar[str] = "directed acyclic graphs"
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="W. Choi, S. Im, Dynamic Neural Network for Multi-Task Learning Searching across Diverse Network "
         "Topologies, CVPR 2023",

@@ -24,6 +24,7 @@ class Dmo(Method[DmoParams]):
     """Similar tasks share one sparse network, merged from single-task networks that are pruned by difficulty."""
 
     Params = DmoParams
+    search_space: ClassVar[str] = "groups of tasks"
     fidelity: ClassVar[Fidelity] = FIDELITY
 
     def __init__(self, params: DmoParams) -> None:

@@ -10,16 +10,14 @@ import numpy as np
 import torch
 
 from benchmark.plan.suite import RecipeSettings, SelectionSettings
-from benchmark.train.ledger import Spending
 from benchmark.train.loaders import InputFormat, InputLoader, RoleLoader, RoleSamples
-from benchmark.train.stage import TrainingContext
+from benchmark.train.stage import KeptNetwork, TrainingContext
 from benchmark.train.trainer import CellTrainer
 from datasets.contracts import CachedSamples, DatasetSpec, InputData, Sample, TaskSpec
 from datasets.images.transforms import Normalise
 from datasets.kinds import get_kind
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget, Role
-from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_plain
 
 SIZE = 8
@@ -136,10 +134,10 @@ def toy_trainer(
     for loader in made.loaders.values():
         loader.spec = made.data
 
-    def single_task(task: str) -> tuple[TaskGraph, list[float], Spending, str]:
+    def single_task(task: str) -> KeptNetwork:
         nested = dataclasses.replace(made, data=spec.with_tasks([task]), single_task=None)
         trainer = CellTrainer(nested, folder / f"single-{task}")
         graph, result = fit_plain(trainer, f"single task {task}", steps)
-        return graph, list(result.loss[task]), trainer.ledger.final, f"key of {task}"
+        return KeptNetwork(graph, result.loss[task], trainer.last_fifths[task], trainer.ledger.final, f"key of {task}")
 
     return CellTrainer(dataclasses.replace(made, single_task=single_task), folder)

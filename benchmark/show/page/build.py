@@ -24,6 +24,7 @@ from benchmark.show.wording import (
     cell_text,
     column_title,
     finding_text,
+    floor_texts,
     head_line,
     legend,
     lines_beneath,
@@ -31,7 +32,8 @@ from benchmark.show.wording import (
     seeds_text,
 )
 from benchmark.tables.columns import Part
-from benchmark.tables.table import Row, Table
+from benchmark.tables.rows import Row
+from benchmark.tables.table import Table
 from benchmark.version import __version__
 
 MAX_TABLES_WITH_CHARTS = 40  # more tables than these have their numbers, without charts
@@ -73,6 +75,7 @@ class _TableView:
     columns: Sequence[tuple[str, Part, bool]]
     parts: Sequence[tuple[Part, str]]
     rows: Sequence[tuple[str, bool, str, int, Sequence[_Cell]]]
+    floors: Sequence[str]
     notes: Sequence[str]
     audit_equal: str
     findings: Sequence[tuple[str, str]]
@@ -185,6 +188,7 @@ def _view(
             (row_title(table, n), n in table.audit.red, seeds_text(row), row.n, _cells(table, n, positions))
             for n, row in enumerate(table.rows)
         ],
+        floors=_floors(table, positions),
         notes=notes,
         audit_equal=equal if table.audit.equal else "",
         findings=[(finding.rule, finding_text(finding)) for finding in table.audit.findings],
@@ -235,6 +239,14 @@ def _cells(table: Table, number: int, positions: Sequence[int]) -> list[_Cell]:
         value = "" if summary.mean is None else repr(summary.mean)
         cells.append(_Cell(cell_text(summary, column, row.n), value, (number, position) in table.best))
     return cells
+
+
+def _floors(table: Table, positions: Sequence[int]) -> list[str]:
+    """The cells of the constant prediction, empty in columns that are no accuracy; none where no floor is known."""
+    texts = floor_texts(table, positions)
+    if texts is None:
+        return []
+    return [text if table.columns[n].part == "accuracy" else "" for n, text in zip(positions, texts, strict=True)]
 
 
 def _facts(records: Sequence[Record], tables: Sequence[Table]) -> list[tuple[str, str]]:

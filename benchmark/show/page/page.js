@@ -79,7 +79,7 @@
         const hide = !box.checked;
         all(table, "thead th").filter((th) => th.dataset.part === box.value).forEach((th) => th.classList.toggle("off", hide));
         heads.forEach((head, column) => {
-          if (head.dataset.part === box.value) rows.forEach((row) => row.cells[column].classList.toggle("off", hide));
+          if (head.dataset.part === box.value) [...rows, ...table.tFoot?.rows ?? []].forEach((row) => row.cells[column].classList.toggle("off", hide));
         });
         all(section, "[data-legend]").filter((li) => li.dataset.legend === box.value).forEach((li) => li.classList.toggle("off", hide));
       });

@@ -147,3 +147,15 @@ def test_a_long_title_cuts_no_other_column_off(suite: Path, tmp_path: Path) -> N
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.output.count("to run") == 3 + 1  # cells, and the line that counts them
     assert "…" not in result.output
+
+
+def test_a_plan_asks_for_the_row_that_shows_whether_the_budget_suffices(suite: Path, tmp_path: Path) -> None:
+    def asked() -> str:
+        arguments = [str(suite), "--plan", "--no-probe", "--out", str(tmp_path)]
+        return " ".join(CliRunner().invoke(app, arguments, catch_exceptions=False).output.split())
+
+    assert asked().count("add {name: hard_sharing, params: {steps_factor: 2.0}}") == 1
+    entry = "{name: hard_sharing, params: {steps_factor: 2.0}}"
+    text = suite.read_text(encoding="utf-8")
+    suite.write_text(text.replace("hard_sharing, branched", f"hard_sharing, {entry}, branched"), encoding="utf-8")
+    assert "suffice" not in asked()

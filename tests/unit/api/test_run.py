@@ -68,6 +68,17 @@ def test_a_run_prints_a_table_and_the_next_one_trains_nothing(
     assert {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")} == files
 
 
+@pytest.mark.usefixtures("quick_workers")
+def test_a_suite_that_calls_itself_a_leaderboard_is_told_first_what_it_lacks(suite: Path, tmp_path: Path) -> None:
+    suite.write_text(suite.read_text(encoding="utf-8") + "leaderboard: true\n", encoding="utf-8")
+    result = command(suite, "--no-speed", "--out", tmp_path / "out")
+    text = " ".join(result.stdout.split())
+    assert "! not a leaderboard: 1 of at least 5 seeds; equal tuning: no row was tuned; " in text
+    assert "a check of convergence by the reference row (training losses and twice the steps)" in text
+    assert text.index("! not a leaderboard") < text.index("! one seed")
+    assert "constant prediction" in text
+
+
 def test_an_interrupt_keeps_what_is_finished_and_says_how_to_resume(suite: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-u", "-m", "benchmark.run", str(suite), "--out", str(tmp_path / "out"), "--jobs", "1"]
     line += ["--set", "budget.steps=100000"]

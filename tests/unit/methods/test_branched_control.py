@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from benchmark.plan.suite_file import find_suite, read_suite
-from benchmark.train.ledger import Spending
+from benchmark.train.stage import KeptNetwork
 from benchmark.train.trainer import CellTrainer
 from datasets.contracts import Batch, DatasetSpec
 from datasets.errors import UsageError
@@ -67,11 +67,11 @@ def three_tasks(folder: Path, steps: int = 4, **context: object) -> CellTrainer:
         loader.training = training
     shared = trainer.context
 
-    def single_task(task: str) -> tuple[TaskGraph, list[float], Spending, str]:
+    def single_task(task: str) -> KeptNetwork:
         nested = dataclasses.replace(shared, data=data.with_tasks([task]), single_task=None)
         alone = CellTrainer(nested, folder / f"single-{task}")
         graph, result = fit_plain(alone, f"single task {task}", steps)
-        return graph, list(result.loss[task]), alone.ledger.final, f"key of {task}"
+        return KeptNetwork(graph, result.loss[task], alone.last_fifths[task], alone.ledger.final, f"key of {task}")
 
     trainer.context = dataclasses.replace(shared, single_task=single_task)
     return trainer
