@@ -71,6 +71,20 @@ def _lay_out_as_weights(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(parameter.grad)
 
 
+def _start_late_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """A parameter that gets its first gradient after others starts with momentum 0, which is what unfused SGD does;
+    fused SGD takes the momenta of all parameters or of none.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        stepping = [p for p in group["params"] if p.grad is not None]
+        late = [p for p in stepping if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        if group["momentum"] and len(late) < len(stepping):
+            for parameter in late:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class StageOptimizers:
     """The optimizers of one stage: the recipe's over backbone, added layers and heads, and one for each own
     prescription.
@@ -136,6 +150,7 @@ class StageOptimizers:
             nn.utils.clip_grad_norm_(self.recipe_parameters, self.recipe.clip_norm)
         for optimizer in self._optimizers:
             _lay_out_as_weights(p for group in optimizer.param_groups for p in group["params"])
+            _start_late_momenta(optimizer)
             if not scaler.is_enabled():
                 optimizer.step()
             elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):

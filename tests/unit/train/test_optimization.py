@@ -141,3 +141,19 @@ def test_a_gradient_of_another_memory_layout_updates_the_right_weights(name: str
         found[layout] = weight.detach()
     assert torch.equal(found[torch.contiguous_format], found[torch.channels_last])
     assert torch.equal(found[torch.channels_last].sign(), -gradient.sign())
+
+
+def test_a_parameter_that_gets_its_first_gradient_late_starts_with_momentum_zero() -> None:
+    """As unfused SGD has it; copies of which each task trains its own come to this."""
+    made: dict[bool, list[torch.Tensor]] = {}
+    for fused in (True, False):
+        early, late = (nn.Parameter(torch.ones(2)) for _ in range(2))
+        if fused:
+            built = StageOptimizers([ParameterGroup("backbone", [early, late])], RecipeSettings())
+        else:
+            plain = torch.optim.SGD([early, late], lr=0.05, momentum=0.9, weight_decay=5e-4, foreach=False)
+        for step in range(3):
+            early.grad, late.grad = torch.ones(2), torch.ones(2) if step else None
+            built.step(torch.amp.GradScaler(enabled=False)) if fused else plain.step()
+        made[fused] = [early.detach(), late.detach()]
+    assert all(map(torch.allclose, made[True], made[False]))
