@@ -14,6 +14,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic reads no other 
 
 from datasets.errors import first_fault
 
+STAYED = 0.1  # largest change of a probability below which a search has not left its start (evidence 3)
 LARGEST = 1e100  # a number beyond it is not a measurement; sums of squares of smaller ones are finite
 
 # The role of a method's row in its table: baseline of Delta_m, or the row that all others are tested against. The
@@ -65,6 +66,20 @@ class Fact(TypedDict):
 
     value: float | None
     unit: str
+
+
+class Movement(TypedDict):
+    """How far the probabilities of a search went from its start: the largest and the mean absolute change; None if one
+    was not finite.
+    """
+
+    largest: Number
+    mean: Number
+
+
+def stayed(movement: Movement) -> bool:
+    """Whether a search ended where it began."""
+    return movement["largest"] is None or movement["largest"] < STAYED
 
 
 class ArtifactEntry(TypedDict):
@@ -175,7 +190,8 @@ class Audit(TypedDict, total=False):
     whether a default was chosen by trials on this data set. tier: how well the reader of the data is verified.
     channels, units: {task: value}. weights_tag: timm's tag of the pretrained weights, empty for others. weights_entry:
     which of a checkpoint's state dicts was loaded. batch_norm: norm rule of the final network. input_size: height,
-    width. facts, flags, chosen: what the method reports about its result.
+    width. facts, flags, chosen: what the method reports about its result. search_moved: how far the search of a method
+    that is not a random control went, {what it chooses by: change}.
     """
 
     reference: Reference | None
@@ -200,6 +216,7 @@ class Audit(TypedDict, total=False):
     facts: dict[str, Fact]
     flags: list[str]
     chosen: list[str]
+    search_moved: dict[str, Movement]
 
 
 @_open
