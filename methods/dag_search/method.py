@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from datasets.errors import UsageError
 from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
-from methods.dag_search.params import DagSearchParams
-from methods.operating import MOVEMENT, reach_notes
+from methods.dag_search.params import GATE_MOVEMENT, DagSearchParams
+from methods.operating import reach_notes
 from methods.plain import fit_graph
 from methods.registry import register_method
 
@@ -66,8 +66,8 @@ class DagSearch(Method[DagSearchParams]):
             ),
             Statement(
                 "default",
-                f"Gates: Adam without decay, at {MOVEMENT:g} / updates, so that they can close at any budget; no rate "
-                "of the authors is known. Warm-up 0.2, search 0.8 of the final steps.",
+                f"Gates: Adam without decay, at {GATE_MOVEMENT:g} / updates, so that they can close at any budget; no "
+                "rate of the authors is known. Warm-up 0.2, search 0.8 of the final steps.",
             ),
             Statement("default", "Reduction by contribution to a budget of kappa inner edges per task."),
             Statement(
