@@ -332,8 +332,15 @@ class Trainer(Protocol):
         different seeds have in common.
         """
 
+    def moved(self, what: str, start: np.ndarray | Tensor, end: np.ndarray | Tensor) -> None:
+        """Say how far a search went: the probabilities that it chooses by, at its start and at its end, of one shape.
+
+        what: of what they are, for example gates. Tables point at a search that stayed where it began; a method that
+        is a random control says nothing by this.
+        """
+
     def flag(self, text: str) -> None:
-        """Warn beneath the tables about this run, for example that gates never moved."""
+        """Warn beneath the tables about this run, for example that a loss was never active."""
 
 
 P = TypeVar("P", bound=MethodParams)

@@ -14,6 +14,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic reads no other 
 
 from datasets.errors import first_fault
 
+STAYED = 0.1  # largest change of a probability below which a search has not left its start (evidence 3)
 LARGEST = 1e100  # a number beyond it is not a measurement; sums of squares of smaller ones are finite
 
 # The role of a method's row in its table: baseline of Delta_m, or the row that all others are tested against. The
@@ -65,6 +66,20 @@ class Fact(TypedDict):
 
     value: float | None
     unit: str
+
+
+class Movement(TypedDict):
+    """How far the probabilities of a search went from its start: the largest and the mean absolute change; None if one
+    was not finite.
+    """
+
+    largest: Number
+    mean: Number
+
+
+def stayed(movement: Movement) -> bool:
+    """Whether a search ended where it began."""
+    return movement["largest"] is None or movement["largest"] < STAYED
 
 
 class ArtifactEntry(TypedDict):
@@ -176,7 +191,8 @@ class Audit(TypedDict, total=False):
     channels, units: {task: value}. weights_tag: timm's tag of the pretrained weights, empty for others. weights_entry:
     which of a checkpoint's state dicts was loaded. batch_norm: norm rule of the final network. input_size: height,
     width. facts, flags, chosen: what the method reports about its result. search_space: where it looks for an
-    architecture, see `methods.contracts.Method`. last_fifths: {task: mean training loss of the fourth and of the last
+    architecture, see `methods.contracts.Method`. search_moved: how far the search of a method that is not a random
+    control went, {what it chooses by: change}. last_fifths: {task: mean training loss of the fourth and of the last
     fifth of the final training}.
     """
 
@@ -204,6 +220,7 @@ class Audit(TypedDict, total=False):
     chosen: list[str]
     search_space: str
     last_fifths: dict[str, list[Number]]
+    search_moved: dict[str, Movement]
 
 
 @_open

@@ -30,7 +30,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmark.records.documents import Reference
+from benchmark.records.documents import Reference, stayed
 from benchmark.records.keys import canonical_json
 from benchmark.records.record import Record
 from benchmark.tables.audit_fields import FIELDS, UNKNOWN, Field, Rule, cost_of
@@ -87,8 +87,9 @@ class _Row:
         return self.records[0].is_comparison_reference
 
 
-def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Audit:
-    """The audit of one table. groups: the records of each row, done or not, in the order of seeds.
+def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_leaderboard: bool = False) -> Audit:
+    """The audit of one table. groups: the records of each row, done or not, in the order of seeds. is_leaderboard: a
+    search that did not leave its start is red.
 
     Findings name rows by their position in `groups`. Rows without a done record hold nothing to compare.
     """
@@ -110,7 +111,8 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> Aud
             findings.append(finding)
         else:
             equal[field.name] = f"{field.name} {_text(values[0][0])}" if field.shows_value else field.name
-    for special in (_weight_steps, _seeds, _selected_on_report, _developed_here, _random_sizes):
+    still = functools.partial(_still_searches, rule="red" if is_leaderboard else "amber")
+    for special in (_weight_steps, _seeds, _selected_on_report, _developed_here, _random_sizes, still):
         for found in special(rows):
             if isinstance(found, Finding):
                 findings.append(found)
@@ -352,6 +354,23 @@ def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
     if marked:
         names = [rows[number].label + ("" if True in values[number] else " (unknown)") for number in marked]
         yield Finding("developed here", "amber", tuple(rows[n].position for n in marked), ", ".join(names))
+
+
+def _still_searches(rows: Sequence[_Row], rule: Rule) -> Iterator[Finding]:
+    """Searches that did not leave their start in some seed: no baselines of what the method finds."""
+    marked: dict[_Row, str] = {}
+    for row in rows:
+        changes = [
+            (change, what) for record in row.records for what, change in record.audit.get("search_moved", {}).items()
+        ]
+        found = [(change["largest"], what) for change, what in changes if stayed(change)]
+        if found:
+            largest, what = min(found, key=lambda pair: (pair[0] is not None, pair[0]))
+            marked[row] = (
+                f"{row.label}: {what} by {'no finite number' if largest is None else f'{largest:.2g} at most'}"
+            )
+    if marked:
+        yield Finding("search moved", rule, tuple(row.position for row in marked), "; ".join(marked.values()))
 
 
 def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:

@@ -118,7 +118,7 @@ def _table(
     ]
     columns = ordered_columns([column for row in measured for one in row for column in one.values], tasks, variant)
     rows = [make_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
-    audit = audit_rows(labels, groups)
+    audit = audit_rows(labels, groups, is_leaderboard)
     unranked = audit.red if not (allow_red and audit.red) else range(len(rows))
     ranked = frozenset(n for n, row in enumerate(rows) if row.is_complete and n not in unranked)
     reference = _tested_against(labels, groups, wanted)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmark.plan.cells import PlannedCell
-from benchmark.records.documents import Audit, CostDocument, EnvironmentDocument, Reference
+from benchmark.records.documents import Audit, CostDocument, EnvironmentDocument, Movement, Reference, stayed
 from benchmark.records.provenance import environment, versions
 from benchmark.records.record import curve_json
 from benchmark.records.store import Store
@@ -28,6 +29,7 @@ def audit_of(planned: PlannedCell, method: Method[MethodParams], normalise: Norm
     What the cell, the versions and the costs say already is read from there.
     """
     spec, backbone = trainer.data, planned.settings.backbone.name
+    moved = {} if method.is_random_architecture else dict(trainer.search_moved)
     compared: Reference | None = "shared" if method.is_comparison_reference else None
     return {
         "reference": "single_task" if method.is_single_task_reference else compared,
@@ -50,11 +52,19 @@ def audit_of(planned: PlannedCell, method: Method[MethodParams], normalise: Norm
         "batch_norm": method.final_batch_norm,
         "input_size": list(spec.native_size),
         "facts": dict(trainer.facts),
-        "flags": [*spec.caveats, *trainer.flags],
+        "flags": [*spec.caveats, *trainer.flags, *_search_flags(moved)],
         "chosen": list(trainer.elements),
         "search_space": method.search_space,
         "last_fifths": {task: curve_json(losses) for task, losses in trainer.last_fifths.items()},
+        **({"search_moved": moved} if moved else {}),
     }
+
+
+def _search_flags(moved: Mapping[str, Movement]) -> Iterator[str]:
+    for what, change in moved.items():
+        if stayed(change):
+            largest = "not finite" if change["largest"] is None else f"at most {change['largest']:.2g}"
+            yield f"the search did not leave its start: change of the {what} {largest}"
 
 
 def cost_of(trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> CostDocument:

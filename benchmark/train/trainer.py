@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from benchmark.records.documents import Fact
+from benchmark.records.documents import Fact, Movement
 from benchmark.records.keys import canonical_json
 from benchmark.records.record import curve_json
 from benchmark.train.alternation import Alternation
@@ -53,7 +53,8 @@ class _Final:
 class CellTrainer:
     """The trainer of one cell, or of one of its tasks alone. folder: of its checkpoints. state: what checkpoints hold.
 
-    figures, facts and elements come from code between stages, which a resumed run repeats; checkpoints hold none.
+    figures, facts, movements and elements come from code between stages, which a resumed run repeats; checkpoints hold
+    none of them.
     """
 
     def __init__(self, context: TrainingContext, folder: Path) -> None:
@@ -61,6 +62,7 @@ class CellTrainer:
         self.state = CellState(context.seed)
         self.figures: dict[str, Figure] = {}
         self.facts: dict[str, Fact] = {}
+        self.search_moved: dict[str, Movement] = {}
         self.elements: list[str] = []
         self.last_fifths: dict[str, list[float]] = {}  # {task: losses of the final training}, see `StageRun`
         self.search_roles: set[Role] = set()
@@ -187,6 +189,15 @@ class CellTrainer:
     def chosen(self, elements: Iterable[str]) -> None:
         """Store the names of what was chosen."""
         self.elements = sorted(_text("name of what was chosen", element) for element in elements)
+
+    def moved(self, what: str, start: np.ndarray | Tensor, end: np.ndarray | Tensor) -> None:
+        """Store the largest and the mean change of a probability; null where one is not finite."""
+        before, after = (np.asarray(torch.as_tensor(values).detach().cpu(), np.float64) for values in (start, end))
+        if before.shape != after.shape or not before.size:
+            raise UsageError(f"Movement of {what!r}: {before.shape} at the start, {after.shape} at the end.")
+        change = np.abs(after - before)
+        largest, mean = curve_json([float(change.max()), float(change.mean())])
+        self.search_moved[_text("name of what moved", what)] = {"largest": largest, "mean": mean}
 
     def flag(self, text: str) -> None:
         """Store a sentence about what is not as it should be."""

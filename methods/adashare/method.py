@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from methods.adashare.fidelity import FIDELITY
 from methods.adashare.parameters import AdaShareParams
 from methods.contracts import Budget, Fidelity, Method, Trainer
+from methods.operating import rate_of, reach_notes
 from methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class AdaShare(Method[AdaShareParams]):
         check_preset(self.params, data)
         plan = schedule(self.params, data, budget, n_units)
         notes = [f"{n_units} of {len(backbone.blocks)} blocks are units that a task can skip"]
+        if self.params.random_size is None:
+            notes += reach_notes("lr_logits", rate_of(self.params.lr_logits, plan.arch_steps), plan.arch_steps)
         preset = self.params.preset
         if preset is not None:
             notes.append(

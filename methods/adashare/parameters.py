@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from methods.adashare.presets import PRESETS, Phase, Preset, PresetName
 from methods.contracts import MethodParams
 from methods.graph.rules import BatchNormRule
+from methods.operating import MOVEMENT
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -117,7 +118,11 @@ class AdaShareParams(MethodParams):
         description="cycles per unlocked unit; `auto` unlocks all at half of the cycles",
     )
     first_free_unit: Count = Field(default=1, description="units below it are never skipped")
-    lr_logits: Positive = Field(default=0.01, description="learning rate of the logits (Adam)")
+    lr_logits: Positive | None = Field(
+        default=None,
+        description=f"learning rate of the logits (Adam); null: a logit can move by {MOVEMENT:g} in the search, "
+        "and under `published` 0.01",
+    )
     wd_logits: NonNegative = Field(default=5e-4, description="weight decay of the logits, coupled")
     batch_norm: BatchNormRule = Field(
         default="per_task_stats",
@@ -181,7 +186,7 @@ class AdaShareParams(MethodParams):
         if values.get("variant") == "paper":
             implied.update(sparsity_form="log_alpha_sum", sharing_form="l1_prob_shallow")
         if values.get("recipe") == "published":
-            implied.update(tau_end=None, n_policies=8)
+            implied.update(tau_end=None, n_policies=8, lr_logits=0.01)
             published = values.get("published")
             name = published.get("preset") if isinstance(published, Mapping) else getattr(published, "preset", None)
             preset = PRESETS.get(str(name))

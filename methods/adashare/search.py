@@ -10,6 +10,7 @@ from methods.adashare.parameters import AdaShareParams
 from methods.adashare.policy import Policies
 from methods.adashare.schedule import Schedule
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
+from methods.operating import rate_of
 from methods.plain import task_losses
 
 
@@ -37,7 +38,7 @@ def search_stages(params: AdaShareParams, trainer: Trainer, network: SearchNetwo
         _look(trainer, network, plan, c)
         policies.unlock(c, plan.n_cycles)
 
-    optimizer = OptimizerSpec("adam", params.lr_logits, params.wd_logits)
+    optimizer = OptimizerSpec("adam", rate_of(params.lr_logits, plan.arch_steps), params.wd_logits)
     return [
         Stage(
             name="weights",
@@ -84,6 +85,7 @@ def search(params: AdaShareParams, trainer: Trainer, plan: Schedule) -> SearchNe
     network = search_network(params, trainer, plan)
     trainer.fit(warm_up_stage(params, trainer, network, plan))
     network.end_warm_up()
+    network.course[0].copy_(network.policies.alpha().detach())  # also where the first cycle has no step
     trainer.alternate(search_stages(params, trainer, network, plan), plan.n_cycles)
     _look(trainer, network, plan, plan.n_cycles)
     return network

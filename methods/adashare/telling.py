@@ -13,8 +13,6 @@ from methods.adashare.pictures import agreement, course_figure, policy_figure
 from methods.adashare.policy import Policy
 from methods.contracts import Trainer
 
-_COIN_TOSS = 0.05  # execute probabilities that stay this near to 1/2 say nothing about a unit
-
 
 def tell_policy(params: AdaShareParams, trainer: Trainer, network: SearchNetwork | None, policy: Policy) -> None:
     """Facts, pictures and artifacts of the policy that is deployed."""
@@ -40,11 +38,7 @@ def tell_policy(params: AdaShareParams, trainer: Trainer, network: SearchNetwork
     trainer.artifact("course", network.course)
     trainer.figure("policy", policy_figure(tasks, units, alpha, policy))
     trainer.figure("policy-course", course_figure(tasks, units, network.course.cpu(), int(network.best_cycle)))
-    largest = float((alpha - 0.5).abs().max())
-    if largest < _COIN_TOSS and not params.random_policy:
-        trainer.flag(
-            f"The search left every execute probability within {largest:.3f} of 1/2: the policy is a coin toss."
-        )
+    trainer.moved("execute probabilities", network.course[0], alpha)
 
 
 def tell_scores(trainer: Trainer, policies: Sequence[Policy], scores: Sequence[float]) -> None:

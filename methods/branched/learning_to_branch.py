@@ -92,7 +92,10 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
                 "third party", "variant libmtl: that library's network, which keeps all copies and is not a tree."
             ),
             Statement("default", "Warm-up: child j reads parent j. One stem. Unused nodes are pruned."),
-            Statement("default", "Lengths, temperature, split of the data and optimizers are those of bmtas."),
+            Statement(
+                "default",
+                "Lengths, temperature, split of the data and optimizers are those of bmtas, the rate of theta too.",
+            ),
             Statement("default", "budget: the most probable parents within a size; off as published."),
             Statement("default", "random_tree: the control, a uniform draw from the trees of the size found."),
         ),
@@ -189,15 +192,15 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
         paths = lineages(parents_of(theta), len(data.tasks))
         for number, level in enumerate(theta, start=2):
             trainer.artifact(f"theta-{number}", level)
-        chosen = torch.cat([level.softmax(1).amax(1) for level in theta])
+        probabilities = [level.softmax(1) for level in theta]
+        chosen = torch.cat([level.amax(1) for level in probabilities])
         trainer.fact("mean probability of the chosen parent", float(chosen.mean()))
-        if all(bool((level == level[:, :1]).all()) for level in theta):
-            trainer.flag("theta never moved from equal choices: the tree is the tie rule's, not the search's")
+        start = [torch.full_like(level, 1 / level.shape[1]).flatten() for level in theta]
+        trainer.moved("choices of parents", torch.cat(start), torch.cat([level.flatten() for level in probabilities]))
         if p.budget is not None:
             limit = size_budget(segments, data, p.budget, p.budget_unit, p.budget_scope)
             if not limit.holds(segments, tree_of(paths)):
                 paths = most_probable_lineages(theta, segments, limit)
             trainer.fact("budget", limit.relative, "x plain backbone")
-        probabilities = [level.softmax(1) for level in theta]
         tell_choices(trainer, segments.names[1:], probabilities, data.task_names, "node", "parent")
         return paths

@@ -159,5 +159,7 @@ def run_libmtl(trainer: Trainer) -> TaskGraph:
         )
     )
     trainer.artifact("theta", network.theta)
+    theta = network.theta.detach()[1 : len(network.stages) + 1]
+    trainer.moved("choices of parents", torch.full_like(theta, 1 / theta.shape[2]), theta.softmax(2))
     trainer.flag("LibMTL's network keeps all copies: no tree was built and no parameters are saved")
     return deploy(network)

@@ -11,6 +11,7 @@ from datasets.errors import UsageError
 from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
 from methods.branched.tree_method import ChoiceParams, Size
 from methods.graph.rules import BatchNormRule
+from methods.operating import MOVEMENT, rate_of, reach_notes
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -35,7 +36,11 @@ class SearchParams(ChoiceParams):
         default=0.1, description="temperature at the end, linear in the cycles"
     )
     hard_samples: bool = Field(default=False, description="straight-through samples instead of soft ones")
-    lr_arch: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="learning rate of the architecture (Adam)")
+    lr_arch: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description=f"learning rate of the architecture (Adam); null: a logit can move by {MOVEMENT:g} in the search, "
+        "and under `recipe: published` 0.01",
+    )
     wd_arch: Annotated[float, Field(ge=0)] = Field(default=5e-5, description="weight decay of the architecture (Adam)")
     reset_optimizer_state: bool = Field(default=True, description="clear the optimizers' state every cycle")
     reset_bn: bool = Field(default=True, description="reset norm statistics every cycle")
@@ -130,6 +135,7 @@ def search_notes(
         f"search of {schedule.weight_steps} weight and {schedule.arch_steps} architecture batches in {schedule.cycles} "
         f"cycles, {schedule.warmup} of them warm-up"
     ]
+    notes += reach_notes("lr_arch", rate_of(p.lr_arch, schedule.arch_steps), schedule.arch_steps)
     if schedule.cycles < n_cycles:
         notes.append(f"too short for {n_cycles} cycles")
     if p.budget is not None:

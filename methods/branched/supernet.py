@@ -28,6 +28,7 @@ from methods.branched.trees import Tree
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
 from methods.graph.operations import Operation, view_with_own_statistics
 from methods.graph.rules import BatchNormRule
+from methods.operating import rate_of
 from methods.plain import task_losses
 
 
@@ -199,7 +200,7 @@ class Search:
     def run(self, trainer: Trainer) -> None:
         """Cycles of an architecture pass on arch, from the end of the warm-up, and a weight pass on fit."""
         params, schedule = self.network.params, self.schedule
-        adam = OptimizerSpec("adam", lr=params.lr_arch, weight_decay=params.wd_arch)
+        adam = OptimizerSpec("adam", rate_of(params.lr_arch, schedule.arch_steps), params.wd_arch)
         fresh: Literal["stage", "cycle"] = "cycle" if params.reset_optimizer_state else "stage"
         arch = Stage(
             name="architecture",

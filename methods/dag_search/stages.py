@@ -55,8 +55,8 @@ def warm_up(params: DagSearchParams, trainer: Trainer, supernet: Supernet) -> No
 def search(params: DagSearchParams, trainer: Trainer, supernet: Supernet, kappa: int) -> None:
     """Gates, and with them what `search.update` says."""
     gates = supernet.gates
-    steps = max(1, round(params.search_ratio * trainer.budget.steps))
-    adam = OptimizerSpec("adam", lr=params.gate_lr)
+    steps, updates = params.search_steps(trainer.budget)
+    adam = OptimizerSpec("adam", lr=params.gate_rate(trainer.budget))
     arch = ParameterGroup("arch", list(gates.parameters()), adam)
     theta = _theta(supernet)
     alternate = params.search.update == "alternate"
@@ -68,7 +68,7 @@ def search(params: DagSearchParams, trainer: Trainer, supernet: Supernet, kappa:
     stage = Stage(
         name="search",
         network=supernet,
-        steps=max(1, steps // 2) if alternate else steps,
+        steps=updates,
         role=Role.ARCH if alternate else Role.FIT_ARCH,
         train=trained,
         losses=task_losses(trainer.data, supernet),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -48,6 +47,7 @@ def tell(
     }
     for name, value in facts.items():
         trainer.fact(name, value)
+    trainer.moved("gates", path[0][:, space.exists], final)
     _flag(params, trainer, facts, found)
     trainer.chosen(
         f"{task}: {edge_name(graph.edges[e], graph.n_states)}"
@@ -64,9 +64,6 @@ def tell(
 
 def _flag(params: DagSearchParams, trainer: Trainer, facts: Mapping[str, float | None], found: Reduction) -> None:
     """Warn about whatever makes the found architecture meaningless. Section 10.8."""
-    change = facts["largest gate change"]
-    if change is None or not math.isfinite(change) or change == 0.0:
-        trainer.flag("the gates never moved: what was found is their start")
     if params.squeeze_weight and not facts["steps with squeeze"]:
         trainer.flag("the squeeze loss was never active")
     if found.missed:

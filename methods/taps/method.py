@@ -31,6 +31,7 @@ from methods.contracts import (
     Trainer,
 )
 from methods.figures import Figure, Heatmap
+from methods.operating import rate_of, reach_notes
 from methods.plain import require_tasks, task_losses
 from methods.registry import register_method
 
@@ -66,6 +67,11 @@ class TapsParams(MethodParams):
         default="suite",
         description="`published` trains by SGD with momentum .9 and a rate that falls as a cosine",
     )
+    lr_scores: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="learning rate of the scores (Adam), read under `recipe: suite` only; null: a score can move by "
+        "four times its distance from the threshold",
+    )
     lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description="learning rate; read under `recipe: published` only, where it is 0.01 unless it is given",
@@ -79,10 +85,23 @@ class TapsParams(MethodParams):
             return values
         return {"penalty_delay": _PUBLISHED_DELAY, "lr": 0.01, **values}
 
+    @property
+    def reach(self) -> float:
+        """What a score must be able to move: to the threshold, and as far beyond it."""
+        return 2 * abs(self.score_init - self.threshold)
+
+    def score_rate(self, steps: int) -> float:
+        """Learning rate of the scores under `recipe: suite`."""
+        return rate_of(self.lr_scores, steps, 2 * self.reach)
+
     @model_validator(mode="after")
-    def _lr_under_published_only(self) -> TapsParams:
+    def _one_recipe(self) -> TapsParams:
+        if self.score_init == self.threshold:
+            raise ValueError(f"score_init is the threshold, {self.threshold:g}; a score must have a way to go to it")
         if self.recipe == "suite" and self.lr is not None:
             raise ValueError("lr is read under recipe: published only")
+        if self.recipe == "published" and self.lr_scores is not None:
+            raise ValueError("lr_scores is read under recipe: suite only; under published scores learn at lr")
         if self.recipe == "published" and self.lr is None:
             raise ValueError("recipe: published needs lr; leave it out for 0.01")
         return self
@@ -126,7 +145,11 @@ class Taps(Method[TapsParams]):
             Statement("third party", "recipe: published. SGD .01, momentum .9, cosine, no penalty for 2 of 30 epochs."),
             Statement("default", "A joint base is trained by the cell's recipe, also under recipe: published."),
             Statement("default", "Task weights multiply losses, not penalties; the penalties of all tasks are summed."),
-            Statement("default", "recipe: suite. Scores learn at the heads' rate and are not decayed."),
+            Statement(
+                "default",
+                "recipe: suite. Scores learn by Adam, undecayed, at four times their distance from the threshold / "
+                "steps, so that they can cross it at any budget; the third party's SGD moves them by more.",
+            ),
             Statement("default", "All tasks train in one stage of the budget's steps; heads go on from a joint base."),
             Statement("default", "Every other parameter (biases, layer norms, embeddings) stays shared and frozen."),
             Statement("default", "Deployed with w + delta; a base weight that all tasks replace is not stored."),
@@ -159,8 +182,11 @@ class Taps(Method[TapsParams]):
             )
         elif backbone.from_scratch:
             notes.append("taps-scratch: the frozen base has random weights; use base: joint, or pretrained weights")
-        if self.params.recipe == "published":
-            notes.append(f"published recipe: SGD at {self.params.lr:g}; steps and batch size are the cell's")
+        p = self.params
+        if p.recipe == "published":
+            notes.append(f"published recipe: SGD at {p.lr:g}; steps and batch size are the cell's")
+        else:
+            notes += reach_notes("lr_scores", p.score_rate(budget.steps), budget.steps, p.reach)
         return notes
 
     def _joint(self, backbone: Backbone) -> bool:
@@ -192,6 +218,7 @@ class Taps(Method[TapsParams]):
         """The training of the weights that tasks change, on fit and arch together."""
         p, steps = self.params, trainer.budget.steps
         own = None if p.lr is None else OptimizerSpec("sgd", p.lr, momentum=0.9, cosine=True)
+        of_scores = own or OptimizerSpec("adam", p.score_rate(steps))
         start = round(p.penalty_delay * steps)
 
         def penalty() -> Tensor:
@@ -204,7 +231,7 @@ class Taps(Method[TapsParams]):
             role=Role.FIT_ARCH,
             train=[
                 ParameterGroup("backbone", [*network.deltas.parameters(), *network.norm_parameters()], own),
-                ParameterGroup("added", [network.scores], own, weight_decay=0.0),
+                ParameterGroup("arch", [network.scores], of_scores),
                 ParameterGroup("heads", list(network.heads.parameters()), own),
             ],
             losses=task_losses(trainer.data, network),
@@ -214,9 +241,15 @@ class Taps(Method[TapsParams]):
             passes=len(trainer.data.tasks),
         )
 
+    def _way(self, scores: Tensor) -> Tensor:
+        """In [0, 1], as probabilities: 1/2 at the threshold, the end at the start and as far beyond the threshold."""
+        return (0.5 + (scores - self.params.threshold) / self.params.reach).clamp(0, 1)
+
     def _tell(self, trainer: Trainer, network: TaskWeights) -> None:
         tasks, layers = trainer.data.task_names, network.layers
         active, scores = network.active(), network.scores.detach().cpu()
+        start = scores.new_full(scores.shape, self.params.score_init)
+        trainer.moved("scores", self._way(start), self._way(scores))
         for t, task in enumerate(tasks):
             trainer.fact(f"active layers, {task}", int(active[t].sum()), f"of {len(layers)}")
         trainer.fact("active layers", 100 * float(active.float().mean()), "percent")

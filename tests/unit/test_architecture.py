@@ -47,7 +47,7 @@ FLOORS = {
         "methods figures streams graph",
         "backbones",
         "contracts",
-        "plain control registry",
+        "plain control registry operating",
         "single_task hard_sharing adashare branched dag_search dmo soft_sharing",
         "taps task_switching",
     ),

@@ -329,7 +329,7 @@ class Watch:
 @pytest.mark.usefixtures("float64")
 def test_statistics_optimizers_and_alpha_through_the_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = toy_trainer(tmp_path, steps=20)
-    network = BmtasSupernet(trainer, BmtasParams(n_cycles=6))
+    network = BmtasSupernet(trainer, BmtasParams(n_cycles=6, lr_arch=1e-2))
     plan = Schedule.of(20, network.params)
     losses = BmtasLosses(trainer.data, network)
     watch = Watch(trainer, network, Search(network, plan, losses, 4), monkeypatch)

@@ -380,7 +380,7 @@ def test_gates_move_and_are_remembered(tmp_path: Path) -> None:
 def test_a_search_that_did_nothing_says_so(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=6)
     method_of(gate_lr=1e-30, kappa=9).run(trainer)
-    assert "the gates never moved: what was found is their start" in trainer.flags
+    assert trainer.search_moved["gates"]["largest"] < 1e-6
     assert "the squeeze loss was never active" in trainer.flags
 
 
@@ -593,10 +593,15 @@ def test_what_the_backbone_has_no_room_for_is_found_when_planning(
 
 
 def test_the_plan_warns_of_gates_that_cannot_close() -> None:
-    notes = method_of().check(spec_of(2), backbone_of(), Budget(100))
+    notes = method_of(gate_lr=0.01).check(spec_of(2), backbone_of(), Budget(100))
     assert notes[0] == "5 states, 9 edges (M = 3), kappa = 4"
-    assert "gate_lr 0.01 x 80 search steps = 0.8 < 4" in notes[1]
-    assert len(method_of(gate_lr=0.05).check(spec_of(2), backbone_of(), Budget(100))) == 1
+    assert "gate_lr 0.01 x 80 updates = 0.8 < 4" in notes[1]
+    for params in ({}, {"gate_lr": 0.05}, {"search": {"update": "alternate"}}):
+        assert len(method_of(**params).check(spec_of(2), backbone_of(), Budget(100))) == 1
+    assert (
+        "gate_lr 0.05 x 40 updates = 2 < 4"
+        in method_of(gate_lr=0.05, search={"update": "alternate"}).check(spec_of(2), backbone_of(), Budget(100))[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_no_task_trains_what_another_reads(tmp_path: Path) -> None:
 
 def test_t4_a_step_for_every_batch_and_a_base_that_is_charged(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=3)
-    graph = Taps(TapsParams()).run(trainer)
+    graph = Taps(TapsParams(lr_scores=1e-9)).run(trainer)
     assert (trainer.ledger.search.optimizer_steps, trainer.ledger.final.optimizer_steps) == (3, 3)
     assert trainer.weight_steps(graph) == 6
     assert trainer.flags == ["No score fell below the threshold, so every task changed every layer: nothing is shared."]
@@ -226,7 +226,7 @@ def test_taps_starts_as_thejoint_base(domains: str, tmp_path: Path) -> None:
 
 def test_what_was_found_is_told(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=2, recipe={"optimizer": {"lr": 1.0}})
-    Taps(TapsParams(sparsity_weight=50.0, threshold=0.14)).run(trainer)
+    Taps(TapsParams(sparsity_weight=0.0, threshold=0.14, lr_scores=0.1)).run(trainer)
     scores = torch.as_tensor(trainer.artifacts["scores"])
     layers = len(layer_names(backbone_of("test_resnet").module()))
     assert scores.shape == (2, layers)

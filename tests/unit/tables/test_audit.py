@@ -437,3 +437,19 @@ def test_a_mean_over_two_programs_or_two_data_contents_is_red(name):
     mixed = row("b")
     mixed[1] = change(mixed[1], f"versions.{name}", "e" * 64)
     assert audit(row("a"), mixed, row("c")).red == {1}
+
+
+def test_a_search_that_stayed_is_amber_and_red_on_a_leaderboard():
+    moved = {"search_moved": {"gates": {"largest": 0.4, "mean": 0.1}}}
+    one_seed = [*row("c", seeds=(0, 1), audit=moved), *row("c", seeds=(2,), audit=stayed_by(0.02))]
+    groups = [row("a", shared=True), row("b", audit=moved), one_seed, row("d", audit=stayed_by(None))]
+    found = finding(audit(*groups), "search moved")
+    assert (found.rule, found.rows) == ("amber", (2, 3))
+    assert found.text == "c: gates by 0.02 at most; d: gates by no finite number"
+    labels = [group[0].method for group in groups]
+    assert audit_rows(labels, groups, is_leaderboard=True).red >= {2, 3}
+    assert not audit_rows(labels[:2], groups[:2], is_leaderboard=True).red
+
+
+def stayed_by(largest):
+    return {"search_moved": {"gates": {"largest": largest, "mean": largest}}}

@@ -232,3 +232,12 @@ def test_a_folder_knows_which_of_its_tables_are_called_a_leaderboard(tmp_path: A
     (table,), invalid = tables_of(tmp_path)
     assert table.evidence.missing is None
     assert invalid == ["leaderboards/mine.json: schema None; this version reads schema 1"]
+
+
+@pytest.mark.parametrize("leaderboard", [True, False])
+def test_a_search_that_stayed_where_it_began_is_not_ranked_on_a_leaderboard(leaderboard: bool) -> None:
+    still = {"search_moved": {"gates": {"largest": 0.02, "mean": 0.01}}, "tuning_trials": 5}
+    table = judged([*plain(), *row("searched", 95.0, 0.4, weight_steps=200, audit=still)], leaderboard=leaderboard)
+    (position,) = (n for n, one in enumerate(table.rows) if one.method == "searched")
+    assert (position in table.audit.red) is leaderboard
+    assert (position in table.ranked) is not leaderboard
