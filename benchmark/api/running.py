@@ -114,7 +114,7 @@ def print_plan(request: RunRequest, console: Console, probe: bool = True) -> int
     from benchmark.workers.show_plan import show_plan
 
     cells = plan(suite, settings.data_root)
-    return show_plan(cells, Store(settings.out), settings, _jobs(request.jobs, settings.device), probe, console)
+    return show_plan(cells, Store(settings.out), settings, n_workers(request.jobs, settings.device), probe, console)
 
 
 def prepare(request: RunRequest) -> tuple[Suite, RunSettings]:
@@ -159,7 +159,8 @@ def check_names(suite: Suite) -> None:
 
 def smoke_suite(suite: Suite) -> Suite:
     """The same suite with a final training of three steps: does every cell run at all?"""
-    return suite.model_copy(update={"budget": BudgetSettings(steps=SMOKE_STEPS, cycles=SMOKE_STEPS)})
+    short = BudgetSettings(steps=SMOKE_STEPS, cycles=SMOKE_STEPS)
+    return suite.model_copy(update={"budget": short, "tuned": None})  # a page is of one budget
 
 
 def execute(
@@ -186,9 +187,9 @@ def execute(
     keys = [cell.key for cell in cells]
     store = Store(settings.out)
     store.require_writable()
-    pending = _pending(cells, store, Present(splits), settings.refresh_stale, console)
+    pending = pending_cells(cells, store, Present(splits), settings.refresh_stale, console)
     del splits  # workers load what they train on; this process needs it no more
-    n_jobs = _jobs(jobs, settings.device)
+    n_jobs = n_workers(jobs, settings.device)
     say(
         console,
         f"Suite {suite.name}: {len(cells)} cells, {len(cells) - len(pending)} with a record, {len(pending)} to run "
@@ -212,7 +213,7 @@ def execute(
     return keys
 
 
-def _jobs(jobs: int | None, device: str) -> int:
+def n_workers(jobs: int | None, device: str) -> int:
     """One worker per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
     if jobs is not None:
         return jobs
@@ -223,7 +224,7 @@ def _jobs(jobs: int | None, device: str) -> int:
     return int(joblib.cpu_count())
 
 
-def _pending(
+def pending_cells(
     cells: Sequence[PlannedCell], store: Store, present: Present, refresh_stale: bool, console: Console
 ) -> list[PlannedCell]:
     """Cells without a finished record. Stale ones are kept and said so, unless they are to be refreshed."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from datasets.errors import UsageError
 from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
 from methods.branched.tree_method import ChoiceParams, Size
+from methods.contracts import Tuned
 from methods.graph.rules import BatchNormRule
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class SearchParams(ChoiceParams):
         default=0.1, description="temperature at the end, linear in the cycles"
     )
     hard_samples: bool = Field(default=False, description="straight-through samples instead of soft ones")
-    lr_arch: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="learning rate of the architecture (Adam)")
+    lr_arch: Annotated[float, Field(gt=0), Tuned(1e-3, 1e-1)] = Field(
+        default=1e-2, description="learning rate of the architecture (Adam)"
+    )
     wd_arch: Annotated[float, Field(ge=0)] = Field(default=5e-5, description="weight decay of the architecture (Adam)")
     reset_optimizer_state: bool = Field(default=True, description="clear the optimizers' state every cycle")
     reset_bn: bool = Field(default=True, description="reset norm statistics every cycle")

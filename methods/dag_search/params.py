@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import MethodParams
+from methods.contracts import MethodParams, Tuned
 from methods.graph.rules import BatchNormRule
 
 Score = Literal["contribution", "ratio", "magnitude", "random"]
@@ -81,7 +81,9 @@ class DagSearchParams(MethodParams):
     kappa: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="inner edges per task; null takes N - 1"
     )
-    squeeze_weight: Ratio = Field(default=1e-2, description="weight of the squeeze loss L_sq")
+    squeeze_weight: Annotated[Ratio, Tuned(1e-3, 1e-1)] = Field(
+        default=1e-2, description="weight of the squeeze loss L_sq"
+    )
     squeeze_reads: bool = Field(
         default=False, description="squeeze read-ins and read-outs too, to kappa + 2 edges in all"
     )
@@ -90,7 +92,9 @@ class DagSearchParams(MethodParams):
         default="chain",
         description="`zero`: all gates 0.5; `chain`: the edges of the plain backbone are open",
     )
-    gate_lr: Positive = Field(default=1e-2, description="learning rate of the gates (Adam)")
+    gate_lr: Annotated[Positive, Tuned(1e-3, 1e-1)] = Field(
+        default=1e-2, description="learning rate of the gates (Adam)"
+    )
     warmup_ratio: Ratio = Field(default=0.2, description="steps of the warm-up as a multiple of the budget's")
     search_ratio: Positive = Field(default=0.8, description="steps of the search as a multiple of the budget's")
     read_in: bool = Field(
