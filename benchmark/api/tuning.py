@@ -97,8 +97,8 @@ def tune(request: TuneRequest, console: Console) -> int:
         return EXIT_NOT_DONE
     versions = {"sharebench": __version__, **{name: installed(name) for name in _LIBRARIES}}
     page = TunedPage(suite=suite.name, seed=TUNING_SEED, versions=versions, tables=tuple(found))
-    _write_journal(settings.out / JOURNAL, tables, page)
     write_atomic(settings.out / PAGE, page.text().encode())
+    _write_journal(settings.out / JOURNAL, tables, page)
     _tell(page, console)
     say(console, f"Page: {settings.out / PAGE}. A suite names it (tuned: FILE), or `run --tuned FILE` does.")
     return 0
@@ -161,6 +161,7 @@ def _write_journal(file: Path, tables: Sequence[TuningTable], page: TunedPage) -
     from benchmark.plan.tuning import distributions_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    states = optuna.trial.TrialState
     storage = JournalStorage(JournalFileBackend(str(file)))
     for table, tuned in zip(tables, page.tables, strict=True):
         for row, found in zip((table.reference, *table.rows), (tuned.single_task, *tuned.rows), strict=True):
@@ -171,11 +172,12 @@ def _write_journal(file: Path, tables: Sequence[TuningTable], page: TunedPage) -
             for tried in found.tried:
                 if tried.cell in known:
                     continue
-                # A default that the method works out itself, or outside of the range, is no value of the range.
+                # A default that the method works out itself, or that lies outside of the range, is no value of it.
                 params = {
                     key: value
                     for key, value in tried.setting.items()
-                    if value is not None and distributions[key]._contains(value)
+                    if value is not None
+                    and (key not in row.space or row.space[key].low <= value <= row.space[key].high)
                 }
                 study.add_trial(
                     optuna.create_trial(
@@ -183,7 +185,7 @@ def _write_journal(file: Path, tables: Sequence[TuningTable], page: TunedPage) -
                         distributions={key: distributions[key] for key in params},
                         user_attrs={"cell": tried.cell, "status": tried.status, **tried.scores},
                         value=tried.score,
-                        state=optuna.trial.TrialState.FAIL if tried.score is None else None,
+                        state=states.FAIL if tried.score is None else states.COMPLETE,
                     )
                 )
 

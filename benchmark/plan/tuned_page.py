@@ -98,7 +98,7 @@ class TunedPage(Settings):
     def text(self) -> str:
         """The page as YAML."""
         head = "# Written by `python -m benchmark.tune`. A suite names it: `tuned: FILE`.\n"
-        return head + yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
+        return head + yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):

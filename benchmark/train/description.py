@@ -73,7 +73,8 @@ def cost_of(
     ledger = trainer.ledger
     cut_short = trainer.context.step_limit is not None
     tuning = planned.settings.tuning
-    tuned: CostDocument = {} if tuning is None else {"tuning": {"optimizer_steps": tuning.steps}}
+    is_trial = planned.settings.part is not None
+    tuned: CostDocument = {} if tuning is None or is_trial else {"tuning": {"optimizer_steps": tuning.steps}}
     return {
         "weight_steps": trainer.weight_steps(graph),
         "search": plain_json(ledger.search),
