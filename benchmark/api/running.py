@@ -59,6 +59,7 @@ def run_suite(
     backbones: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     settings: Sequence[str] = (),
+    tuned: str | os.PathLike[str] | None = None,
     device: str = "auto",
     jobs: int | None = None,
     data_root: str | os.PathLike[str] | None = None,
@@ -70,9 +71,10 @@ def run_suite(
 
     suite: name of a shipped suite, path of a YAML file, or a Suite. out: folder of the results, by default
     results/runs/SUITE. methods, datasets, tasks, backbones, seeds: lists that narrow the suite. settings: texts such as
-    `recipe.batch_size=32`. device: auto, cpu, cuda or cuda:N. jobs: worker processes, None for one a core, or one on
-    CUDA. data_root: None takes SHAREBENCH_DATA. refresh_stale: train cells again whose record other code made. speed:
-    measure throughput at the end. show: print progress.
+    `recipe.batch_size=32`. tuned: page of `benchmark.tune` whose settings the rows take. device: auto, cpu, cuda or
+    cuda:N. jobs: worker processes, None for one a core, or one on CUDA. data_root: None takes SHAREBENCH_DATA.
+    refresh_stale: train cells again whose record other code made. speed: measure throughput at the end. show: print
+    progress.
     Raises UsageError before the first step for what cannot be run. A cell that fails later says so in its record.
     """
     from benchmark.api.results import Results
@@ -81,7 +83,9 @@ def run_suite(
     console.quiet = not show
     request = RunRequest(
         suite,
-        SuiteChoices(methods, datasets, tasks, backbones, seeds, settings),
+        SuiteChoices(
+            methods, datasets, tasks, backbones, seeds, settings, tuned=None if tuned is None else Path(tuned)
+        ),
         out=None if out is None else Path(out),
         device=device,
         jobs=jobs,

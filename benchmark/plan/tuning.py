@@ -243,7 +243,8 @@ def distributions_of(space: Mapping[str, Tuned]) -> dict[str, optuna.distributio
 def _others(space: Mapping[str, Tuned], first: Setting, count: int, seed: int) -> list[Setting]:
     """At most `count` settings beside the first one, none twice."""
     if not space:
-        return [{LR_FACTOR: factor} for factor in LR_FACTORS if factor != 1.0][:count]
+        grid: list[Setting] = [{LR_FACTOR: factor} for factor in LR_FACTORS if factor != 1.0]
+        return grid[:count]
     found: list[Setting] = []
     for drawn in proposals(space, _DRAWS, seed) if count else ():
         setting = {name: drawn[name] for name in first}
@@ -294,13 +295,13 @@ def _tuned(
         Tried(setting=dict(setting), status=record.status, scores=found, cell=cell.key)
         for setting, record, found, cell in zip(row.settings, made, scores, cells, strict=True)
     ]
-    spent = [record.cost.get(part, {}).get("optimizer_steps") for record in made for part in ("search", "final")]
+    accounts = [account for record in made for account in (record.cost.get("search", {}), record.cost.get("final", {}))]
     return TunedRow(
         row=row_hash(row.cell.document),
         title=row.cell.title.rsplit(" · seed", 1)[0],
         trials=row.trials,
         chosen=dict(chosen),
         edges=tuple(edges),
-        steps=sum(int(value) for value in spent if value is not None),
+        steps=sum(int(account.get("optimizer_steps") or 0) for account in accounts),
         tried=tuple(tried),
     )
