@@ -90,16 +90,6 @@ def table_head(records: Sequence[Record]) -> dict[str, str]:
     return {field: text for field, text in head.items() if text}
 
 
-def _described_tuning(cell: CellDocument) -> str:
-    """Empty for a table of equal recipe: every row as the suite has it."""
-    tuned = cell.get("tuned")
-    if tuned is None:
-        return ""
-    rates = ", ".join(f"{task} x {factor:.3g}" for task, factor in tuned["single_task"].items())
-    what = "trials of a tuning" if "part" in cell else "equal tuning"
-    return f"{what} at seed {tuned['seed']}, single-task learning rates {rates}"
-
-
 def _described(settings: Mapping[str, object], name: str, first: Sequence[str]) -> str:
     """`resnet18 (weights none, output_stride 32)`: the name, the fields in `first`, then the options that are set."""
     shown = [field for field in first if settings.get(field) not in (None, "", {}, [])]
@@ -124,3 +114,13 @@ def _described_tasks(cell: CellDocument) -> str:
     return ", ".join(
         name if weight in (None, 1.0) else f"{name} (weight {weight:g})" for name, weight in weights.items()
     )
+
+
+def _described_tuning(cell: CellDocument) -> str:
+    """Empty for a table of equal recipe: every row as the suite has it."""
+    tuned = cell.get("tuned")
+    if tuned is None:
+        return ""
+    rates = ", ".join(f"{task} x {factor:.3g}" for task, factor in tuned["single_task"].items())
+    what = "trials of a tuning" if "part" in cell else "equal tuning"
+    return f"{what} at seed {tuned['seed']}, single-task learning rates {rates}"
