@@ -6,7 +6,7 @@ import copy
 
 import typer
 
-from benchmark import check, data, export, report, run, throughput
+from benchmark import check, data, export, report, run, throughput, tune
 from benchmark import list as list_
 from benchmark.cli import start
 
@@ -28,6 +28,7 @@ _add("list", list_.app)
 app.add_typer(data.app, name="data", help="Data sets on disk: verify, show, prepare.")
 _add("throughput", throughput.app)
 _add("export", export.app)
+_add("tune", tune.app)
 
 
 def main() -> None:

@@ -111,6 +111,13 @@ def usage_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_USAGE) from None
 
 
+def typed_line(context: typer.Context) -> str:
+    """What was typed, with the program's name in place of its path."""
+    import shlex
+
+    return f"{context.find_root().info_name} {shlex.join(sys.argv[1:])}".rstrip()
+
+
 def split_names(text: str | None) -> list[str] | None:
     """The parts of a text with commas; None where an option is not given."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from benchmark.api import running
-from benchmark.cli import EXIT_INTERRUPTED, PluginOption, make_console, split_names, split_numbers, start, usage_errors
+from benchmark.cli import (
+    EXIT_INTERRUPTED,
+    PluginOption,
+    make_console,
+    split_names,
+    split_numbers,
+    start,
+    typed_line,
+    usage_errors,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,6 +39,7 @@ def run(
             help="Change a setting: recipe.batch_size=32, or a parameter in all rows of a method: method.key=value.",
         ),
     ] = None,
+    tuned: Annotated[Path | None, typer.Option(help="Page of `benchmark.tune` whose settings the rows take.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: results/runs/SUITE.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     jobs: Annotated[
@@ -67,6 +77,7 @@ def run(
                     seeds=split_numbers("--seeds", seeds, 0, "0,1,2"),
                     settings=settings or (),
                     plugins=plugin or (),
+                    tuned=tuned,
                 ),
                 out=out,
                 device=device,
@@ -82,16 +93,9 @@ def run(
                 else running.run(request, make_console())
             )
     except KeyboardInterrupt:
-        print(f"\ninterrupted; finished cells are kept. Resume with: {_line(context)}", file=sys.stderr)
+        print(f"\ninterrupted; finished cells are kept. Resume with: {typed_line(context)}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     raise typer.Exit(code)
-
-
-def _line(context: typer.Context) -> str:
-    """What was typed, with the program's name in place of its path."""
-    import shlex
-
-    return f"{context.find_root().info_name} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def main() -> None:

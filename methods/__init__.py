@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Stage,
         Statement,
         Trainer,
+        Tuned,
     )
     from methods.figures import Figure
     from methods.graph.operations import Operation, register_operation
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "methods.contracts": (
         *("Budget", "Fidelity", "Method", "MethodParams", "OptimizerSpec", "ParameterGroup", "Reference", "Role"),
-        *("Stage", "Statement", "Trainer"),
+        *("Stage", "Statement", "Trainer", "Tuned"),
     ),
     "methods.figures": ("Figure",),
     "methods.graph.operations": ("Operation", "register_operation"),
@@ -56,6 +57,7 @@ __all__ = [
     "Statement",
     "TaskGraph",
     "Trainer",
+    "Tuned",
     "fit_graph",
     "fit_plain",
     "parameter_groups",

@@ -96,8 +96,37 @@ class Fidelity:
     references: tuple[Reference, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """The range within which `benchmark.tune` tries a parameter: `rate: Annotated[float, Tuned(1e-3, 1e-1)]`.
+
+    log: values are drawn evenly on a logarithmic scale. Raises ValueError for a range that holds nothing.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"Tuned({self.low}, {self.high}, log={self.log}): expected low < high, above 0 with log")
+
+
+MOST_TUNED = 2  # parameters of one method: a search over more of them is no longer told by five trials
+
+
 class MethodParams(Checked):
     """Base of every method's parameters: unknown keys are errors, values are frozen."""
+
+    @classmethod
+    def tuned(cls) -> dict[str, Tuned]:
+        """The parameters that tuning tries, with their ranges. Raises TypeError for more than `MOST_TUNED`."""
+        found = {
+            name: mark for name, field in cls.model_fields.items() for mark in field.metadata if isinstance(mark, Tuned)
+        }
+        if len(found) > MOST_TUNED:
+            raise TypeError(f"{cls.__name__} marks {', '.join(found)} as Tuned; expected at most {MOST_TUNED}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,7 +164,11 @@ def _method(name: str) -> Iterator[str]:
 
 
 def _parameters(params: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Name, default, type and meaning of every parameter; those of nested settings by their dotted names."""
+    """Name, default, type and meaning of every parameter, and the range in which it is tuned; those of nested settings
+    by their dotted names.
+    """
+    from methods.contracts import Tuned
+
     for key, field in params.model_fields.items():
         parts = get_args(field.annotation) or (field.annotation,)
         nested = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
@@ -172,6 +176,9 @@ def _parameters(params: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if not isinstance(field.default, BaseModel):
             about = f"{prefix}{key} = {default} ({_choices(field.annotation)})"
             about += f": {field.description}" if field.description else ""  # a plug-in may have none
+            about += "".join(
+                f" [tuned: {one.low:g} to {one.high:g}]" for one in field.metadata if isinstance(one, Tuned)
+            )
             yield from textwrap.wrap(about, _WIDTH, initial_indent="  ", subsequent_indent="      ")
         for model in nested:
             yield from _parameters(model, f"{prefix}{key}.")

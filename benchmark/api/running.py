@@ -59,6 +59,7 @@ def run_suite(
     backbones: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     settings: Sequence[str] = (),
+    tuned: str | os.PathLike[str] | None = None,
     device: str = "auto",
     jobs: int | None = None,
     data_root: str | os.PathLike[str] | None = None,
@@ -70,9 +71,10 @@ def run_suite(
 
     suite: name of a shipped suite, path of a YAML file, or a Suite. out: folder of the results, by default
     results/runs/SUITE. methods, datasets, tasks, backbones, seeds: lists that narrow the suite. settings: texts such as
-    `recipe.batch_size=32`. device: auto, cpu, cuda or cuda:N. jobs: worker processes, None for one a core, or one on
-    CUDA. data_root: None takes SHAREBENCH_DATA. refresh_stale: train cells again whose record other code made. speed:
-    measure throughput at the end. show: print progress.
+    `recipe.batch_size=32`. tuned: page of `benchmark.tune` whose settings the rows take. device: auto, cpu, cuda or
+    cuda:N. jobs: worker processes, None for one a core, or one on CUDA. data_root: None takes SHAREBENCH_DATA.
+    refresh_stale: train cells again whose record other code made. speed: measure throughput at the end. show: print
+    progress.
     Raises UsageError before the first step for what cannot be run. A cell that fails later says so in its record.
     """
     from benchmark.api.results import Results
@@ -81,7 +83,9 @@ def run_suite(
     console.quiet = not show
     request = RunRequest(
         suite,
-        SuiteChoices(methods, datasets, tasks, backbones, seeds, settings),
+        SuiteChoices(
+            methods, datasets, tasks, backbones, seeds, settings, tuned=None if tuned is None else Path(tuned)
+        ),
         out=None if out is None else Path(out),
         device=device,
         jobs=jobs,
@@ -114,7 +118,7 @@ def print_plan(request: RunRequest, console: Console, probe: bool = True) -> int
     from benchmark.workers.show_plan import show_plan
 
     cells = plan(suite, settings.data_root)
-    return show_plan(cells, Store(settings.out), settings, _jobs(request.jobs, settings.device), probe, console)
+    return show_plan(cells, Store(settings.out), settings, n_workers(request.jobs, settings.device), probe, console)
 
 
 def prepare(request: RunRequest) -> tuple[Suite, RunSettings]:
@@ -159,7 +163,8 @@ def check_names(suite: Suite) -> None:
 
 def smoke_suite(suite: Suite) -> Suite:
     """The same suite with a final training of three steps: does every cell run at all?"""
-    return suite.model_copy(update={"budget": BudgetSettings(steps=SMOKE_STEPS, cycles=SMOKE_STEPS)})
+    short = BudgetSettings(steps=SMOKE_STEPS, cycles=SMOKE_STEPS)
+    return suite.model_copy(update={"budget": short, "tuned": None})  # a page is of one budget
 
 
 def execute(
@@ -189,9 +194,9 @@ def execute(
     store.require_writable()
     if suite.leaderboard:
         write_leaderboard(settings.out, suite.name, {cell.table_key for cell in cells})
-    pending = _pending(cells, store, Present(splits), settings.refresh_stale, console)
+    pending = pending_cells(cells, store, Present(splits), settings.refresh_stale, console)
     del splits  # workers load what they train on; this process needs it no more
-    n_jobs = _jobs(jobs, settings.device)
+    n_jobs = n_workers(jobs, settings.device)
     say(
         console,
         f"Suite {suite.name}: {len(cells)} cells, {len(cells) - len(pending)} with a record, {len(pending)} to run "
@@ -215,7 +220,7 @@ def execute(
     return keys
 
 
-def _jobs(jobs: int | None, device: str) -> int:
+def n_workers(jobs: int | None, device: str) -> int:
     """One worker per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
     if jobs is not None:
         return jobs
@@ -226,7 +231,7 @@ def _jobs(jobs: int | None, device: str) -> int:
     return int(joblib.cpu_count())
 
 
-def _pending(
+def pending_cells(
     cells: Sequence[PlannedCell], store: Store, present: Present, refresh_stale: bool, console: Console
 ) -> list[PlannedCell]:
     """Cells without a finished record. Stale ones are kept and said so, unless they are to be refreshed."""

@@ -18,6 +18,7 @@ from benchmark.plan.balancing import EQUAL, entry_of, resolved
 from benchmark.plan.program import Program, program_of
 from benchmark.plan.role_data import Splits, require_batches
 from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
+from benchmark.plan.tuned_page import read_page
 from benchmark.records.documents import CellDocument
 from benchmark.records.keys import canonical_json, cell_key, flat_params, row_key, table_key
 from datasets.contracts import DatasetSpec
@@ -71,6 +72,11 @@ class PlannedCell:
         cell = self.settings
         given = ", ".join(f"{name}={text}" for name, text in flat_params(cell.method.params))
         method = f"{cell.method.name} ({given})" if given else cell.method.name
+        factors = set() if cell.tuning is None else {cell.lr_factor}
+        if cell.tuning is not None and self.is_reference:
+            factors = set(cell.tuning.single_task.values())
+        if len(factors) == 1 and factors != {1.0}:
+            method += f" lr x {factors.pop():.3g}"
         if cell.recipe.balancing.name != EQUAL:
             method += f" + {cell.recipe.balancing.name}"
         return f"{method} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
@@ -80,12 +86,17 @@ def plan(suite: Suite, data_root: Path | None = None, splits: Splits | None = No
     """All cells of a suite, baselines of Delta_m first so that others find their networks.
 
     data_root: folder of the data sets; their lists are read and their files counted here. splits: keeps what is loaded
-    of them, for later cells. A cell with one task appears once, whatever loss balancing the suite asks for.
-    Raises UsageError.
+    of them, for later cells. A cell with one task appears once, whatever loss balancing the suite asks for. Rows of a
+    suite that names a tuned page have its settings. Raises UsageError.
     """
     cells: dict[str, PlannedCell] = {}
+    page = None if suite.tuned is None else read_page(Path(suite.tuned))
+    if page is not None:
+        page.require_other_seeds(suite.seeds)
     for asked in suite.cells():
         cell = resolve(asked, data_root)
+        if page is not None:
+            cell = resolve(page.applied(cell.settings, cell.document, cell.is_reference), data_root)
         if cell.key not in cells:
             cells[cell.key] = cell
         elif cell.settings.recipe.balancing.name == asked.recipe.balancing.name:
@@ -299,7 +310,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         raise UsageError(f"recipe.batch_size is {cell.recipe.batch_size}; {where} has {n_train} training samples.")
     weights = cell.backbone.weights
     document = {
-        "method": {"name": cell.method.name, "params": params.model_dump(mode="json")},
+        "method": {"name": cell.method.name, "params": params.model_dump(mode="json"), **_own_rate(cell, method)},
         "data": {
             "dataset": spec.name,
             "layout": spec.layout,
@@ -319,6 +330,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         "selection": _only_if_asked(cell.selection, "select_on", "select"),
         "budget": cell.budget.model_dump(mode="json"),
         "seed": cell.seed,
+        **_tuning_document(cell),
     }
     program = program_of(method, spec, cell.backbone.name)
     return PlannedCell(cell, cast(CellDocument, document), weights, method.is_single_task_reference, program)
@@ -345,6 +357,19 @@ def _balancing(cell: Cell, method: AnyMethod, spec: DatasetSpec, params: Any) ->
             f"Loss balancing {found.name!r} combines gradients, which precision amp-fp16 scales; use amp-bf16 or fp32, "
             "or a balancing of losses such as 'uncertainty'."
         )
+    return found
+
+
+def _own_rate(cell: Cell, method: AnyMethod) -> dict[str, object]:
+    """The factor on the learning rate of a tuned row; that of single-task networks differs by task, see `tuned`."""
+    return {} if cell.tuning is None or method.is_single_task_reference else {"lr_factor": cell.tuning.lr_factor}
+
+
+def _tuning_document(cell: Cell) -> dict[str, object]:
+    """What only trials and tuned rows have: others keep their keys."""
+    found: dict[str, object] = {} if cell.part is None else {"part": cell.part}
+    if cell.tuning is not None:
+        found["tuned"] = {"seed": cell.tuning.seed, "single_task": dict(cell.tuning.single_task)}
     return found
 
 

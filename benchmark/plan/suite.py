@@ -58,6 +58,11 @@ class OptimizerSettings(Settings):
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="of adam and adamw")
     weight_decay: NonNegative = 5e-4
 
+    def scaled(self, factor: float) -> OptimizerSettings:
+        """With every learning rate multiplied by a factor."""
+        head_lr = None if self.head_lr is None else self.head_lr * factor
+        return self.model_copy(update={"lr": self.lr * factor, "head_lr": head_lr})
+
 
 class ScheduleSettings(Settings):
     """Factor on the learning rate over a stage; it restarts with every stage."""
@@ -128,6 +133,10 @@ class RecipeSettings(Settings):
     )
     max_loss: Positive = Field(default=1e6, description="a training loss above it ends the cell as diverged")
     workers: int = Field(default=0, ge=0, description="loader processes, for data sets that are not cached")
+
+    def scaled(self, factor: float) -> RecipeSettings:
+        """With every learning rate multiplied by a factor."""
+        return self.model_copy(update={"optimizer": self.optimizer.scaled(factor)})
 
 
 class SelectionSettings(Settings):
@@ -273,6 +282,22 @@ def section_of(params: dict[str, Any], keys: Sequence[str]) -> tuple[dict[str, A
     return params, keys[-1]
 
 
+class TuningSettings(Settings):
+    """What a tuning has chosen for a cell, and what that took. The first three are in the cell's key."""
+
+    seed: int = Field(description="of the trials; no table reports it")
+    single_task: dict[str, Positive] = Field(
+        description="{task: factor on the learning rate} of the single-task networks of all rows"
+    )
+    lr_factor: Positive = Field(default=1.0, description="factor on the recipe's learning rates, of this row")
+    trials: Count = Field(default=1, description="that every row may have; a small space is exhausted before")
+    tried: Count = 1
+    steps: int = Field(default=0, ge=0, description="optimizer steps of all trials of the row")
+    chosen: dict[str, float | None] = Field(default_factory=dict)
+    edges: tuple[str, ...] = Field(default=(), description="what was chosen at an edge of its range")
+    scores: tuple[float | None, ...] = Field(default=(), description="mean relative gains on select, in percent")
+
+
 class Suite(Settings):
     """A benchmark as asked for: the product of data sets, backbones, methods with their loss balancing, and seeds."""
 
@@ -297,6 +322,10 @@ class Suite(Settings):
     )
     plugins: tuple[str, ...] = Field(
         default=(), description="Python files that register methods and data sets, relative to the suite's file"
+    )
+    tuned: str | None = Field(
+        default=None,
+        description="page of `benchmark.tune` with the settings of every row, relative to the suite's file",
     )
 
     @model_validator(mode="after")
@@ -361,6 +390,19 @@ class Cell(Settings):
         default=False,
         description="whether the method's entry asks for the loss balancing, not the suite; not part of the key",
     )
+    part: Literal["tune"] | None = Field(
+        default=None, description="`tune` is a trial: judged on select, it never opens the report role"
+    )
+    tuning: TuningSettings | None = None
+
+    @property
+    def lr_factor(self) -> float:
+        """On the recipe's learning rates, for what this row trains itself."""
+        return 1.0 if self.tuning is None else self.tuning.lr_factor
+
+    def single_task_factor(self, task: str) -> float:
+        """On the recipe's learning rates, for the single-task network of a task."""
+        return 1.0 if self.tuning is None else self.tuning.single_task[task]
 
 
 def _is_list(value: Any) -> bool:
@@ -371,6 +413,8 @@ def make_absolute(document: dict[str, Any], folder: Path) -> None:
     """Make the paths of a suite absolute: they are relative to its file, which workers do not know."""
     if isinstance(document.get("plugins"), list):
         document["plugins"] = [str((folder / str(file)).resolve()) for file in document["plugins"]]
+    if isinstance(document.get("tuned"), str):
+        document["tuned"] = str((folder / document["tuned"]).resolve())
     if isinstance(document.get("backbones"), list):
         document["backbones"] = [
             {**entry, "weights": str((folder / entry["weights"]).resolve())}

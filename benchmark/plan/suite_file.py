@@ -161,7 +161,8 @@ class SuiteChoices:
     """What a user changes in a suite; None leaves a part as it is.
 
     methods, datasets, backbones: only these entries, in this order; tasks: of every data set. settings: `a.b=c`
-    assignments. plugins: files besides the suite's own, relative to the working directory.
+    assignments. plugins: files besides the suite's own, relative to the working directory. tuned: page in place of the
+    suite's own, relative to the working directory.
     """
 
     methods: Sequence[str] | None = None
@@ -171,12 +172,13 @@ class SuiteChoices:
     seeds: Sequence[int] | None = None
     settings: Sequence[str] = ()
     plugins: Sequence[str | Path] = ()
+    tuned: str | Path | None = None
 
 
 def select(name: str, choices: SuiteChoices = SuiteChoices()) -> Suite:
     """A suite with a user's choices. name: of a shipped suite, or the path of a YAML file. Raises UsageError."""
     for field, value in vars(choices).items():
-        if isinstance(value, str):  # a sequence too, of letters
+        if isinstance(value, str) and field != "tuned":  # a sequence too, of letters
             raise UsageError(f"{field}={value!r}: expected a list, for example [{value!r}].")
     path = find_suite(name)
     # Validated first, so that what is changed below is known to have the right form.
@@ -198,6 +200,8 @@ def select(name: str, choices: SuiteChoices = SuiteChoices()) -> Suite:
         ]
     if choices.seeds is not None:
         changes["seeds"] = list(choices.seeds)
+    if choices.tuned is not None:
+        changes["tuned"] = str(Path(choices.tuned).resolve())
     suite = read_suite(path, changes, choices.settings)
     # Absolute: workers do not know where the command was started.
     named = tuple(str(Path(file).resolve()) for file in choices.plugins)

@@ -103,10 +103,11 @@ class BalancingDocument(TypedDict):
 
 @_open
 class MethodDocument(TypedDict):
-    """A method with all its parameters, defaults filled in."""
+    """A method with all its parameters, defaults filled in. lr_factor: on the recipe's rates, of a tuned row."""
 
     name: str
     params: dict[str, object]
+    lr_factor: NotRequired[float]
 
 
 @_open
@@ -156,8 +157,20 @@ class BudgetDocument(TypedDict):
 
 
 @_open
+class TunedDocument(TypedDict):
+    """The tuning that a table stands on. seed: of its trials. single_task: {task: factor on the learning rate}."""
+
+    seed: int
+    single_task: dict[str, float]
+
+
+@_open
 class CellDocument(TypedDict):
-    """One training as asked for: everything that its result depends on, so its hash is the key of the record."""
+    """One training as asked for: everything that its result depends on, so its hash is the key of the record.
+
+    part: `tune` for a trial, whose record has metrics of select and none of report. tuned: in tables of equal tuning.
+    Both are absent from all other cells, whose keys are older.
+    """
 
     method: MethodDocument
     data: DataDocument
@@ -167,6 +180,8 @@ class CellDocument(TypedDict):
     selection: SelectionDocument
     budget: BudgetDocument
     seed: int
+    part: NotRequired[str]
+    tuned: NotRequired[TunedDocument]
 
 
 # What a run found. Fields may be absent: records of older versions lack some.
@@ -179,6 +194,26 @@ class NormalisationDocument(TypedDict):
     mean: list[float]
     std: list[float]
     bgr: bool
+
+
+@_open
+class SelectedDocument(TypedDict, total=False):
+    """step: of the final training that was kept. metrics: of a trial, on select."""
+
+    step: object
+    metrics: dict[str, dict[str, MetricEntry]]
+
+
+@_open
+class TuningDocument(TypedDict):
+    """How the settings of a row were chosen: settings tried, values chosen, those at an edge of their range, and the
+    spread of the scores (mean relative gain on select, percent).
+    """
+
+    tried: int
+    chosen: dict[str, Number]
+    edges: list[str]
+    scores: list[Number]
 
 
 @_open
@@ -200,6 +235,7 @@ class Audit(TypedDict, total=False):
     random_architecture: bool
     non_default_params: dict[str, object]
     tuning_trials: int
+    tuning: TuningDocument
     search_roles: list[str]
     draws: int
     recipe: str
@@ -253,7 +289,7 @@ class SpendingDocument(TypedDict, total=False):
 
 @_open
 class CostDocument(TypedDict, total=False):
-    """Cost of the training before the final one (search) and of the final one.
+    """Cost of the training before the final one (search) and of the final one. tuning: of all trials of the row.
 
     weight_steps: most updates that a deployed weight has received. peak_bytes: of training and evaluation.
     """
@@ -261,6 +297,7 @@ class CostDocument(TypedDict, total=False):
     weight_steps: int
     search: SpendingDocument
     final: SpendingDocument
+    tuning: SpendingDocument
     peak_bytes: int | None
     evaluation_peak_bytes: int | None
     evaluation_seconds: Number
@@ -306,7 +343,7 @@ class RecordDocument(TypedDict):
     environment: EnvironmentDocument
     roles: dict[str, str]
     n_evaluated: dict[str, int]
-    selected: dict[str, object]
+    selected: SelectedDocument
     metrics: dict[str, dict[str, MetricEntry]]
     size: SizeDocument
     compute: ComputeDocument

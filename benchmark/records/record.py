@@ -27,6 +27,7 @@ from benchmark.records.documents import (
     ErrorEntry,
     GraphDocument,
     MetricEntry,
+    SelectedDocument,
     SizeDocument,
     problem_of,
 )
@@ -86,7 +87,7 @@ class Record:
     environment: EnvironmentDocument = dataclasses.field(default_factory=EnvironmentDocument)
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     n_evaluated: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    selected: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    selected: SelectedDocument = dataclasses.field(default_factory=SelectedDocument)
     metrics: Mapping[str, Mapping[str, MetricEntry]] = dataclasses.field(default_factory=dict)
     size: SizeDocument = dataclasses.field(default_factory=SizeDocument)
     compute: ComputeDocument = dataclasses.field(default_factory=ComputeDocument)
@@ -168,6 +169,16 @@ class Record:
         return self.value_at("cell.selection.select_on") == "test"
 
     @property
+    def is_trial(self) -> bool:
+        """Whether the cell is a trial of a tuning: it has metrics of select, and none of report."""
+        return self.cell.get("part") == "tune"
+
+    @property
+    def select_metrics(self) -> Mapping[str, Mapping[str, MetricEntry]]:
+        """{task: {metric: entry}} on select, of a trial; empty for other cells."""
+        return self.selected.get("metrics", {})
+
+    @property
     def graph_hash(self) -> str:
         """Hash of the task graph, which speed is stored under; empty if there is none."""
         return self.graph.get("hash", "")
@@ -202,6 +213,8 @@ def result_hash(record: Record) -> str:
         "graph": {name: value for name, value in record.graph.items() if name != "file"},
         "weights": {"initial": record.versions.get("weights_hash"), "trained": trained},
     }
+    if record.is_trial:  # which has no other numbers
+        covered["select"] = record.select_metrics
     return hashlib.sha256(canonical_json(covered)).hexdigest()
 
 

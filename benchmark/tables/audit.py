@@ -112,7 +112,8 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_lea
         else:
             equal[field.name] = f"{field.name} {_text(values[0][0])}" if field.shows_value else field.name
     still = functools.partial(_still_searches, rule="red" if is_leaderboard else "amber")
-    for special in (_weight_steps, _seeds, _selected_on_report, _developed_here, _random_sizes, still):
+    specials = (_weight_steps, _seeds, _selected_on_report, _tuned_on_report, _developed_here, _random_sizes, still)
+    for special in specials:
         for found in special(rows):
             if isinstance(found, Finding):
                 findings.append(found)
@@ -276,7 +277,13 @@ def _is_reinit_twin(record: Record, other: Record) -> bool:
     """
     if (record.balancing, record.method) != (other.balancing, other.method) or other.params.get("reinit") is not True:
         return False
-    return {**record.params, "reinit": True} == other.params
+    return {**_untuned(record), "reinit": True} == _untuned(other)
+
+
+def _untuned(record: Record) -> dict[str, object]:
+    """The parameters but those that a tuning chose: each row has its own."""
+    chosen = record.audit.get("tuning", {}).get("chosen", {})
+    return {name: value for name, value in record.params.items() if name not in chosen}
 
 
 def _total_cost(row: _Row) -> float:
@@ -345,6 +352,14 @@ def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
     if marked:
         names = ", ".join(row.label for row in marked)
         yield Finding("selected on", "red", tuple(row.position for row in marked), f"the report role: {names}")
+
+
+def _tuned_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Rows that report the seed at which their settings were chosen."""
+    marked = [row for row in rows if any(record.value_at("cell.tuned.seed") == record.seed for record in row.records)]
+    if marked:
+        names = ", ".join(row.label for row in marked)
+        yield Finding("tuned on", "red", tuple(row.position for row in marked), f"a seed that is reported: {names}")
 
 
 def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:

@@ -148,7 +148,7 @@ FIELDS: tuple[Field, ...] = (
     Field("batch size", "red", _at("cell.recipe.batch_size"), group="recipe"),
     Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.memory_format"), group="recipe"),
     Field("batch norm", "red", _at("audit.batch_norm"), shows_value=True),
-    Field("tuning trials", "red", _at("audit.tuning_trials"), shows_value=True),
+    Field("tuning trials", "amber", _at("audit.tuning_trials"), shows_value=True),
     Field("draws", "red", _at("audit.draws"), shows_value=True),
     Field("loss weights", "amber", _loss_weights),
     Field("balancing", "amber", _balancing, shows_value=True),

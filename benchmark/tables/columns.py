@@ -58,6 +58,7 @@ COST_COLUMNS = (
     Column("", "final cost", "s", False, "cost", "seconds"),
     Column("", "weight_steps", "", None, "cost", "steps"),
 )
+TUNING_COLUMN = Column("", "tuning cost", "optimizer steps", False, "cost", "steps")  # of tuned tables alone
 # All tasks for one batch: `joint`, or `mixed` if each task has its own images. r: relative to the plain backbone.
 SPEED_COLUMNS = (
     Column("", "throughput", "images/s", True, "speed", "steps"),
@@ -110,6 +111,8 @@ def measure(
     values[delta_column(variant)] = relative.value
     values.update(zip(SIZE_COLUMNS, _sizes(record, tasks), strict=True))
     values.update(zip(COST_COLUMNS, _costs(record), strict=True))
+    if (tuning := record.cost.get("tuning")) is not None:
+        values[TUNING_COLUMN] = tuning.get("optimizer_steps")
     values.update(_loss_changes(record, tasks))
     values.update(_facts(record))
     speed = speed_of(record) if speed_of is not None else None
@@ -166,8 +169,9 @@ def ordered_columns(found: Collection[Column], tasks: Sequence[str], variant: Va
     """
     facts = dict.fromkeys(column for column in found if column.part == "found")
     speed = [column for column in SPEED_COLUMNS if column in set(found)]
+    tuning = [TUNING_COLUMN] if TUNING_COLUMN in set(found) else []
     changes = [column for task in tasks if (column := loss_change_column(task)) in set(found)]
-    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *changes, *facts, *speed)
+    fixed = (delta_column(variant), *SIZE_COLUMNS, *COST_COLUMNS, *tuning, *changes, *facts, *speed)
     task_rank = {task: position for position, task in enumerate(tasks)}
     metric_rank = {name: position for position, name in enumerate(_METRIC_ORDER)}
 

@@ -15,11 +15,12 @@ DASH = "\N{EN DASH}"
 def row_labels(firsts: Sequence[Record]) -> list[str]:
     """Method and the parameters that matter: those that are not at their default, or in which rows of the method
     differ. A value that most rows of the method share is left out; only rows with another value show it. Loss balancing
-    other than equal comes last: `hard_sharing + pcgrad`.
+    other than equal comes last: `hard_sharing + pcgrad`. What a tuning chose is left out: it stands in the notes, and a
+    row keeps its name whether tuned or not.
 
     firsts: one record of each row of a table.
     """
-    flat = [dict(flat_params(record.params)) for record in firsts]
+    flat = [dict(flat_params(_told(record, record.params))) for record in firsts]
     siblings: dict[str, list[int]] = defaultdict(list)
     for position, record in enumerate(firsts):
         siblings[record.method].append(position)
@@ -29,11 +30,21 @@ def row_labels(firsts: Sequence[Record]) -> list[str]:
         usual = {name: _usual([flat[position].get(name, DASH) for position in positions]) for name in names}
         for position in positions:
             telling = {name for name in names if flat[position].get(name, DASH) != usual[name]}
-            given = firsts[position].audit.get("non_default_params", {})
+            given = _told(firsts[position], firsts[position].audit.get("non_default_params", {}))
             shown = telling | {name for name, _ in flat_params(given)}
             text = ", ".join(f"{name}={flat[position].get(name, DASH)}" for name in sorted(shown))
             labels[position] = f"{method} ({text})" if text else method
     return [label + text for label, text in zip(labels, _balancing_texts(firsts), strict=True)]
+
+
+def _told(record: Record, params: Mapping[str, object]) -> dict[str, object]:
+    """Parameters that a label may hold: of a trial all, and the factor on its learning rate; of a tuned row those that
+    the suite gives.
+    """
+    if record.is_trial:
+        return {**params, "lr": f"x {record.cell['method'].get('lr_factor', 1.0):.3g}"}
+    chosen = record.audit.get("tuning", {}).get("chosen", {})
+    return {name: value for name, value in params.items() if name not in chosen}
 
 
 def _balancing_texts(firsts: Sequence[Record]) -> list[str]:
@@ -74,6 +85,7 @@ def table_head(records: Sequence[Record]) -> dict[str, str]:
         "recipe": cell["recipe"]["name"],
         "budget": f"{cell['budget']['steps']} steps",
         "selection": cell["selection"]["rule"],
+        "tuning": _described_tuning(cell),
         "data tier": ", ".join(tiers) or "not recorded",
     }
     return {field: text for field, text in head.items() if text}
@@ -118,3 +130,13 @@ def _described_tasks(cell: CellDocument) -> str:
     return ", ".join(
         name if weight in (None, 1.0) else f"{name} (weight {weight:g})" for name, weight in weights.items()
     )
+
+
+def _described_tuning(cell: CellDocument) -> str:
+    """Empty for a table of equal recipe: every row as the suite has it."""
+    tuned = cell.get("tuned")
+    if tuned is None:
+        return ""
+    rates = ", ".join(f"{task} x {factor:.3g}" for task, factor in tuned["single_task"].items())
+    what = "trials of a tuning" if "part" in cell else "equal tuning"
+    return f"{what} at seed {tuned['seed']}, single-task learning rates {rates}"

@@ -29,6 +29,7 @@ from datasets.errors import UsageError, unknown
 NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
 SPARSE_BELOW = 0.99  # share of parameters that are not zero; biases that happen to be 0 stay above
 TEST_SELECTED = "selected on the report role: re-enacts a published protocol, not ranked"
+TRIALS = "trials of a tuning: judged on select, nothing here is a result"
 RED_ALLOWED = "red differences allowed: nothing in this table is ranked or tested"
 
 
@@ -133,12 +134,14 @@ def _table(
     notes += [*_identical_notes(rows, columns), *_constant_notes(rows, columns, statistics)]
     notes += [
         *_overlap_notes(labels, groups),
+        *_tuning_notes(labels, groups),
         *_flag_notes(labels, groups),
         *_sparse_notes(labels, groups),
         *_speed_notes(records, speed_of),
         *evidence.notes,
     ]
     banners = [TEST_SELECTED] if records[0].selects_on_test else []
+    banners += [TRIALS] if records[0].is_trial else []
     banners += [RED_ALLOWED] if allow_red and audit.red else []
     return Table(
         key=key,
@@ -329,6 +332,25 @@ def _overlap_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) ->
                 f"(Jaccard index of what was chosen, mean over {len(pairs)} pairs)"
             )
     return notes
+
+
+def _tuning_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:
+    """What a tuning chose for each row, the spread of what it tried, and where its range was too narrow."""
+    notes = []
+    for label, group in zip(labels, groups, strict=True):
+        tuning = next((found for record in group if (found := record.audit.get("tuning")) is not None), None)
+        if tuning is None or group[0].is_trial:
+            continue
+        chosen = ", ".join(f"{name} {_short(value)}" for name, value in tuning["chosen"].items())
+        scores = [value for value in tuning["scores"] if value is not None]
+        spread = f", {min(scores):+.1f} to {max(scores):+.1f} % on select" if scores else ""
+        edges = f"; at the edge of its range: {', '.join(tuning['edges'])}" if tuning["edges"] else ""
+        notes.append(f"{label}: tuned to {chosen} ({tuning['tried']} settings tried{spread}){edges}")
+    return notes
+
+
+def _short(value: float | None) -> str:
+    return "null" if value is None else f"{value:.3g}"
 
 
 def _flag_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from benchmark.plan.cells import PlannedCell, backbone_config, cell_spec, dense_form, method_params
 from benchmark.plan.role_data import Splits
 from benchmark.plan.staleness import Present
-from benchmark.records.documents import Audit, ErrorEntry
+from benchmark.records.documents import Audit, ErrorEntry, SelectedDocument
 from benchmark.records.keys import canonical_json, cell_key
 from benchmark.records.provenance import installed
 from benchmark.records.record import Record, curve_json, metrics_json, utc_now
@@ -23,7 +23,7 @@ from benchmark.train.description import audit_of, cost_of, environment_of, plain
 from benchmark.train.floors import keep_floors
 from benchmark.train.loaders import InputFormat
 from benchmark.train.memory import is_out_of_memory, peak_bytes, reset_peak
-from benchmark.train.roles import load_data, role_loaders
+from benchmark.train.roles import ClosedLoader, load_data, role_loaders
 from benchmark.train.single_task import SingleTaskNetworks, made_with
 from benchmark.train.stage import DivergedError, Progress, TrainingContext
 from benchmark.train.trainer import CellTrainer
@@ -31,7 +31,7 @@ from datasets.errors import UsageError
 from datasets.images.transforms import Normalise
 from datasets.protocols import get_protocol
 from methods.backbones.backbone import Backbone, create_backbone
-from methods.contracts import Budget, Metrics
+from methods.contracts import Budget, Role
 from methods.graph.cost import compute, size
 from methods.graph.task_graph import TaskGraph
 from methods.registry import get_method
@@ -155,12 +155,15 @@ class _CellRun:
             "torch": installed("torch"),
             "timm": installed("timm"),
         }
+        loaders = role_loaders(self.data, self.spec, cell.recipe, form, cell.seed)
+        if cell.part == "tune":
+            loaders[Role.REPORT] = ClosedLoader()
         context = TrainingContext(
             data=self.spec,
-            loaders=role_loaders(self.data, self.spec, cell.recipe, form, cell.seed),
+            loaders=loaders,
             prototype=self.prototype,
             budget=Budget(cell.budget.steps, cell.budget.cycles),
-            recipe=cell.recipe,
+            recipe=cell.recipe.scaled(cell.lr_factor),
             selection=cell.selection,
             seed=cell.seed,
             device=self.device,
@@ -181,21 +184,32 @@ class _CellRun:
         return Normalise.for_protocol(flags, source.mean, source.std)
 
     def run(self) -> Record:
-        """Train, evaluate once on report, count, and describe."""
+        """Train, evaluate once on report, or a trial on select, count, and describe."""
         reset_peak(self.device)
         canonical_json(self._audit())  # what a record cannot hold of the method is found before the first step
         graph = self.method.run(self.trainer)
         self._check(graph)
         trained_in = peak_bytes(self.device)
         reset_peak(self.device)
-        metrics, n_evaluated = self.trainer.report(graph)
-        record = self._record(graph, metrics, n_evaluated, (trained_in, peak_bytes(self.device)))
-        keep_floors(self.store, self.planned.document["data"], self.spec, self.data)
+        role = Role.REPORT if self.planned.settings.part is None else Role.SELECT
+        if role is Role.REPORT:
+            metrics, n_evaluated = self.trainer.report(graph)
+            record = self._record(graph, (trained_in, peak_bytes(self.device)))
+            artifacts = write_artifacts(self.store, self.planned.key, self.trainer, graph)
+            record = dataclasses.replace(
+                record, metrics=metrics_json(metrics), n_evaluated=n_evaluated, artifacts=artifacts
+            )
+            keep_floors(self.store, self.planned.document["data"], self.spec, self.data)
+        else:  # a trial: its network is not kept, since it is never deployed
+            metrics = self.trainer.judge(graph)
+            record = self._record(graph, (trained_in, peak_bytes(self.device)))
+            selected: SelectedDocument = {**record.selected, "metrics": metrics_json(metrics)}
+            record = dataclasses.replace(record, selected=selected, graph={"hash": graph.hash()})
         nonfinite = [
             f"{task} {name}" for task, scores in metrics.items() for name, score in scores.items() if score.n_nonfinite
         ]
         if nonfinite:
-            message = f"Predictions are not finite on report: {', '.join(nonfinite)}."
+            message = f"Predictions are not finite on {role.value}: {', '.join(nonfinite)}."
             error = ErrorEntry(kind="NonFinitePrediction", message=message, stage=None, step=None, task=None)
             record = dataclasses.replace(record, status="diverged", error=error)
         return record
@@ -209,9 +223,8 @@ class _CellRun:
                 f"the cell has the tasks {sorted(self.spec.task_names)}."
             )
 
-    def _record(
-        self, graph: TaskGraph, metrics: Metrics, n_evaluated: dict[str, int], peaks: tuple[int | None, int | None]
-    ) -> Record:
+    def _record(self, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> Record:
+        """Everything but the metrics and the files."""
         cell, key, trainer = self.planned.settings, self.planned.key, self.trainer
         shapes = dict.fromkeys(self.spec.inputs, (1, cell.backbone.in_chans, *self.spec.native_size))
         return Record(
@@ -220,16 +233,13 @@ class _CellRun:
             versions=versions_of(self.planned, self.device, data=self.data.content, weights=self.initial_weights),
             environment=environment_of(self.device),
             roles=dict(self.data.roles),
-            n_evaluated=n_evaluated,
             selected={"step": trainer.selected.get("step", cell.budget.steps)},
-            metrics=metrics_json(metrics),
             size=plain_json(size(graph, self.prototype.n_parameters())),
             compute=plain_json(compute(graph, shapes)),
-            cost=cost_of(trainer, graph, peaks),
+            cost=cost_of(self.planned, trainer, graph, peaks),
             audit=self._audit(),
             reused_from=list(trainer.ledger.reused_from),
             curves={name: curve_json(values) for name, values in trainer.curves.items()},
-            artifacts=write_artifacts(self.store, key, trainer, graph),
             graph={"hash": graph.hash(), "file": f"artifacts/{key[:2]}/{key}/graph.json"},
         )
 

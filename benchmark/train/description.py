@@ -31,11 +31,23 @@ def audit_of(planned: PlannedCell, method: Method[MethodParams], normalise: Norm
     spec, backbone = trainer.data, planned.settings.backbone.name
     moved = {} if method.is_random_architecture else dict(trainer.search_moved)
     compared: Reference | None = "shared" if method.is_comparison_reference else None
+    tuning = planned.settings.tuning
+    tuned: Audit = {"tuning_trials": 1}  # one setting a row: the published defaults, or what the suite's author wrote
+    if tuning is not None:
+        tuned = {
+            "tuning_trials": tuning.trials,
+            "tuning": {
+                "tried": tuning.tried,
+                "chosen": dict(tuning.chosen),
+                "edges": list(tuning.edges),
+                "scores": list(tuning.scores),
+            },
+        }
     return {
+        **tuned,
         "reference": "single_task" if method.is_single_task_reference else compared,
         "random_architecture": method.is_random_architecture,
         "non_default_params": method.params.model_dump(mode="json", exclude_defaults=True),
-        "tuning_trials": 1,  # one setting a row: the published defaults, or what the suite's author wrote
         "search_roles": sorted(role.value for role in trainer.search_roles),
         "draws": method.draws,
         "recipe": method.recipe,
@@ -67,14 +79,20 @@ def _search_flags(moved: Mapping[str, Movement]) -> Iterator[str]:
             yield f"the search did not leave its start: change of the {what} {largest}"
 
 
-def cost_of(trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]) -> CostDocument:
+def cost_of(
+    planned: PlannedCell, trainer: CellTrainer, graph: TaskGraph, peaks: tuple[int | None, int | None]
+) -> CostDocument:
     """peaks: bytes in training, and in the evaluation on report; None if the system does not report it."""
     ledger = trainer.ledger
     cut_short = trainer.context.step_limit is not None
+    tuning = planned.settings.tuning
+    is_trial = planned.settings.part is not None
+    tuned: CostDocument = {} if tuning is None or is_trial else {"tuning": {"optimizer_steps": tuning.steps}}
     return {
         "weight_steps": trainer.weight_steps(graph),
         "search": plain_json(ledger.search),
         "final": plain_json(ledger.final),
+        **tuned,
         "peak_bytes": max((peak for peak in peaks if peak is not None), default=None),
         "evaluation_peak_bytes": peaks[1],
         "evaluation_seconds": ledger.evaluation_seconds,

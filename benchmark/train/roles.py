@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,20 @@ def load_data(spec: DatasetSpec, planned: PlannedCell, found: Splits) -> LoadedD
         for role in (Role.FIT, Role.ARCH, Role.SELECT, Role.REPORT)
     }
     return LoadedData(splits, samples, content, roles)
+
+
+class ClosedRoleError(RuntimeError):
+    """A trial of a tuning that opens the report role."""
+
+
+class ClosedLoader(RoleLoader):
+    """In place of the report role's loader, in a trial of a tuning: it has no samples, and whatever asks is stopped."""
+
+    def __init__(self) -> None:
+        """Nothing is taken: nothing can be given."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ClosedRoleError(f"A trial of a tuning is judged on select; the report role is closed to it ({name}).")
 
 
 def role_loaders(

@@ -41,7 +41,9 @@ class SingleTaskNetworks:
             kept = _read(folder, key)
             if kept is None:
                 spec = self.context.data.with_tasks([task])
-                trainer = CellTrainer(dataclasses.replace(self.context, data=spec, version=key), folder / "work")
+                recipe = self.planned.settings.recipe.scaled(self.planned.settings.single_task_factor(task))
+                context = dataclasses.replace(self.context, data=spec, version=key, recipe=recipe)
+                trainer = CellTrainer(context, folder / "work")
                 graph, result = fit_plain(trainer, f"single task {task}", self.context.budget.steps)
                 _write(folder, graph, result.loss[task], trainer.last_fifths[task], trainer.ledger.final)
                 trainer.clear_checkpoints()
@@ -52,10 +54,11 @@ class SingleTaskNetworks:
 
     def key(self, task: str) -> str:
         """The cell without its method, its loss balancing and its other tasks, and the code: another version trains its
-        own.
+        own. Of a tuning only the learning rate counts, so that a trial and its tuned row share the network.
         """
         cell, spec = self.planned.settings, self.context.data
-        document = unbalanced(self.planned.document)
+        balanced = unbalanced(self.planned.document).items()
+        document = {name: value for name, value in balanced if name not in ("part", "tuned")}
         data = {
             **self.planned.document["data"],
             "tasks": [task],
@@ -63,7 +66,9 @@ class SingleTaskNetworks:
         }
         program = program_of(get_method(cell.method.name), spec.with_tasks([task]), cell.backbone.name)
         versions = made_with(program, self.origin)
-        return cell_key({**document, "method": {"single_task": task}, "data": data, "versions": versions})
+        factor = cell.single_task_factor(task)
+        method = {"single_task": task, **({} if factor == 1.0 else {"lr_factor": factor})}
+        return cell_key({**document, "method": method, "data": data, "versions": versions})
 
 
 def made_with(program: Program, origin: Mapping[str, object]) -> dict[str, object]:

@@ -244,6 +244,11 @@ class CellTrainer:
         self._settle(graph)
         return self._measure(graph.network(), Role.REPORT, self.data.task_names)
 
+    def judge(self, graph: TaskGraph) -> Metrics:
+        """The numbers of a trial, on select."""
+        self._settle(graph)
+        return self._evaluate(graph.network(), Role.SELECT, self.data.task_names)
+
     def _settle(self, graph: TaskGraph) -> None:
         """Where a method has trained several networks to their end, curves and step are those of the one it returns."""
         deployed = {id(parameter) for parameter in graph.parameters()}

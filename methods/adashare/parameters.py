@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from methods.adashare.presets import PRESETS, Phase, Preset, PresetName
-from methods.contracts import MethodParams
+from methods.contracts import MethodParams, Tuned
 from methods.graph.rules import BatchNormRule
 from methods.operating import MOVEMENT
 
@@ -71,7 +71,9 @@ class AdaShareParams(MethodParams):
         default="l1_logit_deep",
         description="form of the sharing loss, on its own",
     )
-    sparsity_weight: NonNegative = Field(default=0.05, description="w_sp; not transferable between the forms")
+    sparsity_weight: Annotated[NonNegative, Tuned(5e-3, 5e-1)] = Field(
+        default=0.05, description="w_sp; not transferable between the forms"
+    )
     sharing_weight: NonNegative = Field(default=0.05, description="w_sh; not transferable between the forms")
     recipe: Literal["suite", "published"] = Field(
         default="suite",
@@ -118,7 +120,7 @@ class AdaShareParams(MethodParams):
         description="cycles per unlocked unit; `auto` unlocks all at half of the cycles",
     )
     first_free_unit: Count = Field(default=1, description="units below it are never skipped")
-    lr_logits: Positive | None = Field(
+    lr_logits: Annotated[Positive | None, Tuned(1e-3, 1e-1)] = Field(
         default=None,
         description=f"learning rate of the logits (Adam); null: a logit can move by {MOVEMENT:g} in the search, "
         "and under `published` 0.01",

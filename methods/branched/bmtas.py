@@ -38,7 +38,7 @@ from methods.branched.schedule import Schedule, SearchParams, search_notes
 from methods.branched.segments import Segments, size_budget
 from methods.branched.tree_method import ChoosingMethod, Chosen
 from methods.branched.trees import Tree, nested
-from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer
+from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer, Tuned
 from methods.operating import MOVEMENT
 from methods.registry import register_method
 
@@ -65,7 +65,9 @@ class BmtasParams(SearchParams):
         description="`published` counts epochs, and changes the defaults of batch_norm, resource_norm and search_scale",
     )
 
-    resource_weight: Annotated[float, Field(ge=0)] = Field(default=0.05, description="weight of R; 0 removes it")
+    resource_weight: Annotated[float, Field(ge=0), Tuned(5e-3, 5e-1)] = Field(
+        default=0.05, description="weight of R; 0 removes it"
+    )
     resource_estimator: Estimator = Field(
         default="bmtas", description="R by the official recursion, or the exact expectation"
     )

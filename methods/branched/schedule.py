@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from datasets.errors import UsageError
 from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
 from methods.branched.tree_method import ChoiceParams, Size
+from methods.contracts import Tuned
 from methods.graph.rules import BatchNormRule
 from methods.operating import MOVEMENT, rate_of, reach_notes
 
@@ -36,7 +37,7 @@ class SearchParams(ChoiceParams):
         default=0.1, description="temperature at the end, linear in the cycles"
     )
     hard_samples: bool = Field(default=False, description="straight-through samples instead of soft ones")
-    lr_arch: Annotated[float, Field(gt=0)] | None = Field(
+    lr_arch: Annotated[Annotated[float, Field(gt=0)] | None, Tuned(1e-3, 1e-1)] = Field(
         default=None,
         description=f"learning rate of the architecture (Adam); null: a logit can move by {MOVEMENT:g} in the search, "
         "and under `recipe: published` 0.01",

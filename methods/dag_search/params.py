@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import Budget, MethodParams
+from methods.contracts import Budget, MethodParams, Tuned
 from methods.graph.rules import BatchNormRule
 from methods.operating import rate_of
 
@@ -86,7 +86,9 @@ class DagSearchParams(MethodParams):
     kappa: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="inner edges per task; null takes N - 1"
     )
-    squeeze_weight: Ratio = Field(default=1e-2, description="weight of the squeeze loss L_sq")
+    squeeze_weight: Annotated[Ratio, Tuned(1e-3, 1e-1)] = Field(
+        default=1e-2, description="weight of the squeeze loss L_sq"
+    )
     squeeze_reads: bool = Field(
         default=False, description="squeeze read-ins and read-outs too, to kappa + 2 edges in all"
     )
@@ -95,7 +97,7 @@ class DagSearchParams(MethodParams):
         default="chain",
         description="`zero`: all gates 0.5; `chain`: the edges of the plain backbone are open",
     )
-    gate_lr: Positive | None = Field(
+    gate_lr: Annotated[Positive | None, Tuned(1e-3, 1e-1)] = Field(
         default=None,
         description=f"learning rate of the gates (Adam); null: a logit can move by {GATE_MOVEMENT:g} in the search",
     )

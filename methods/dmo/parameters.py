@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import MethodParams
+from methods.contracts import MethodParams, Tuned
 from methods.graph.rules import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
@@ -56,14 +56,16 @@ class DmoParams(MethodParams):
         description="single-task networks start from the cell's initial weights, or each from its own stream (from "
         "scratch only)",
     )
-    alpha: Share = Field(default=0.5, description="S = alpha S_W + (1 - alpha) S_L")
+    alpha: Annotated[Share, Tuned(0.0, 1.0, log=False)] = Field(
+        default=0.5, description="S = alpha S_W + (1 - alpha) S_L"
+    )
     tau_sim: Annotated[Threshold | Quantile, Field(union_mode="left_to_right")] = Field(
         default="quantile:0.667",
         description="tasks whose S is above it may share: a number, or `quantile:q` of the pairs (three tasks or more)",
     )
     tau_bk: Threshold | None = Field(default=None, description="where it is set, it takes the place of tau_sim")
     loss_axis: Literal["cycle", "epoch"] = Field(default="cycle", description="what loss curves are correlated over")
-    tau: Positive = Field(
+    tau: Annotated[Positive, Tuned(1e-1, 1e1)] = Field(
         default=1.0,
         description="temperature of pruning: exp(-d / tau) of the weights are pruned, d the difficulty",
     )

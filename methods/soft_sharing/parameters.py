@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import MethodParams, OptimizerSpec
+from methods.contracts import MethodParams, OptimizerSpec, Tuned
 from methods.graph.rules import BatchNormRule
 
 Positive = Annotated[float, Field(gt=0)]
@@ -107,7 +107,9 @@ class TowerParams(SoftSharingParams):
         default=False,
         description="towers restart from the cell's initial weights; otherwise trained single-task networks continue",
     )
-    alpha_self: Share = Field(default=0.9, description="what a task takes of its own feature at the start")
+    alpha_self: Annotated[Share, Tuned(0.5, 1.0, log=False)] = Field(
+        default=0.9, description="what a task takes of its own feature at the start"
+    )
     alpha_other: Share | None = Field(
         default=None,
         description="what it takes of each other task's; null shares what alpha_self leaves of 1 equally",

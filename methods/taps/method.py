@@ -29,6 +29,7 @@ from methods.contracts import (
     Stage,
     Statement,
     Trainer,
+    Tuned,
 )
 from methods.figures import Figure, Heatmap
 from methods.operating import rate_of, reach_notes
@@ -58,7 +59,9 @@ class TapsParams(MethodParams):
     )
     threshold: float = Field(default=0.1, description="a task changes the layers whose score is at least this")
     score_init: float = Field(default=0.15, description="scores at the start")
-    sparsity_weight: NonNegative = Field(default=1.0, description="weight of the mean |s| over layers, of each task")
+    sparsity_weight: Annotated[NonNegative, Tuned(1e-1, 1e1)] = Field(
+        default=1.0, description="weight of the mean |s| over layers, of each task"
+    )
     penalty_delay: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
         description="share of the training without that penalty",

@@ -24,7 +24,7 @@ ROOT = Path(benchmark.__file__).parent.parent
 PACKAGES = ("datasets", "methods", "benchmark")  # each imports from those before it
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
-COMMANDS = "run report check throughput list data export"
+COMMANDS = "run report check throughput list data export tune"
 FOR_COMMANDS = {("benchmark", "cli"), ("benchmark", "api"), ("datasets", "errors")}
 MAX_COMMAND_LINES = 150
 

@@ -274,7 +274,7 @@ def test_every_command_that_reads_networks_or_names_takes_a_plugin_in_the_same_w
     options = {
         name: option for name, command in commands.items() for option in command.params if "--plugin" in option.opts
     }
-    assert set(options) == {"run", "report", "list", "throughput", "export", "verify", "show", "prepare"}
+    assert set(options) == {"run", "tune", "report", "list", "throughput", "export", "verify", "show", "prepare"}
     assert len({option.help for option in options.values()}) == 1
     for name in ("run", "report"):
         result = CliRunner().invoke(sharebench.app, [name, "quick", "--plugin", str(tmp_path / "nowhere.py")])

@@ -237,11 +237,11 @@ def test_workers_are_counted_from_what_the_process_may_use() -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        assert running._jobs(None, "cpu") == 1
+        assert running.n_workers(None, "cpu") == 1
     finally:
         os.sched_setaffinity(0, allowed)
-    assert running._jobs(5, "cpu") == 5
-    assert running._jobs(None, "cuda") == 1
+    assert running.n_workers(5, "cpu") == 5
+    assert running.n_workers(None, "cuda") == 1
 
 
 def test_an_interrupt_waits_until_a_process_has_started() -> None:

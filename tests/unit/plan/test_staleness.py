@@ -50,7 +50,7 @@ import torch
 from brightness import scaled
 from datasets import ArrayInput, DatasetLoader, DatasetSpec, MultiTaskDataset, TaskSpec, register_dataset
 
-FOLDER = Path(__file__).parents[1]
+FOLDER = Path(__file__).parent
 
 
 @register_dataset("squares")

@@ -548,7 +548,7 @@ def test_reading_records_needs_no_torch():
 def test_a_folder_holds_records_where_any_file_of_one_is_there(tmp_path, monkeypatch):
     store = Store(tmp_path)
     assert not store.holds_records()
-    path = store.record_path(make_record().cell)
+    path = store.record_path(make_record())
     path.parent.mkdir(parents=True)
     assert not store.holds_records()
     path.write_text("torn")

@@ -100,7 +100,7 @@ RED = {
     *("data", "data hash", "protocol", "tasks", "task weights", "roles", "n_evaluated", "backbone", "weights"),
     *("initial weights", "output stride", "head", "dropout", "input size", "normalisation", "augmentation"),
     *("extra data", "selection", "epoch rule", "evaluations", "recipe", "optimizer", "schedule", "steps", "batch size"),
-    *("precision", "batch norm", "tuning trials", "draws", "program"),
+    *("precision", "batch norm", "draws", "program"),
 }
 PARAMS = {field.name: field for field in FIELDS}
 
@@ -191,13 +191,13 @@ def test_one_row_alone_is_audited_for_itself():
 
 
 def odd(name, value, **keywords):
-    return [change(record, "audit.tuning_trials", value) for record in row(name, **keywords)]
+    return [change(record, "audit.draws", value) for record in row(name, **keywords)]
 
 
 def test_the_minority_stands_out():
     found = audit(odd("a", 5), odd("b", 1, shared=True), odd("c", 5))
-    assert finding(found, "tuning trials").rows == (1,)
-    assert finding(found, "tuning trials").text == "5; b: 1"
+    assert finding(found, "draws").rows == (1,)
+    assert finding(found, "draws").text == "5; b: 1"
 
 
 def test_between_equals_the_reference_decides():
@@ -209,12 +209,38 @@ def test_between_equals_the_reference_decides():
 def test_without_a_reference_all_stand_out():
     found = audit(odd("a", 5), odd("b", 1))
     assert found.red == {0, 1}
-    assert finding(found, "tuning trials").text == "a: 5; b: 1"
+    assert finding(found, "draws").text == "a: 5; b: 1"
 
 
 def test_rows_with_one_value_are_named_together():
     found = audit(odd("a", 1), odd("b", 1), odd("c", 1), odd("d", 2), odd("e", 2))
-    assert finding(found, "tuning trials").text == "1; d, e: 2"
+    assert finding(found, "draws").text == "1; d, e: 2"
+
+
+def test_rows_with_other_numbers_of_tuning_trials_are_amber():
+    few = [change(record, "audit.tuning_trials", 5) for record in row("b")]
+    many = [[change(record, "audit.tuning_trials", 20) for record in row(name)] for name in "ac"]
+    found = audit(many[0], few, many[1])
+    assert found.red == frozenset()
+    assert (finding(found, "tuning trials").rule, finding(found, "tuning trials").text) == ("amber", "20; b: 5")
+
+
+def test_a_row_that_reports_the_seed_of_its_tuning_is_red():
+    tuned = {"seed": 2, "single_task": {"depth": 1.0}}
+    found = audit(row("a"), [change(record, "cell.tuned", tuned) for record in row("b")])
+    assert found.red == {1}
+    assert finding(found, "tuned on").text == "a seed that is reported: b"
+
+
+def test_a_reinit_twin_is_known_by_what_no_tuning_chose():
+    rows = [
+        [
+            change(record, "audit.tuning", {"tried": 5, "chosen": {"rate": rate}, "edges": [], "scores": []})
+            for record in row("search", params={"reinit": reinit, "rate": rate}, weight_steps=steps)
+        ]
+        for reinit, rate, steps in ((False, 0.1, 200), (True, 0.3, 100))
+    ]
+    assert finding(audit_rows(["search", "twin"], rows), "weight_steps").rule == "amber"
 
 
 def test_the_worked_example_of_the_docstring():
