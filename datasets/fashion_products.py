@@ -412,6 +412,7 @@ class FashionProducts(FileLoader):
                 },
                 faults=whole.faults,
                 counted=options.products == "v1",
+                one_size=False,
                 in_memory=3 * len(whole.ids) * math.prod(SIZES[options.size]) <= IN_MEMORY,
                 meta={"domain": None},
                 identity=sha256_of([*pixels, *_label_lines(ids, labels)]),

@@ -2,16 +2,17 @@
 
 Every row has the same number of trials at the suite's full budget, at a seed that no table reports, judged on select.
 Its space is the learning rate x 1/3, 1, 3 of the recipe's, and what its method marks as `Tuned` and the suite does not
-set itself. The first trial is the row as the suite has it. The others are points of a scrambled Sobol sequence, which
-Optuna draws from a seed made of names: four of them cover all three learning rates, and none depends on a score, so
-that all trials of a row can be trained at once and a killed tuning proposes the same again. Where the learning rate is
-all there is, the rest of the grid is tried. Design: specs/evidence.md 4; the number of trials is AlgoPerf's.
+set itself. The first trial is the row as the suite has it. The others go round the factors of the learning rate; their
+parameters are points of a scrambled Sobol sequence, which Optuna draws from a seed made of names. None depends on a
+score, so all trials of a row can be trained at once and a killed tuning proposes the same again. If the learning rate
+is all there is, the rest of the grid is tried. Source: evidence 4; the number of trials is AlgoPerf's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import warnings
 from collections import defaultdict
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 TUNING_SEED = 1000  # of every trial; no suite reports it
 TRIALS = 5
 LR_FACTORS = (1 / 3, 1.0, 3.0)
+_ROUND = (1 / 3, 3.0, 1.0)  # in the order of trials after the first, which has 1
 DELTA_M = "delta_m"
 _EDGE = 0.1  # part of a range at either end
 _DIGITS = 3  # of a drawn value: what a reader can copy
@@ -211,20 +213,23 @@ def score_of(record: Record, baseline: Metrics, tasks: Sequence[str]) -> float |
 
 
 def proposals(space: Mapping[str, Tuned], count: int, seed: int) -> Iterator[dict[str, float]]:
-    """Points of a scrambled Sobol sequence over learning rate and parameters, as Optuna draws them, some repeated."""
+    """Points of a scrambled Sobol sequence over the parameters, as Optuna draws them; the learning rate goes round its
+    factors, the outer ones first, so that few trials try all.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = distributions_of(space)
+    del distributions[LR_FACTOR]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(sampler=optuna.samplers.QMCSampler(scramble=True, seed=seed))
         # The sampler takes its space from a trial that has ended.
-        known = {LR_FACTOR: 1.0, **{name: mark.low for name, mark in space.items()}}
+        known = {name: mark.low for name, mark in space.items()}
         study.add_trial(optuna.create_trial(params=known, distributions=distributions, value=0.0))
-        for _ in range(count):
+        for _, factor in zip(range(count), itertools.cycle(_ROUND), strict=False):
             drawn = study.ask(distributions).params
-            yield {name: value if name == LR_FACTOR else float(f"{value:.{_DIGITS}g}") for name, value in drawn.items()}
+            yield {LR_FACTOR: factor, **{name: float(f"{value:.{_DIGITS}g}") for name, value in drawn.items()}}
 
 
 def distributions_of(space: Mapping[str, Tuned]) -> dict[str, optuna.distributions.BaseDistribution]:

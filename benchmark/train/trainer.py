@@ -6,6 +6,7 @@ The loop itself is `benchmark.train.alternation`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,7 +118,7 @@ class CellTrainer:
         """Metrics on fit, arch or select. Raises ProtocolError for report."""
         if role is Role.REPORT:
             raise ProtocolError("The report role is evaluated once, by the harness, after the method has returned.")
-        return self._evaluate(network, role, tasks or self.data.task_names)
+        return self._evaluate(role, network, tasks or self.data.task_names)
 
     def batches(
         self,
@@ -192,12 +193,7 @@ class CellTrainer:
 
     def moved(self, what: str, start: np.ndarray | Tensor, end: np.ndarray | Tensor) -> None:
         """Store the largest and the mean change of a probability; null where one is not finite."""
-        before, after = (np.asarray(torch.as_tensor(values).detach().cpu(), np.float64) for values in (start, end))
-        if before.shape != after.shape or not before.size:
-            raise UsageError(f"Movement of {what!r}: {before.shape} at the start, {after.shape} at the end.")
-        change = np.abs(after - before)
-        largest, mean = curve_json([float(change.max()), float(change.mean())])
-        self.search_moved[_text("name of what moved", what)] = {"largest": largest, "mean": mean}
+        self.search_moved[_text("name of what moved", what)] = _movement(what, start, end)
 
     def flag(self, text: str) -> None:
         """Store a sentence about what is not as it should be."""
@@ -247,7 +243,7 @@ class CellTrainer:
     def judge(self, graph: TaskGraph) -> Metrics:
         """The numbers of a trial, on select."""
         self._settle(graph)
-        return self._evaluate(graph.network(), Role.SELECT, self.data.task_names)
+        return self._evaluate(Role.SELECT, graph.network(), self.data.task_names)
 
     def _settle(self, graph: TaskGraph) -> None:
         """Where a method has trained several networks to their end, curves and step are those of the one it returns."""
@@ -262,7 +258,7 @@ class CellTrainer:
         """Remove this cell's checkpoints, once its record stands."""
         self._checkpoints.clear()
 
-    def _evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> Metrics:
+    def _evaluate(self, role: Role, network: nn.Module, tasks: Sequence[str]) -> Metrics:
         return self._measure(network, role, tasks)[0]
 
     def _measure(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> tuple[Metrics, dict[str, int]]:
@@ -283,16 +279,14 @@ class CellTrainer:
                 stage.network.to(memory_format=torch.channels_last)
         self.search_roles |= {stage.role for stage in stages if stage.purpose == "search"}
         flags = [(p, p.requires_grad) for stage in stages for p in stage.network.parameters()]
-        loop = Alternation(stages, cycles, number, self.context, self.state, self._checkpoints, self._on_select)
+        on_select = functools.partial(self._evaluate, Role.SELECT)
+        loop = Alternation(stages, cycles, number, self.context, self.state, self._checkpoints, on_select)
         results = loop.run()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for run, result in zip(loop.runs, results, strict=True):
             self._keep(run, result)
         return results
-
-    def _on_select(self, network: nn.Module, tasks: Sequence[str]) -> Metrics:
-        return self._evaluate(network, Role.SELECT, tasks)
 
     def _keep(self, run: StageRun, result: StageResult) -> None:
         """What the record says of a stage that has been trained to its end."""
@@ -317,3 +311,12 @@ def _text(what: str, value: object) -> str:
         raise UsageError(f"The {what} is {value!r}; expected text.")
     text: str = json.loads(canonical_json({what: value}))[what]
     return text
+
+
+def _movement(what: str, start: np.ndarray | Tensor, end: np.ndarray | Tensor) -> Movement:
+    before, after = (np.asarray(torch.as_tensor(values).detach().cpu(), np.float64) for values in (start, end))
+    if before.shape != after.shape or not before.size:
+        raise UsageError(f"Movement of {what!r}: {before.shape} at the start, {after.shape} at the end.")
+    change = np.abs(after - before)
+    largest, mean = curve_json([float(change.max()), float(change.mean())])
+    return {"largest": largest, "mean": mean}

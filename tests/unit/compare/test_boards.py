@@ -88,7 +88,7 @@ def broken(**changes: object) -> str:
     [
         (broken(reproducible="maybe"), "reproducible: .*'suite' or 'report_only'"),
         (broken(rows=[]), "rows: .*at least 1 item"),
-        (broken(tasks={}), "no column of the board"),
+        (broken(tasks={}), "not a column of the board"),
         (broken(board="other"), "calls itself 'other'"),
         ("a: [", "line 1: not valid YAML"),
     ],

@@ -428,7 +428,7 @@ def test_optimizers_start_anew_in_the_search(tmp_path: Path) -> None:
     """T18: empty state; the official ones are SGD at the constant rates of heads and backbone."""
     preset = {"recipe": "published", "published": {"preset": "cityscapes_2task", "lr_step": 2}}
     for values in ({}, preset):
-        trainer, method, network, plan = made(tmp_path, **values)
+        trainer, method, network, plan = made(tmp_path, lr_logits=0.01, **values)
         weights, policy = search_stages(method.params, trainer, network, plan)
         run = StageRun(weights, trainer.context)
         assert all(not optimizer.state for optimizer in run.optimizers._optimizers)
