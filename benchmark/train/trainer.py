@@ -6,7 +6,6 @@ The loop itself is `benchmark.train.alternation`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -118,7 +117,7 @@ class CellTrainer:
         """Metrics on fit, arch or select. Raises ProtocolError for report."""
         if role is Role.REPORT:
             raise ProtocolError("The report role is evaluated once, by the harness, after the method has returned.")
-        return self._evaluate(role, network, tasks or self.data.task_names)
+        return self._measure(role, network, tasks or self.data.task_names)[0]
 
     def batches(
         self,
@@ -231,19 +230,17 @@ class CellTrainer:
         return max((self._weight_steps.get(parameter, 0) for parameter in graph.parameters()), default=0)
 
     def report(self, graph: TaskGraph) -> tuple[Metrics, dict[str, int]]:
-        """Final numbers on the report role, and samples evaluated; once a cell. Raises ProtocolError the
-        second time.
-        """
+        """Final numbers on the report role, and samples evaluated. Raises ProtocolError the second time."""
         if self._reported:
             raise ProtocolError("The report role is evaluated once.")
         self._reported = True
         self._settle(graph)
-        return self._measure(graph.network(), Role.REPORT, self.data.task_names)
+        return self._measure(Role.REPORT, graph.network(), self.data.task_names)
 
     def judge(self, graph: TaskGraph) -> Metrics:
         """The numbers of a trial, on select."""
         self._settle(graph)
-        return self._evaluate(Role.SELECT, graph.network(), self.data.task_names)
+        return self._on_select(graph.network(), self.data.task_names)
 
     def _settle(self, graph: TaskGraph) -> None:
         """Where a method has trained several networks to their end, curves and step are those of the one it returns."""
@@ -258,14 +255,14 @@ class CellTrainer:
         """Remove this cell's checkpoints, once its record stands."""
         self._checkpoints.clear()
 
-    def _evaluate(self, role: Role, network: nn.Module, tasks: Sequence[str]) -> Metrics:
-        return self._measure(network, role, tasks)[0]
-
-    def _measure(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> tuple[Metrics, dict[str, int]]:
+    def _measure(self, role: Role, network: nn.Module, tasks: Sequence[str]) -> tuple[Metrics, dict[str, int]]:
         start = time.perf_counter()
         measured = evaluate(network, self.context.loaders[role], tasks)
         self.ledger.evaluation_seconds += time.perf_counter() - start
         return measured
+
+    def _on_select(self, network: nn.Module, tasks: Sequence[str]) -> Metrics:
+        return self._measure(Role.SELECT, network, tasks)[0]
 
     # The loop
 
@@ -279,8 +276,7 @@ class CellTrainer:
                 stage.network.to(memory_format=torch.channels_last)
         self.search_roles |= {stage.role for stage in stages if stage.purpose == "search"}
         flags = [(p, p.requires_grad) for stage in stages for p in stage.network.parameters()]
-        on_select = functools.partial(self._evaluate, Role.SELECT)
-        loop = Alternation(stages, cycles, number, self.context, self.state, self._checkpoints, on_select)
+        loop = Alternation(stages, cycles, number, self.context, self.state, self._checkpoints, self._on_select)
         results = loop.run()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
