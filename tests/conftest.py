@@ -12,8 +12,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes says something of the machine only, which other tests share.
+hypothesis.settings.register_profile("any_machine", deadline=None)
+hypothesis.settings.load_profile("any_machine")
 
 THREADS = torch.get_num_threads()
 

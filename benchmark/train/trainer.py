@@ -53,8 +53,7 @@ class _Final:
 class CellTrainer:
     """The trainer of one cell, or of one of its tasks alone. folder: of its checkpoints. state: what checkpoints hold.
 
-    figures, facts, movements and elements come from code between stages, which a resumed run repeats; checkpoints hold
-    none of them.
+    Figures, facts, movements and elements are in no checkpoint: a resumed run repeats the code between stages.
     """
 
     def __init__(self, context: TrainingContext, folder: Path) -> None:
@@ -117,7 +116,7 @@ class CellTrainer:
         """Metrics on fit, arch or select. Raises ProtocolError for report."""
         if role is Role.REPORT:
             raise ProtocolError("The report role is evaluated once, by the harness, after the method has returned.")
-        return self._measure(role, network, tasks or self.data.task_names)[0]
+        return self._evaluate(network, role, tasks or self.data.task_names)
 
     def batches(
         self,
@@ -235,7 +234,7 @@ class CellTrainer:
             raise ProtocolError("The report role is evaluated once.")
         self._reported = True
         self._settle(graph)
-        return self._measure(Role.REPORT, graph.network(), self.data.task_names)
+        return self._measure(graph.network(), Role.REPORT, self.data.task_names)
 
     def judge(self, graph: TaskGraph) -> Metrics:
         """The numbers of a trial, on select."""
@@ -255,16 +254,17 @@ class CellTrainer:
         """Remove this cell's checkpoints, once its record stands."""
         self._checkpoints.clear()
 
-    def _measure(self, role: Role, network: nn.Module, tasks: Sequence[str]) -> tuple[Metrics, dict[str, int]]:
+    def _evaluate(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> Metrics:
+        return self._measure(network, role, tasks)[0]
+
+    def _measure(self, network: nn.Module, role: Role, tasks: Sequence[str]) -> tuple[Metrics, dict[str, int]]:
         start = time.perf_counter()
         measured = evaluate(network, self.context.loaders[role], tasks)
         self.ledger.evaluation_seconds += time.perf_counter() - start
         return measured
 
     def _on_select(self, network: nn.Module, tasks: Sequence[str]) -> Metrics:
-        return self._measure(Role.SELECT, network, tasks)[0]
-
-    # The loop
+        return self._evaluate(network, Role.SELECT, tasks)
 
     def _train(self, stages: Sequence[Stage], cycles: int) -> list[StageResult]:
         number, self._trainings = self._trainings, self._trainings + 1
