@@ -111,6 +111,18 @@ def usage_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_USAGE) from None
 
 
+@contextlib.contextmanager
+def resumable(context: typer.Context, kept: str) -> Iterator[None]:
+    """Within the block an interrupt is one line on stderr, which says how to go on, and exit code 130. kept: the parts of
+    the work that are not lost.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; finished {kept} are kept. Resume with: {typed_line(context)}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 def typed_line(context: typer.Context) -> str:
     """What was typed, with the program's name in place of its path."""
     import shlex

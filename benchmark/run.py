@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +9,12 @@ import typer
 
 from benchmark.api import running
 from benchmark.cli import (
-    EXIT_INTERRUPTED,
     PluginOption,
     make_console,
+    resumable,
     split_names,
     split_numbers,
     start,
-    typed_line,
     usage_errors,
 )
 
@@ -65,36 +63,28 @@ def run(
 
       python -m benchmark.run quick --set recipe.optimizer.lr=0.1 --out results/runs/high_rate
     """
-    try:
-        with usage_errors():
-            request = running.RunRequest(
-                suite,
-                running.SuiteChoices(
-                    methods=split_names(methods),
-                    datasets=split_names(datasets),
-                    tasks=split_names(tasks),
-                    backbones=split_names(backbones),
-                    seeds=split_numbers("--seeds", seeds, 0, "0,1,2"),
-                    settings=settings or (),
-                    plugins=plugin or (),
-                    tuned=tuned,
-                ),
-                out=out,
-                device=device,
-                jobs=jobs,
-                data_root=data_root,
-                refresh_stale=refresh_stale,
-                speed=speed,
-                smoke=smoke,
-            )
-            code = (
-                running.print_plan(request, make_console(), probe)
-                if plan_only
-                else running.run(request, make_console())
-            )
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished cells are kept. Resume with: {typed_line(context)}", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with resumable(context, "cells"), usage_errors():
+        request = running.RunRequest(
+            suite,
+            running.SuiteChoices(
+                methods=split_names(methods),
+                datasets=split_names(datasets),
+                tasks=split_names(tasks),
+                backbones=split_names(backbones),
+                seeds=split_numbers("--seeds", seeds, 0, "0,1,2"),
+                settings=settings or (),
+                plugins=plugin or (),
+                tuned=tuned,
+            ),
+            out=out,
+            device=device,
+            jobs=jobs,
+            data_root=data_root,
+            refresh_stale=refresh_stale,
+            speed=speed,
+            smoke=smoke,
+        )
+        code = running.print_plan(request, make_console(), probe) if plan_only else running.run(request, make_console())
     raise typer.Exit(code)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +9,11 @@ import typer
 
 from benchmark.api import tuning
 from benchmark.cli import (
-    EXIT_INTERRUPTED,
     PluginOption,
     make_console,
+    resumable,
     split_names,
     start,
-    typed_line,
     usage_errors,
 )
 
@@ -52,29 +50,25 @@ def tune(
 
       python -m benchmark.run standard --tuned results/tuning/standard/tuned.yaml --out results/runs/tuned
     """
-    try:
-        with usage_errors():
-            request = tuning.TuneRequest(
-                suite,
-                trials,
-                tuning.SuiteChoices(
-                    methods=split_names(methods),
-                    datasets=split_names(datasets),
-                    tasks=split_names(tasks),
-                    backbones=split_names(backbones),
-                    settings=settings or (),
-                    plugins=plugin or (),
-                ),
-                out=out,
-                device=device,
-                jobs=jobs,
-                data_root=data_root,
-                refresh_stale=refresh_stale,
-            )
-            code = tuning.tune(request, make_console())
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished trials are kept. Resume with: {typed_line(context)}", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with resumable(context, "trials"), usage_errors():
+        request = tuning.TuneRequest(
+            suite,
+            trials,
+            tuning.SuiteChoices(
+                methods=split_names(methods),
+                datasets=split_names(datasets),
+                tasks=split_names(tasks),
+                backbones=split_names(backbones),
+                settings=settings or (),
+                plugins=plugin or (),
+            ),
+            out=out,
+            device=device,
+            jobs=jobs,
+            data_root=data_root,
+            refresh_stale=refresh_stale,
+        )
+        code = tuning.tune(request, make_console())
     raise typer.Exit(code)
 
 
