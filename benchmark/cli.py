@@ -113,8 +113,9 @@ def usage_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable(context: typer.Context, kept: str) -> Iterator[None]:
-    """Within the block an interrupt is one line on stderr, which says how to go on, and exit code 130. kept: the parts of
-    the work that are not lost.
+    """Within the block an interrupt is one line on stderr, which says how to go on, and exit code 130.
+
+    kept: the parts of the work that are not lost.
     """
     try:
         yield
