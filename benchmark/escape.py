@@ -1,14 +1,14 @@
 """Text of others (names of methods, tasks and data sets, errors) in a form whose syntax it must not speak.
 
-Everything that a report or a console shows passes one of these; `benchmark.show.render` adds what Markdown and LaTeX
-need.
+Everything that a report or a console shows passes one of these; `benchmark.show.render` adds what LaTeX needs.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 _FORMULA = tuple("=+-@")  # what a spreadsheet calculates, where a cell begins with it
@@ -25,6 +25,16 @@ def plain(text: str, keep: str = "") -> str:
         else character
         for character in text
     )
+
+
+def markdown_text(text: str) -> str:
+    """Text whose special characters mean nothing in Markdown."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", plain(text))
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table, of cells that are escaped."""
+    return f"| {' | '.join(cells)} |"
 
 
 class CsvWriter:

@@ -58,6 +58,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a run wrote to (its --out).")],
     format: Annotated[FormatChoice, typer.Option("--format", help="Form of the output.")] = FormatChoice.terminal,
+    glance: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--glance/--full", help="The answer of each table, the default on a terminal; or all that is known."
+        ),
+    ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Write to a file.")] = None,  # noqa: UP045
     metric_variant: Annotated[
         VariantChoice,
@@ -96,8 +102,8 @@ def command(
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Print tables of the records in DIR: accuracy, Delta_m, size, compute and cost, mean and s.d. over seeds, with
-    paired tests and the fairness audit beneath.
+    """Print tables of the records in DIR: the answer at a glance, or with --full accuracy, Delta_m, size, compute and
+    cost, mean and s.d. over seeds, with paired tests and the fairness audit beneath.
 
     Example: python -m benchmark.report results/runs/quick --format markdown --out table.md
     """
@@ -105,6 +111,7 @@ def command(
     request = reporting.ReportRequest(
         directory,
         format=format.value,
+        glance=glance,
         out=out,
         options=reporting.TableOptions(metric_variant.value, reference, allow is AllowChoice.red),
         html=directory / "report.html" if str(html) == _DEFAULT_PAGE else html,

@@ -21,6 +21,9 @@ from datasets.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from benchmark.records.record import Record
+    from benchmark.tables.table import Table
+
 ALL_BOARDS = "all"
 
 
@@ -28,14 +31,16 @@ ALL_BOARDS = "all"
 class ReportRequest:
     """What to report of the run in `directory`, and where to.
 
-    format, width, color: of the text. out: file of the text, None for standard output. options: of the tables. html:
-    file of a page; the text is then written only with `out`. figures: folder of pictures. against: folder of an earlier
-    run, board: name of published rows; either takes the place of the tables. published: folder of boards, None for the
-    shipped ones. show_recalled: also rows of a board that were checked against no source.
+    format, width, color: of the text. glance: only the answer of each table, None for a terminal alone. out: file of
+    the text, None for standard output. options: of the tables. html: file of a page; the text is then written only with
+    `out`. figures: folder of pictures. against: folder of an earlier run, board: name of published rows; either takes
+    the place of the tables. published: folder of boards, None for the shipped ones. show_recalled: also rows of a board
+    that were checked against no source.
     """
 
     directory: Path
     format: Format = "terminal"
+    glance: bool | None = None
     out: Path | None = None
     options: TableOptions = TableOptions()
     html: Path | None = None
@@ -80,7 +85,7 @@ def _text(request: ReportRequest) -> str:
         )
     if request.html is not None and request.out is None:
         return ""
-    return report(directory, request.format, request.options, width, request.color)
+    return report(directory, request.format, request.options, width, request.color, request.glance)
 
 
 def report(
@@ -89,14 +94,20 @@ def report(
     options: TableOptions = TableOptions(),
     width: int = WIDTH_OF_FILES,
     color: bool = False,
+    glance: bool | None = None,
 ) -> str:
     """The tables of the records below a folder, as text. Files that cannot be trusted are listed beneath.
 
-    width, color: of terminal output. Raises UsageError where the folder holds no records, or no table has the
-    reference row of the options.
+    width, color: of terminal output. glance: only the answer of each table; None for a terminal alone, where a line
+    says how all is printed. Raises UsageError where the folder holds no records, or no table has the reference row of
+    the options, and for a glance as CSV or LaTeX.
     """
     tables, invalid = tables_of(directory, options)
-    return render(tables, invalid, format, width, color)
+    short = format == "terminal" if glance is None else glance
+    text = render(tables, invalid, format, width, color, short)
+    if short and format == "terminal":
+        text += f"All tables, tests and the audit: python -m benchmark.report {shlex.quote(str(directory))} --full\n"
+    return text
 
 
 def compare_with_boards(
@@ -151,12 +162,19 @@ def page(directory: Path, options: TableOptions = TableOptions()) -> str:
     """The tables as one HTML page that needs no network, with charts, pictures and provenance. Raises UsageError as
     `report`.
     """
+    return page_of(directory, read_tables(directory, options), options)
+
+
+def page_of(
+    directory: Path, read: tuple[Sequence[Record], Sequence[Table], Sequence[str]], options: TableOptions
+) -> str:
+    """The page of what was read from a folder, see `read_tables`."""
     from benchmark.compare.boards import board_names, read_board
     from benchmark.compare.reproduction import fitting_boards, reproduction
     from benchmark.compare.reproduction_text import page_sections
     from benchmark.show.page import render_page
 
-    records, tables, invalid = read_tables(directory, options)
+    records, tables, invalid = read
     words = ["--html", "--metric-variant", options.variant]
     words += ["--reference", options.reference] if options.reference is not None else []
     words += ["--allow", "red"] if options.allow_red else []

@@ -69,12 +69,15 @@ class Results:
         variant: Variant = "mean-metrics",
         reference: str | None = None,
         allow_red: bool = False,
+        glance: bool | None = None,
     ) -> str:
-        """The tables as text, as `report` prints them: terminal, markdown, csv or latex. Raises UsageError."""
+        """The tables as text, as `report` prints them: terminal, markdown, csv or latex. glance: only the answer of
+        each table; None for a terminal alone. Raises UsageError.
+        """
         from benchmark.api.reporting import report
         from benchmark.tables.folder import TableOptions
 
-        return report(self.out, format, TableOptions(variant, reference, allow_red, self.keys))
+        return report(self.out, format, TableOptions(variant, reference, allow_red, self.keys), glance=glance)
 
     def frame(self, variant: Variant = "mean-metrics") -> pd.DataFrame:
         """One line per cell and quantity: metrics, Delta_m, sizes, compute, cost, what was found, and speed.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli import EXIT_NOT_DONE, WIDTH_OF_FILES, data_root_of_environment, make_console, pick_device, say
+from benchmark.cli import EXIT_NOT_DONE, data_root_of_environment, make_console, pick_device, say
 from benchmark.plan.suite import BudgetSettings, Suite
 from benchmark.plan.suite_file import SuiteChoices, select
 from benchmark.records.store import StorageError, Store, write_atomic
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from benchmark.api.results import Results
     from benchmark.plan.cells import PlannedCell
     from benchmark.plan.staleness import Present
+    from benchmark.records.record import Record
     from benchmark.show.render import Format
+    from benchmark.tables.folder import TableOptions
+    from benchmark.tables.table import Table
     from benchmark.train.cell import RunSettings
 
 SMOKE_STEPS = 3  # a method may correlate loss curves, which takes three points
 TABLES: dict[Format, str] = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
+PAGE, FIGURES = "report.html", "figures"
+MOST_PICTURES = 12  # of tables, at the end of a run: each takes a second or two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +220,8 @@ def execute(
         return keys
     if speed:
         _measure_speed(store, keys, settings, console)
-    _write_tables(settings.out, console, print_tables)
     _draw_figures(store, keys, console)
+    _write_tables(settings.out, console, print_tables)
     return keys
 
 
@@ -269,17 +274,55 @@ def _measure_speed(store: Store, keys: Sequence[str], settings: RunSettings, con
         say(console, line)
 
 
-def _write_tables(out: Path, console: Console, print_too: bool) -> None:
-    """Tables as files beside the records, and to the terminal."""
+def _write_tables(out: Path, console: Console, show: bool) -> None:
+    """Tables, page and pictures of them, beside the records; to the terminal goes the answer, if `show`, and where the
+    rest is.
+    """
     from benchmark.show.render import render
-    from benchmark.tables.folder import tables_of
+    from benchmark.tables.folder import TableOptions, read_tables
 
-    tables, invalid = tables_of(out)
+    options = TableOptions()
+    read = read_tables(out, options)
+    _, tables, invalid = read
     for form, file in TABLES.items():
         write_atomic(out / file, render(tables, invalid, form).encode())
-    if print_too:
-        print(render(tables, invalid, width=max(console.width, WIDTH_OF_FILES), color=console.is_terminal))
+    if show:
+        print(render(tables, invalid, width=console.width, color=console.is_terminal, glance=True), end="")
     say(console, f"Tables: {', '.join(str(out / file) for file in TABLES.values())}")
+    if show:
+        _write_page(out, read, options, console)
+
+
+def _write_page(
+    out: Path, read: tuple[list[Record], list[Table], list[str]], options: TableOptions, console: Console
+) -> None:
+    """The page, and Delta_m against its price as a picture, unless they are newer than all that they show. What fails
+    never decides the exit code.
+    """
+    from benchmark.api.reporting import page_of
+    from benchmark.show.table_plots import draw_delta, file_of_delta
+
+    page, figures = out / PAGE, out / FIGURES
+    shown = [table for table in read[1] if table.shown_in is None][:MOST_PICTURES]
+    try:
+        if not _is_current(page, out):
+            for table in shown:
+                draw_delta(table, figures)
+            write_atomic(page, page_of(out, read, options).encode())
+    except (StorageError, OSError) as error:
+        say(console, f"The page was not written: {error}")
+        return
+    for picture in filter(Path.is_file, (file_of_delta(table, figures) for table in shown)):
+        say(console, f"Picture: {picture}")
+    say(console, f"Page: {page}")
+
+
+def _is_current(page: Path, out: Path) -> bool:
+    """Whether a page was written after all records and measurements of a folder."""
+    if not page.is_file():
+        return False
+    files = [path for folder in ("records", "speed") for path in (out / folder).rglob("*.json")]
+    return max((path.stat().st_mtime_ns for path in files), default=0) < page.stat().st_mtime_ns
 
 
 def _draw_figures(store: Store, keys: Sequence[str], console: Console) -> None:
@@ -287,7 +330,7 @@ def _draw_figures(store: Store, keys: Sequence[str], console: Console) -> None:
     from benchmark.show.plots import draw_records
 
     records = [record for key in keys if (record := store.read(key)) is not None]
-    folder = store.root / "figures"
+    folder = store.root / FIGURES
     try:
         drawn = list(draw_records(records, store, folder))
     except (StorageError, OSError) as error:

@@ -10,9 +10,8 @@ import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmark.escape import CsvWriter, plain
+from benchmark.escape import CsvWriter, markdown_text, plain
 from benchmark.records.record import INVALID, Record
-from benchmark.show.render import markdown_text
 from benchmark.tables.labels import DASH
 
 VERSIONS = (

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from benchmark.compare.boards import LEGEND
 from benchmark.compare.reproduction import VARIANTS, BoardReport, Comparison, RowReport
-from benchmark.escape import CsvWriter, plain
+from benchmark.escape import CsvWriter, markdown_text, plain
 from benchmark.show.page import Section
-from benchmark.show.render import markdown_text
 from benchmark.tables.labels import DASH
 
 RECALLED = "recalled, unverified"

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from benchmark.cli import WIDTH_OF_FILES
-from benchmark.escape import CsvWriter, plain
+from benchmark.escape import CsvWriter, markdown_row, markdown_text, plain
+from benchmark.show.glance_text import (
+    markdown_banners,
+    markdown_glance,
+    print_glance,
+    render_glance_markdown,
+    render_glance_terminal,
+)
 from benchmark.show.wording import (
     RED,
     cell_text,
@@ -28,9 +35,11 @@ from benchmark.tables.columns import Column, Part
 from benchmark.tables.evidence import CONSTANT, NOT_A_LEADERBOARD
 from benchmark.tables.labels import DASH
 from benchmark.tables.table import Table
+from datasets.errors import UsageError
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
-PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "convergence", "found", "speed")
+# What methods found is a line a method, beneath: a table of it would be dashes but for one row a column.
+PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "convergence", "speed")
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -71,6 +80,9 @@ def render_terminal(
         for banner in table.banners:
             style = "bold red" if banner.startswith(NOT_A_LEADERBOARD) else "bold"
             console.print(Text(plain(f"! {banner}"), style=style))
+        if table.shown_in is None:
+            console.print()
+            print_glance(console, table)
         for part in _parts(table):
             for positions in _fitting(table, _columns_of(table, part), width):
                 console.print()
@@ -144,7 +156,8 @@ def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str
     lines: list[str] = []
     for table in tables:
         lines += [f"**{markdown_text(head_line(table))}**", ""]
-        lines += [line for banner in table.banners for line in (f"> **{markdown_text(banner)}**", "")]
+        lines += markdown_banners(table)
+        lines += markdown_glance(table) if table.shown_in is None else []
         for part in _parts(table):
             lines += [
                 *_markdown_part(table, _columns_of(table, part)),
@@ -161,26 +174,17 @@ def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str
 def _markdown_part(table: Table, positions: Sequence[int]) -> list[str]:
     columns = [table.columns[position] for position in positions]
     titles = [f"{column.group}: {column_title(column)}" if column.group else column_title(column) for column in columns]
-    lines = [_markdown_row(["method", "n", *map(markdown_text, titles)]), "|---|---|" + "---:|" * len(columns)]
+    lines = [markdown_row(["method", "n", *map(markdown_text, titles)]), "|---|---|" + "---:|" * len(columns)]
     for number, row in enumerate(table.rows):
         cells = []
         for position in positions:
             text = markdown_text(cell_text(row.cells[position], table.columns[position], row.n))
             cells.append(f"**{text}**" if (number, position) in table.best else text)
-        lines.append(_markdown_row([markdown_text(row_title(table, number)), seeds_text(row), *cells]))
+        lines.append(markdown_row([markdown_text(row_title(table, number)), seeds_text(row), *cells]))
     floors = floor_texts(table, positions)
     if floors is not None:
-        lines.append(_markdown_row([CONSTANT, "", *map(markdown_text, floors)]))
+        lines.append(markdown_row([CONSTANT, "", *map(markdown_text, floors)]))
     return lines
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def markdown_text(text: str) -> str:
-    """Text whose special characters mean nothing."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", plain(text))
 
 
 def render_csv(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
@@ -324,9 +328,18 @@ def render(
     format: Format = "terminal",
     width: int = WIDTH_OF_FILES,
     color: bool = False,
+    glance: bool = False,
 ) -> str:
-    """Tables as text. invalid: lines about files that cannot be trusted. width, color: of terminal output."""
+    """Tables as text. invalid: lines about files that cannot be trusted. width, color: of terminal output. glance: only
+    the answer of each table. Raises UsageError for a glance as CSV or LaTeX.
+    """
+    if glance and format not in ("terminal", "markdown"):
+        raise UsageError(f"The answer at a glance has the formats terminal and markdown, not {format}.")
     match format:
+        case "terminal" if glance:
+            return render_glance_terminal(tables, _invalid(invalid), width, color)
+        case "markdown" if glance:
+            return render_glance_markdown(tables, _invalid(invalid))
         case "terminal":
             return render_terminal(tables, invalid, width, color)
         case "markdown":

@@ -27,11 +27,27 @@ if TYPE_CHECKING:
 def draw_tables(tables: Sequence[Table], folder: Path) -> Iterator[Path]:
     """Draw every table into a folder; gives the files. What a table has no numbers for is left out."""
     for table in tables:
-        stem = safe_name(f"{table.head.get('data', 'table').split(' ')[0]}-{table.key}")
-        if prices(table):
-            yield from save_drawing(lambda table=table: _against_prices(table), folder / f"{stem}-delta")  # type: ignore[misc]
+        yield from draw_delta(table, folder)
         if task_columns(table):
-            yield from save_drawing(lambda table=table: _tasks(table), folder / f"{stem}-tasks")  # type: ignore[misc]
+            yield from save_drawing(lambda table=table: _tasks(table), folder / f"{_stem(table)}-tasks")  # type: ignore[misc]
+
+
+def draw_delta(table: Table, folder: Path) -> list[Path]:
+    """Draw Delta_m of a table against its prices; returns the files, none where the table has no Delta_m."""
+    return save_drawing(lambda: _against_prices(table), _delta_stem(table, folder)) if prices(table) else []
+
+
+def file_of_delta(table: Table, folder: Path) -> Path:
+    """Where `draw_delta` writes its PNG."""
+    return _delta_stem(table, folder).with_suffix(".png")
+
+
+def _delta_stem(table: Table, folder: Path) -> Path:
+    return folder / f"{_stem(table)}-delta"
+
+
+def _stem(table: Table) -> str:
+    return safe_name(f"{table.head.get('data', 'table').split(' ')[0]}-{table.key}")
 
 
 def task_columns(table: Table) -> list[tuple[int, Column]]:

@@ -12,7 +12,7 @@ from benchmark.tables.audit import Finding
 from benchmark.tables.columns import Column, Form, Part
 from benchmark.tables.labels import DASH
 from benchmark.tables.rows import Row
-from benchmark.tables.statistics import LEVEL, MIN_SEEDS, POWER, ColumnStatistics, Comparison, Summary
+from benchmark.tables.statistics import LEVEL, MIN_SEEDS, POWER, ColumnStatistics, Comparison, Summary, half_interval
 from benchmark.tables.table import Table
 
 RED, AMBER = "✗", "~"
@@ -30,7 +30,6 @@ _LEGENDS = {
     "weight_steps: updates that the deployed weights have received",
     "convergence": "mean training loss of the last fifth of the final training against the fifth before; negative: it "
     "still falls",
-    "found": "what each method reports about its result; list METHOD says what the numbers are",
 }
 _TWO_SEEDS = "two seeds: mean and both values; no test, no rank: tests begin at three seeds"
 _NO_TESTS = "no tests: fewer than two rows have every seed and no red difference"
@@ -49,12 +48,13 @@ def head_line(table: Table) -> str:
 
 def column_title(column: Column) -> str:
     """Name, unit and arrow of a column."""
-    unit = _unit(column)
+    unit = unit_text(column)
     arrow = {None: "", True: " ↑", False: " ↓"}[column.higher_is_better]
     return f"{column.name}{f' [{unit}]' if unit else ''}{arrow}"
 
 
-def _unit(column: Column) -> str:
+def unit_text(column: Column) -> str:
+    """The unit as it is printed."""
     return _UNITS.get(column.unit, column.unit)
 
 
@@ -80,7 +80,7 @@ def _writer(mean: float, column: Column) -> tuple[Callable[[float], str], str]:
     if column.form == "count":
         scale, suffix, decimals = _scale(abs(mean))
         return lambda value: f"{value / scale:.{decimals}f}", suffix
-    decimals = _decimals(column.form, mean, _unit(column))
+    decimals = _decimals(column.form, mean, unit_text(column))
     sign = "+" if column.form == "signed" else ""
 
     def write(value: float) -> str:
@@ -108,6 +108,36 @@ def _decimals(form: Form, mean: float, unit: str) -> int:
     if form in ("steps", "seconds"):
         return 0 if mean == int(mean) or abs(mean) >= 100 else 1
     return _DECIMALS.get(unit, 4 if abs(mean) < 10 else 2)
+
+
+def brief_text(mean: float | None, column: Column) -> str:
+    """A mean alone, as the glance has it: percent and degrees with one decimal, others as in a cell."""
+    if mean is None:
+        return DASH
+    if column.form == "value" and unit_text(column) in _DECIMALS:
+        return f"{mean:.1f}"
+    write, suffix = _writer(mean, column)
+    return write(mean) + suffix
+
+
+def times_text(ratio: float | None) -> str:
+    """A ratio with two decimals."""
+    return DASH if ratio is None else f"{ratio:.2f}"
+
+
+def change_text(change: float | None) -> str:
+    """A difference in percent or points, with its sign."""
+    if change is None:
+        return DASH
+    text = f"{change:+.2f}"
+    return text[1:] if float(text) == 0.0 else text  # no signed zero
+
+
+def interval_text(summary: Summary) -> str:
+    """A Delta_m, from three seeds on with half of its 95 % interval."""
+    half = half_interval(summary.values)
+    text = change_text(summary.mean)
+    return f"{text} ± {half:.2f}" if half else text
 
 
 def seeds_text(row: Row) -> str:
@@ -144,7 +174,19 @@ def floor_texts(table: Table, positions: Sequence[int]) -> list[str] | None:
 def lines_beneath(table: Table) -> list[str]:
     """What stands beneath the numbers: failures, tests and ranks, notes, audit."""
     failures = [f"{row.label}: {seeds_text(row)}: {'; '.join(row.failures)}" for row in table.rows if row.failures]
-    return [*failures, *_test_lines(table), *table.notes, *_audit_lines(table)]
+    return [*failures, *_test_lines(table), *table.notes, *_fact_lines(table), *_audit_lines(table)]
+
+
+def _fact_lines(table: Table) -> Iterator[str]:
+    """What each method reports about its result, a line a row; `list METHOD` says what the numbers are."""
+    facts = [(position, column) for position, column in enumerate(table.columns) if column.part == "found"]
+    for row in table.rows:
+        known = [(column, row.cells[position]) for position, column in facts if row.cells[position].mean is not None]
+        texts = [
+            f"{column.name} {cell_text(cell, column, row.n)} {unit_text(column)}".strip() for column, cell in known
+        ]
+        if texts:
+            yield f"{row.label} found: {', '.join(texts)}"
 
 
 def _test_lines(table: Table) -> Iterator[str]:
@@ -167,13 +209,13 @@ def _tests_of_column(table: Table, position: int, tests: ColumnStatistics) -> It
     """The comparisons of a column with the reference, what they could have found, and the ranks."""
     column = table.columns[position]
     name = f"{column.group} {column.name.split(' (')[0]}".strip()
-    decimals = _decimals(column.form, table.rows[min(tests.ranks)].cells[position].mean or 0.0, _unit(column))
+    decimals = _decimals(column.form, table.rows[min(tests.ranks)].cells[position].mean or 0.0, unit_text(column))
     against, compared = "the best row", []
     if tests.comparisons and table.reference is not None:
         against = table.rows[table.reference].label
         ordered = sorted(tests.comparisons.items(), key=lambda item: (tests.ranks[item[0]], item[0]))
         compared = [f"{table.rows[row].label} {_comparison(one, decimals)}" for row, one in ordered]
-    found = None if tests.detectable is None else f"{tests.detectable:.{decimals}f} {_unit(column)}".strip()
+    found = None if tests.detectable is None else f"{tests.detectable:.{decimals}f} {unit_text(column)}".strip()
     shown = "; ".join([*([", ".join(compared)] if compared else []), f"detectable: {found or 'unknown'}"])
     yield f"{name} against {against} (n = {tests.n}, m = {tests.m}): {shown}"
     yield f"ranks by {name}: {_ranks(table, tests)}"

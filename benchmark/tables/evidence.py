@@ -50,11 +50,13 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """floors: {column: score of the constant prediction}. learnt: {task: (single task - floor) / (best row - floor)};
-    None where no row beats the floor. banners, notes: what to say. missing: of a leaderboard, None if the table is not
-    called one.
+    """firsts: {task: column of its first metric}. floors: {column: score of the constant prediction}.
+
+    learnt: {task: (single task - floor) / (best row - floor)}; None where no row beats the floor. banners, notes: what
+    to say. missing: of a leaderboard, None if the table is not called one.
     """
 
+    firsts: Mapping[str, int]
     floors: Mapping[int, float]
     learnt: Mapping[str, float | None]
     banners: tuple[str, ...]
@@ -73,7 +75,7 @@ def judge(table: Contents, is_leaderboard: bool) -> Evidence:
     floors = dict(_floors(table))
     learnt = dict(_learnt(table, firsts, floors))
     falls, gain = _still_falling(table), _gain_of_twice(table)
-    evidence = Evidence(floors, learnt, (), (), None)
+    evidence = Evidence(firsts, floors, learnt, (), (), None)
     banners = [*_learnt_banners(evidence, table), *_speed_banners(table, falls, gain)]
     notes = [*_learnt_notes(learnt), *_saturated(table, firsts), *_convergence_notes(table, falls, gain)]
     missing = None

@@ -37,6 +37,25 @@ def row_labels(firsts: Sequence[Record]) -> list[str]:
     return [label + text for label, text in zip(labels, _balancing_texts(firsts), strict=True)]
 
 
+def short_labels(firsts: Sequence[Record]) -> list[str]:
+    """Method and what tells its rows apart: of the parameters in which rows of the method differ those that are not at
+    their default. Rows that are still called alike keep their whole labels.
+
+    firsts: one record of each row of a table.
+    """
+    flat = [dict(flat_params(_told(record, record.params))) for record in firsts]
+    labels = []
+    for record, own, balancing in zip(firsts, flat, _balancing_texts(firsts), strict=True):
+        siblings = [other for other, of in zip(flat, firsts, strict=True) if of.method == record.method]
+        given = dict(flat_params(record.audit.get("non_default_params", record.params)))
+        telling = [name for name in sorted(own) if name in given and any(s.get(name) != own[name] for s in siblings)]
+        text = ", ".join(f"{name}={own[name]}" for name in telling)
+        labels.append((f"{record.method} ({text})" if text else record.method) + balancing)
+    return [
+        short if labels.count(short) == 1 else whole for short, whole in zip(labels, row_labels(firsts), strict=True)
+    ]
+
+
 def _told(record: Record, params: Mapping[str, object]) -> dict[str, object]:
     """Parameters that a label may hold: of a trial all, and the factor on its learning rate; of a tuned row those that
     the suite gives.

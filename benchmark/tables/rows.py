@@ -16,12 +16,13 @@ NOT_RUN = "not run"  # a seed that other rows of the table have
 class Row:
     """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
 
-    key: of the row within its table. cells: one for each column of the table, over the seeds that are done. failures: a
-    line for each seed that is not done.
+    key: of the row within its table. short: its label where room is scarce. cells: one for each column of the table,
+    over the seeds that are done. failures: a line for each seed that is not done.
     """
 
     key: bytes
     label: str
+    short: str
     method: str
     params: Mapping[str, object]
     is_reference: bool
@@ -42,6 +43,7 @@ class Row:
 
 def make_row(
     label: str,
+    short: str,
     records: Sequence[Record],
     measured: Sequence[Measured],
     columns: Sequence[Column],
@@ -61,6 +63,7 @@ def make_row(
     return Row(
         key=first.row_key,
         label=label,
+        short=short,
         method=first.method,
         params=first.params,
         is_reference=any(record.is_reference for record in records),

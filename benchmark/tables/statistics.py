@@ -54,6 +54,15 @@ class Summary:
         return None if self.n < 2 else sample_sd(self.values)
 
 
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean (t, n - 1 degrees of freedom); None for fewer than three values."""
+    if len(values) < MIN_SEEDS:
+        return None
+    from scipy.special import stdtrit
+
+    return float(stdtrit(len(values) - 1, 1 - LEVEL / 2)) * sample_sd(values) / math.sqrt(len(values))
+
+
 def sample_sd(values: Sequence[float]) -> float:
     """Sample standard deviation of at least two values, divisor n - 1."""
     mean = math.fsum(values) / len(values)

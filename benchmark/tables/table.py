@@ -21,9 +21,10 @@ from benchmark.records.record import INVALID, Record
 from benchmark.tables.audit import Audit, audit_rows
 from benchmark.tables.columns import Column, Measured, SpeedOf, delta_column, measure, ordered_columns
 from benchmark.tables.evidence import Contents, Evidence, Floors, judge
-from benchmark.tables.labels import DASH, row_labels, table_head
+from benchmark.tables.labels import DASH, row_labels, short_labels, table_head
 from benchmark.tables.rows import Row, make_row
 from benchmark.tables.statistics import MIN_SEEDS, ColumnStatistics, Summary, analyse
+from benchmark.tables.untuned import Untuned, beside, untuned_key
 from datasets.errors import UsageError, unknown
 
 NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
@@ -39,7 +40,9 @@ class Table:
 
     ranked: positions of the rows that are complete and not red; none where a task was not learnt. reference: position
     of the row that the others are tested against. statistics: {column: its tests}, for ranked columns in which at least
-    two ranked rows have values at three seeds. headline: the columns whose tests are written out.
+    two ranked rows have values at three seeds. headline: the columns whose tests are written out. untuned: of a table
+    of equal tuning, the same rows without it where the folder holds them; shown_in: key of the table that so shows
+    this one's Delta_m.
     """
 
     key: str
@@ -55,6 +58,13 @@ class Table:
     reference: int | None
     statistics: Mapping[int, ColumnStatistics]
     headline: tuple[int, ...]
+    untuned: Untuned | None = None
+    shown_in: str | None = None
+
+    @property
+    def delta(self) -> int:
+        """Position of the column of Delta_m."""
+        return self.columns.index(delta_column(self.variant))
 
     @functools.cached_property
     def best(self) -> frozenset[tuple[int, int]]:
@@ -91,7 +101,23 @@ def aggregate(
     ]
     if reference is not None and all(table.reference is None for table in tables):
         raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
+    tables = _side_by_side(tables, groups)
     return sorted(tables, key=lambda table: (*table.head.values(), table.key))
+
+
+def _side_by_side(tables: Sequence[Table], groups: Mapping[str, Sequence[Record]]) -> list[Table]:
+    """The tables; those of equal tuning with what their rows have without it."""
+    by_key = {table.key: table for table in tables}
+    for key, records in groups.items():
+        other = untuned_key(records[0])
+        if other in by_key:
+            plain = by_key[other]
+            rows = labelled_rows(records)[1], labelled_rows(groups[other])[1]
+            singles = single_task_records(records)[0], single_task_records(groups[other])[0]
+            found = beside(other, rows, plain.rows, plain.delta, singles, plain.variant)
+            by_key[key] = dataclasses.replace(by_key[key], untuned=found)
+            by_key[other] = dataclasses.replace(plain, shown_in=key)
+    return list(by_key.values())
 
 
 def invalid_lines(records: Iterable[Record]) -> list[str]:
@@ -118,7 +144,8 @@ def _table(
         for group in groups
     ]
     columns = ordered_columns([column for row in measured for one in row for column in one.values], tasks, variant)
-    rows = [make_row(*parts, columns, seeds) for parts in zip(labels, groups, measured, strict=True)]
+    shorts = short_labels([group[0] for group in groups])
+    rows = [make_row(*parts, columns, seeds) for parts in zip(labels, shorts, groups, measured, strict=True)]
     audit = audit_rows(labels, groups, is_leaderboard)
     unranked = audit.red if not (allow_red and audit.red) else range(len(rows))
     ranked = frozenset(n for n, row in enumerate(rows) if row.is_complete and n not in unranked)

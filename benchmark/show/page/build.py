@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from benchmark.records.record import INVALID, Record
 from benchmark.records.store import Store
+from benchmark.show.glance import Glance, glance_of
 from benchmark.show.marks import DARK, LIGHT, N_STYLES
 from benchmark.show.page.graphics import Block, bar_charts, curve_charts, key_of_styles, scatters
 from benchmark.show.page.pictures import MAX_BYTES, MAX_PICTURES, Budget, Picture, n_figures, pictures_of
@@ -67,8 +68,8 @@ class _TableView:
     """A table as the template takes it. groups: (title, part, number of columns) above the columns."""
 
     number: int
-    title: str
-    head: Mapping[str, str]
+    glance: Glance
+    shown_in: str | None
     head_line: str
     banners: Sequence[str]
     groups: Sequence[tuple[str, Part, int]]
@@ -109,7 +110,6 @@ def render_page(
         css=Markup(style_sheet()),
         js=Markup(_file("page.js")),
         facts=_facts(records, tables),
-        alarms=_alarms(tables, invalid),
         views=views,
         sections=sections,
         versions=_versions(records),
@@ -174,8 +174,8 @@ def _view(
     equal = f"{table.audit.n_equal} fields are equal for all rows: {', '.join(table.audit.equal)}"
     return _TableView(
         number=number + 1,
-        title=", ".join(table.head[field] for field in ("data", "backbone") if field in table.head),
-        head=table.head,
+        glance=glance_of(table),
+        shown_in=table.shown_in,
         head_line=head_line(table),
         banners=table.banners,
         groups=_groups(table, positions),
@@ -216,8 +216,9 @@ def _blocks(table: Table, firsts: Sequence[Record | None]) -> tuple[list[Block],
 
 
 def _ordered(table: Table) -> list[int]:
-    """Positions of the columns, part after part."""
-    return sorted(range(len(table.columns)), key=lambda n: PARTS.index(table.columns[n].part))
+    """Positions of the columns, part after part; what methods found is a line a method."""
+    shown = [n for n, column in enumerate(table.columns) if column.part in PARTS]
+    return sorted(shown, key=lambda n: PARTS.index(table.columns[n].part))
 
 
 def _groups(table: Table, positions: Sequence[int]) -> list[tuple[str, Part, int]]:
@@ -271,19 +272,6 @@ def _listed(names: Iterable[str]) -> str:
     found = sorted(set(names))
     more = f" and {len(found) - 12} more" if len(found) > 12 else ""
     return ", ".join(found[:12]) + more
-
-
-def _alarms(tables: Sequence[Table], invalid: Sequence[str]) -> list[str]:
-    """What a reader must know before any number, each with how many tables it holds for."""
-    alarms = []
-    n_red = sum(bool(table.audit.red) for table in tables)
-    if n_red:
-        alarms.append(f"✗ {n_red} of {len(tables)} tables have rows with red differences: they are not ranked")
-    counted = Counter(banner for table in tables for banner in dict.fromkeys(table.banners))
-    alarms += [f"{banner} ({n} of {len(tables)} tables)" for banner, n in counted.most_common(MAX_VALUES)]
-    if invalid:
-        alarms.append(f"{len(invalid)} files could not be trusted and are in no table; they are listed at the end")
-    return alarms
 
 
 def _versions(records: Sequence[Record]) -> list[tuple[str, str]]:

@@ -46,7 +46,7 @@
     });
     body.append(...keyed.map(([row]) => row));
   };
-  for (const table of all(document, "main table")) {
+  for (const table of all(document, "main table:not(.glance)")) {
     const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
     heads.forEach((head, column) => {
       const sorter = document.createElement("button");
@@ -58,7 +58,7 @@
   }
 
   for (const section of all(document, "section.table")) {
-    const table = section.querySelector("table");
+    const table = section.querySelector("table.all");
     const rows = [...table.tBodies[0].rows];
     const count = section.querySelector(".count");
     const heads = [...table.tHead.rows[1].cells];
@@ -135,7 +135,7 @@
   const tables = all(document, "section.table");
   const [at, column, times] = (asked.get("sort") || "").split(",").map(Number);
   if (tables[at - 1]) {
-    const head = tables[at - 1].querySelector("thead").rows[1].cells[column];
+    const head = tables[at - 1].querySelector("table.all thead").rows[1].cells[column];
     for (let n = 0; head && n < (times || 1); n += 1) head.querySelector("button").click();
   }
   const [which, ...words] = (asked.get("filter") || "").split(",");

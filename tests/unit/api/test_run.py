@@ -55,15 +55,20 @@ def test_a_run_prints_a_table_and_the_next_one_trains_nothing(
     first = command(suite, "--out", out)
     assert first.exit_code == 0, first.output
     assert "[2/2]" in first.stdout
-    for text in ("hard_sharing", "single_task", "accuracy", "x_backbone"):
+    for text in ("hard_sharing", "single_task", "accuracy", "Delta_m", "Nothing is ranked by Delta_m"):
         assert text in first.stdout
     files = {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")}
     assert len(files) == 2
     assert {path.name for path in out.glob("table.*")} == {"table.md", "table.csv", "table.tex"}
-    assert "A/A" in first.stdout
-    assert "images/s" in first.stdout
+    assert "A/A" in (out / "table.md").read_text(encoding="utf-8")
+    picture, page = (Path(line.split(": ")[1]) for line in first.stdout.splitlines()[-2:])
+    assert (picture.parent.name, page) == ("figures", out / "report.html")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    drawn = [path.stat().st_mtime_ns for path in (picture, page)]
     second = command(suite, "--out", out)
     assert second.exit_code == 0
+    assert second.stdout.splitlines()[-2:] == first.stdout.splitlines()[-2:]
+    assert [path.stat().st_mtime_ns for path in (picture, page)] == drawn  # of a folder in which nothing is new
     assert "2 with a record, 0 to run" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")} == files
 

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from benchmark.api.reporting import page
 from benchmark.records.store import Store
 from benchmark.report import app
+from benchmark.show.glance import glance_of
 from benchmark.show.marks import LIGHT
-from benchmark.show.page.build import _alarms, style_sheet
+from benchmark.show.page.build import render_page, style_sheet
 from benchmark.show.wording import cell_text, lines_beneath
-from benchmark.tables.folder import tables_of
+from benchmark.tables.folder import read_tables, tables_of
 from benchmark.tables.labels import DASH
 from tests.unit.made_records import SHARED, SINGLE_TASK, make_record
 
@@ -70,11 +71,17 @@ def test_the_page_needs_no_network_and_nothing_beside_it(folder: Path) -> None:
     assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(", text)
 
 
-def test_banners_stand_in_the_order_of_the_tables(folder: Path) -> None:
-    (table,), _ = tables_of(folder)
-    banners = tuple(f"banner {number}" for number in range(8))  # a set of them has another order in every process
-    alarms = _alarms([dataclasses.replace(table, banners=banners)], [])
-    assert [alarm.split(" (")[0] for alarm in alarms] == list(banners[: len(alarms)])
+def test_the_page_begins_with_the_answer_and_says_each_warning_once(folder: Path) -> None:
+    """Before it stand the name and a list of contents: no warning twice, no metadata before numbers."""
+    records, (table,), _ = read_tables(folder)
+    banners = tuple(f"banner {number}" for number in range(8))
+    text = render_page([dataclasses.replace(table, banners=banners)], records, [], Store(folder), command="x")
+    assert re.findall(r"! (banner \d)", text) == list(banners)
+    glance = glance_of(table)
+    places = [text.index(words) for words in (glance.verdict[0], 'class="glance"', "All numbers", "newest record")]
+    assert places == sorted(places)
+    rows = re.findall(r"<tr><th[^>]*>(?:<strong>)?([^<]*)", text.split('class="glance"')[1].split("</table>")[0])
+    assert rows[1:] == [line.title.replace('"', "&#34;") for line in glance.lines]
 
 
 def test_every_number_and_every_line_of_the_tables_is_on_it(folder: Path) -> None:
@@ -169,8 +176,8 @@ def rendered(folder: Path, fragment: str = "", then: str = "") -> str:
 
 
 def rows_of(document: str) -> list[str]:
-    """Titles of the rows of the first table, in order, those that are filtered away left out."""
-    body = document.split("<tbody>")[1].split("</tbody>")[0]
+    """Titles of the rows of the first table of all numbers, in order, those that are filtered away left out."""
+    body = document.split('class="all"')[1].split("<tbody>")[1].split("</tbody>")[0]
     shown = re.findall(r"<tr([^>]*)>\s*<th[^>]*>([^<]*)", body)
     return [title for attributes, title in shown if "off" not in attributes]
 
