@@ -40,6 +40,10 @@ def tune(
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set.")] = None,
     refresh_stale: Annotated[bool, typer.Option(help="Run trials again whose record other code made.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print trials, steps, time and memory; train nothing.")
+    ] = False,
+    probe: Annotated[bool, typer.Option(help="With --plan: time a few steps of rows that have no trial yet.")] = True,
     plugin: PluginOption = None,
 ) -> None:
     """Tune every row of a suite with the same number of trials, judged on select, and write the page `tuned.yaml`.
@@ -47,6 +51,8 @@ def tune(
     Examples:
 
       python -m benchmark.tune standard
+
+      python -m benchmark.tune standard --trials 3 --plan
 
       python -m benchmark.run standard --tuned results/tuning/standard/tuned.yaml --out results/runs/tuned
     """
@@ -68,7 +74,7 @@ def tune(
             data_root=data_root,
             refresh_stale=refresh_stale,
         )
-        code = tuning.tune(request, make_console())
+        code = tuning.print_plan(request, make_console(), probe) if plan_only else tuning.tune(request, make_console())
     raise typer.Exit(code)
 
 

@@ -15,14 +15,11 @@ from benchmark.cli import WIDTH_OF_FILES, say
 from benchmark.plan.plugins import load_plugins
 from benchmark.records.store import Store, write_atomic
 from benchmark.show.render import Format, render
-from benchmark.tables.folder import TableOptions, read_records, read_tables, tables_of
+from benchmark.tables.folder import ReadTables, TableOptions, read_records, read_tables, tables_of
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from benchmark.records.record import Record
-    from benchmark.tables.table import Table
 
 ALL_BOARDS = "all"
 
@@ -165,9 +162,7 @@ def page(directory: Path, options: TableOptions = TableOptions()) -> str:
     return page_of(directory, read_tables(directory, options), options)
 
 
-def page_of(
-    directory: Path, read: tuple[Sequence[Record], Sequence[Table], Sequence[str]], options: TableOptions
-) -> str:
+def page_of(directory: Path, read: ReadTables, options: TableOptions) -> str:
     """The page of what was read from a folder, see `read_tables`."""
     from benchmark.compare.boards import board_names, read_board
     from benchmark.compare.reproduction import fitting_boards, reproduction

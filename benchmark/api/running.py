@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from benchmark.api.results import Results
     from benchmark.plan.cells import PlannedCell
     from benchmark.plan.staleness import Present
-    from benchmark.records.record import Record
     from benchmark.show.render import Format
-    from benchmark.tables.folder import TableOptions
-    from benchmark.tables.table import Table
+    from benchmark.tables.folder import ReadTables
     from benchmark.train.cell import RunSettings
 
 SMOKE_STEPS = 3  # a method may correlate loss curves, which takes three points
@@ -221,7 +219,9 @@ def execute(
     if speed:
         _measure_speed(store, keys, settings, console)
     _draw_figures(store, keys, console)
-    _write_tables(settings.out, console, print_tables)
+    read = _write_tables(settings.out, console, print_tables)
+    if print_tables and settings.step_limit is None:
+        _write_page(settings.out, read, console)
     return keys
 
 
@@ -274,33 +274,30 @@ def _measure_speed(store: Store, keys: Sequence[str], settings: RunSettings, con
         say(console, line)
 
 
-def _write_tables(out: Path, console: Console, show: bool) -> None:
-    """Tables, page and pictures of them, beside the records; to the terminal goes the answer, if `show`, and where the
-    rest is.
+def _write_tables(out: Path, console: Console, show: bool) -> ReadTables:
+    """Write the tables as files beside the records, and to the terminal the answer and where all is; returns what was
+    read.
     """
     from benchmark.show.render import render
-    from benchmark.tables.folder import TableOptions, read_tables
+    from benchmark.tables.folder import read_tables
 
-    options = TableOptions()
-    read = read_tables(out, options)
+    read = read_tables(out)
     _, tables, invalid = read
     for form, file in TABLES.items():
         write_atomic(out / file, render(tables, invalid, form).encode())
     if show:
         print(render(tables, invalid, width=console.width, color=console.is_terminal, glance=True), end="")
     say(console, f"Tables: {', '.join(str(out / file) for file in TABLES.values())}")
-    if show:
-        _write_page(out, read, options, console)
+    return read
 
 
-def _write_page(
-    out: Path, read: tuple[list[Record], list[Table], list[str]], options: TableOptions, console: Console
-) -> None:
+def _write_page(out: Path, read: ReadTables, console: Console) -> None:
     """The page, and Delta_m against its price as a picture, unless they are newer than all that they show. What fails
     never decides the exit code.
     """
     from benchmark.api.reporting import page_of
     from benchmark.show.table_plots import draw_delta, file_of_delta
+    from benchmark.tables.folder import TableOptions
 
     page, figures = out / PAGE, out / FIGURES
     shown = [table for table in read[1] if table.shown_in is None][:MOST_PICTURES]
@@ -308,7 +305,7 @@ def _write_page(
         if not _is_current(page, out):
             for table in shown:
                 draw_delta(table, figures)
-            write_atomic(page, page_of(out, read, options).encode())
+            write_atomic(page, page_of(out, read, TableOptions()).encode())
     except (StorageError, OSError) as error:
         say(console, f"The page was not written: {error}")
         return

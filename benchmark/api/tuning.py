@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from benchmark.plan.cells import PlannedCell
+    from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
+    from benchmark.plan.suite import Suite
     from benchmark.plan.tuned_page import TunedPage, TunedTable
     from benchmark.plan.tuning import Records, TuningTable
     from benchmark.train.cell import RunSettings
 
 PAGE, JOURNAL = "tuned.yaml", "journal.log"
-ENDED = ("done", "diverged")  # a learning rate at which a row diverges is an answer too
 _LIBRARIES = ("optuna", "scipy", "torch", "timm")
 
 
@@ -56,30 +57,13 @@ def tune(request: TuneRequest, console: Console) -> int:
     """Train the trials that have no record yet, and write the page; returns 0, or EXIT_NOT_DONE where a trial has
     neither ended nor diverged, so that there is no page. Raises UsageError.
     """
-    if importlib.util.find_spec("optuna") is None:
-        raise UsageError("Tuning needs Optuna, which is not installed: pip install 'sharebench[tune]'.")
-    suite, settings = prepare(
-        RunRequest(
-            request.suite,
-            request.choices,
-            out=request.out,
-            device=request.device,
-            data_root=request.data_root,
-            refresh_stale=request.refresh_stale,
-        )
-    )
-    if request.out is None:
-        settings = dataclasses.replace(settings, out=Path("results") / "tuning" / suite.name)
+    suite, settings, splits, cells, tables = _planned(request)
 
-    from benchmark.plan.cells import notes_of, plan
-    from benchmark.plan.role_data import Splits
+    from benchmark.plan.cells import notes_of
     from benchmark.plan.staleness import Present
     from benchmark.plan.tuned_page import TunedPage
-    from benchmark.plan.tuning import TUNING_SEED, suite_of_trials, tables_of
+    from benchmark.plan.tuning import TUNING_SEED
 
-    splits = Splits(settings.data_root)
-    cells = plan(suite_of_trials(suite), settings.data_root, splits)
-    tables = tables_of(cells, request.trials)
     store = Store(settings.out)
     store.require_writable()
     trainer = _Trials(settings, n_workers(request.jobs, settings.device), store, Present(splits), console)
@@ -102,6 +86,44 @@ def tune(request: TuneRequest, console: Console) -> int:
     _tell(page, console)
     say(console, f"Page: {settings.out / PAGE}. A suite names it (tuned: FILE), or `run --tuned FILE` does.")
     return 0
+
+
+def print_plan(request: TuneRequest, console: Console, probe: bool = True) -> int:
+    """Print the trials of a tuning and what they will take; returns 0, or 1 where a probe failed. probe: time a few
+    steps of rows of which no trial has ended. Trains nothing. Raises UsageError.
+    """
+    _, settings, _, _, tables = _planned(request)
+
+    from benchmark.workers.show_tuning_plan import show_tuning_plan
+
+    jobs = n_workers(request.jobs, settings.device)
+    return show_tuning_plan(tables, Store(settings.out), settings, jobs, probe, console)
+
+
+def _planned(request: TuneRequest) -> tuple[Suite, RunSettings, Splits, list[PlannedCell], list[TuningTable]]:
+    """Suite, settings, loaded lists of data, rows, and the rows with the settings that they may try, by table."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UsageError("Tuning needs Optuna, which is not installed: pip install 'sharebench[tune]'.")
+    suite, settings = prepare(
+        RunRequest(
+            request.suite,
+            request.choices,
+            out=request.out,
+            device=request.device,
+            data_root=request.data_root,
+            refresh_stale=request.refresh_stale,
+        )
+    )
+    if request.out is None:
+        settings = dataclasses.replace(settings, out=Path("results") / "tuning" / suite.name)
+
+    from benchmark.plan.cells import plan
+    from benchmark.plan.role_data import Splits
+    from benchmark.plan.tuning import suite_of_trials, tables_of
+
+    splits = Splits(settings.data_root)
+    cells = plan(suite_of_trials(suite), settings.data_root, splits)
+    return suite, settings, splits, cells, tables_of(cells, request.trials)
 
 
 def _tuned_tables(tables: Sequence[TuningTable], trainer: _Trials) -> list[TunedTable] | None:
@@ -132,6 +154,7 @@ class _Trials:
 
     def records(self, trials: Sequence[PlannedCell]) -> Records | None:
         """{key: record} of trials, trained now where they have none; None where some did not end."""
+        from benchmark.plan.tuning import has_ended
         from benchmark.workers.executors import LocalExecutor
         from benchmark.workers.progress import RunView
 
@@ -143,7 +166,7 @@ class _Trials:
                 for event in LocalExecutor(self.settings, self.jobs).run(pending):
                     view.show(event)
         found = {cell.key: record for cell in trials if (record := self.store.read(cell.key)) is not None}
-        return found if all(cell.key in found and found[cell.key].status in ENDED for cell in trials) else None
+        return found if all(cell.key in found and has_ended(found[cell.key]) for cell in trials) else None
 
     def _has_diverged(self, cell: PlannedCell) -> bool:
         record = self.store.read(cell.key)

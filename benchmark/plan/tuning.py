@@ -207,6 +207,11 @@ def tables_of(cells: Sequence[PlannedCell], trials: int) -> list[TuningTable]:
     return tables
 
 
+def has_ended(record: Record) -> bool:
+    """Whether a trial is over: a learning rate at which a row diverges is an answer too."""
+    return record.status in ("done", "diverged")
+
+
 def score_of(record: Record, baseline: Metrics, tasks: Sequence[str]) -> float | None:
     """Mean relative gain of a trial over the tuned single-task networks on select, percent; None if it has none."""
     return delta_m(record.select_metrics, baseline, tasks).value if record.status == "done" else None

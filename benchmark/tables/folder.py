@@ -17,6 +17,9 @@ from benchmark.tables.table import Table, aggregate, invalid_lines
 from datasets.errors import UsageError
 
 
+ReadTables = tuple[list[Record], list[Table], list[str]]  # see `read_tables`
+
+
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
     """How records become tables.
@@ -41,7 +44,7 @@ def tables_of(directory: Path, options: TableOptions = TableOptions()) -> tuple[
     return tables, invalid
 
 
-def read_tables(directory: Path, options: TableOptions = TableOptions()) -> tuple[list[Record], list[Table], list[str]]:
+def read_tables(directory: Path, options: TableOptions = TableOptions()) -> ReadTables:
     """Records, their tables, and a line for each file that cannot be trusted. Raises UsageError as `tables_of`."""
     records = read_records(directory)
     if options.keys is not None:

@@ -30,7 +30,7 @@ def show_plan(
         unknown = {kind_of(cell): cell for cell in reversed(pending) if kind_of(cell) not in estimates}
         if unknown:
             say(console, f"Probing {len(unknown)} kinds of cells ...")
-            estimates |= _probe(list(unknown.values()), settings, failures)
+            estimates |= probed(list(unknown.values()), settings, failures)
     console.print(_table(cells, pending, estimates))
     _summarise(pending, estimates, jobs, console)
     for line in [*missing_evidence(cells), *notes_of(cells), *failures]:
@@ -38,9 +38,9 @@ def show_plan(
     return 1 if failures else 0
 
 
-def _probe(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[str]) -> dict[bytes, Estimate]:
-    """Train each cell for a few steps in a worker, one at a time so that none disturbs another, in a folder of
-    its own.
+def probed(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[str]) -> dict[bytes, Estimate]:
+    """{kind: estimate} of cells: each is trained for a few steps in a worker, one at a time so that none disturbs
+    another, in a folder of its own. failures: gets a line for each that does not end well.
     """
     found: dict[bytes, Estimate] = {}
     with tempfile.TemporaryDirectory(prefix="sharebench-probe-") as folder:

@@ -30,7 +30,7 @@ from benchmark.train.cell import RunSettings, run_cell
 from benchmark.train.roles import ClosedLoader, ClosedRoleError
 from benchmark.train.trainer import CellTrainer
 from benchmark.tune import app
-from benchmark.workers import executors
+from benchmark.workers import executors, show_plan
 from benchmark.workers.executors import Event
 from methods.contracts import Role
 from tests.conftest import toy_registered
@@ -109,6 +109,36 @@ def test_a_tuning_that_is_killed_in_its_third_trial_ends_with_the_same_page(
     assert networks == [6, 6]  # cross_stitch takes over those of the tuned row
     assert tuned(suite, tmp_path / "killed") == 0
     assert Here.trained == straight
+
+
+@pytest.mark.usefixtures("here")
+def test_a_plan_says_what_a_tuning_will_take_and_trains_nothing(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show_plan, "LocalExecutor", Here)
+    out = tmp_path / "out"
+    words = [str(suite), "--plan", "--jobs", "2", "--out", str(out), "--device", "cpu"]
+
+    def planned(*more: str) -> str:
+        result = CliRunner().invoke(app, [*words, *more], catch_exceptions=False)
+        assert result.exit_code == 0
+        return " ".join(result.stdout.split())
+
+    first = planned()
+    assert not out.exists()
+    assert "single_task · toy · test_resnet 3 3 4 " in first
+    assert "cross_stitch · toy · test_resnet 5 5 4 " in first
+    assert "8 trials, 8 to run on 2 workers: 32 steps of final trainings, searches apart; about " in first
+    assert "B of memory." in first
+    assert len(Here.trained) == 2  # probes, in a folder of their own
+    assert "; 2 rows without an estimate." in planned("--no-probe")
+    monkeypatch.setattr(Here, "killed_in", ("cross_stitch", 2))
+    with pytest.raises(Killed):
+        tuned(suite, out)
+    second = planned("--no-probe")  # what has ended says what the rest takes
+    assert "single_task · toy · test_resnet 3 0 4 " in second
+    assert "cross_stitch · toy · test_resnet 5 3 4 " in second
+    assert "8 trials, 3 to run on 2 workers: 12 steps" in second
 
 
 @pytest.mark.usefixtures("here")
