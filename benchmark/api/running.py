@@ -117,10 +117,12 @@ def print_plan(request: RunRequest, console: Console, probe: bool = True) -> int
     """
     suite, settings = prepare(request)
 
-    from benchmark.plan.cells import plan
+    from benchmark.plan.own_rows import plan_with_own_rows
     from benchmark.workers.show_plan import show_plan
 
-    cells = plan(suite, settings.data_root)
+    cells, notes = plan_with_own_rows(suite, settings.data_root)
+    for line in notes:
+        say(console, f"Note: {line}")
     return show_plan(cells, Store(settings.out), settings, n_workers(request.jobs, settings.device), probe, console)
 
 
@@ -183,7 +185,8 @@ def execute(
 
     jobs: worker processes, None for one a core, or one on CUDA. Raises UsageError before the first step.
     """
-    from benchmark.plan.cells import missing_reference, notes_of, plan
+    from benchmark.plan.cells import notes_of
+    from benchmark.plan.own_rows import plan_with_own_rows
     from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
     from benchmark.records.evidence import write_leaderboard
@@ -191,7 +194,7 @@ def execute(
     from benchmark.workers.progress import RunView
 
     splits = Splits(settings.data_root)
-    cells = plan(suite, settings.data_root, splits)
+    cells, own_rows = plan_with_own_rows(suite, settings.data_root, splits)
     keys = [cell.key for cell in cells]
     store = Store(settings.out)
     store.require_writable()
@@ -205,9 +208,9 @@ def execute(
         f"Suite {suite.name}: {len(cells)} cells, {len(cells) - len(pending)} with a record, {len(pending)} to run "
         f"({min(n_jobs, max(1, len(pending)))} workers on {settings.device}). Results: {settings.out}",
     )
-    if missing_reference(cells):
+    if _lacks_reference(cells, store):
         say(console, "Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
-    for line in notes_of(pending):
+    for line in [*own_rows, *notes_of(pending)]:
         say(console, f"Note: {line}")
     if pending:
         with RunView(console, [cell.title for cell in pending]) as view:
@@ -223,6 +226,18 @@ def execute(
     if print_tables and settings.step_limit is None:
         _write_page(settings.out, read, console)
     return keys
+
+
+def _lacks_reference(cells: Sequence[PlannedCell], store: Store) -> bool:
+    """Whether some cell has no single-task baseline beside it, neither in the suite nor among the records."""
+    from benchmark.plan.cells import missing_reference
+
+    if not missing_reference(cells):
+        return False
+    records = [record for record in store.load_all() if record.is_reference and record.status == "done"]
+    known = {(record.table_key, record.seed) for record in records}
+    known |= {(cell.table_key, cell.settings.seed) for cell in cells if cell.is_reference}
+    return any((cell.table_key, cell.settings.seed) not in known for cell in cells)
 
 
 def n_workers(jobs: int | None, device: str) -> int:

@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from benchmark.records.documents import Reference, stayed
 from benchmark.records.keys import canonical_json
 from benchmark.records.record import Record
-from benchmark.tables.audit_fields import FIELDS, UNKNOWN, Field, Rule, cost_of
+from benchmark.tables.audit_fields import FIELDS, OF_MACHINE, UNKNOWN, Field, Rule, cost_of
 
 _TOLERANCE = 0.05  # total costs that are equal for a control
 _MAX_TEXT = 72  # characters of a value in a footnote
@@ -124,8 +124,22 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_lea
         Finding("unknown for all rows", rule, everywhere, ", ".join(names)) for rule, names in unknown.items() if names
     ]
     findings.sort(key=lambda finding: finding.rule != "red")
-    banners, uncontrolled = tuple(_missing_controls(rows)), tuple(_uncontrolled(rows))
-    return Audit(tuple(_grouped(equal)), len(equal), tuple(findings), banners, uncontrolled)
+    banners = (*_other_machines(findings, labels), *_missing_controls(rows))
+    return Audit(tuple(_grouped(equal)), len(equal), tuple(findings), banners, tuple(_uncontrolled(rows)))
+
+
+def _other_machines(findings: Sequence[Finding], labels: Sequence[str]) -> Iterator[str]:
+    """Rows that were trained by other code, on another machine or with other versions, or not tuned as the others."""
+    told = {field.name for field in FIELDS if field.group == OF_MACHINE} | {"tuning trials"}
+    fields: dict[int, list[str]] = {}
+    for finding in findings:
+        for row in finding.rows if finding.rule == "amber" and finding.field in told else ():
+            fields.setdefault(row, []).append(finding.field)
+    rows: dict[str, list[str]] = {}
+    for row, names in sorted(fields.items()):
+        rows.setdefault(", ".join(names), []).append(labels[row])
+    for what, where in rows.items():
+        yield f"other {what} than most rows have: {', '.join(where)}; differences may be due to that"
 
 
 def _grouped(equal: Mapping[str, str]) -> list[str]:

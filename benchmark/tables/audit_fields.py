@@ -23,6 +23,8 @@ class _Unknown:
     """The type of UNKNOWN."""
 
 
+NOT_TUNED = "not tuned"  # a row that the page of a tuning does not hold
+OF_MACHINE = "code and machine"  # the group of what differs between two places, see `audit.other_machines`
 UNKNOWN: Final = _Unknown()  # in place of a value that a record does not hold; it never equals another row's
 Read = Callable[[Record], object]
 
@@ -80,6 +82,12 @@ def _recipe(record: Record) -> object:
 def _balancing(record: Record) -> object:
     name, params = (record.value_at(f"cell.recipe.balancing.{part}") for part in ("name", "params"))
     return UNKNOWN if name is None else [name, params] if params else name
+
+
+def _tuning_trials(record: Record) -> object:
+    """Of a row beside tuned ones that was trained as the suite has it: that it was not tuned."""
+    tuning = record.audit.get("tuning")
+    return NOT_TUNED if tuning is not None and not tuning["chosen"] else record.audit.get("tuning_trials", UNKNOWN)
 
 
 def _loss_weights(record: Record) -> object:
@@ -148,7 +156,7 @@ FIELDS: tuple[Field, ...] = (
     Field("batch size", "red", _at("cell.recipe.batch_size"), group="recipe"),
     Field("precision", "red", _at("cell.recipe.precision", "cell.recipe.memory_format"), group="recipe"),
     Field("batch norm", "red", _at("audit.batch_norm"), shows_value=True),
-    Field("tuning trials", "amber", _at("audit.tuning_trials"), shows_value=True),
+    Field("tuning trials", "amber", _tuning_trials, shows_value=True),
     Field("draws", "red", _at("audit.draws"), shows_value=True),
     Field("loss weights", "amber", _loss_weights),
     Field("balancing", "amber", _balancing, shows_value=True),
@@ -158,16 +166,17 @@ FIELDS: tuple[Field, ...] = (
     Field("images in search", "amber", _searched_images),
     Field("fidelity", "amber", _at("audit.fidelity")),
     Field("data tier", "amber", _at("audit.tier")),
-    Field("determinism", "amber", _at("environment.determinism"), group="code and machine"),
-    Field("device", "amber", _at("environment.device"), group="code and machine"),
-    Field("training code", "amber", _at("versions.training_hash"), group="code and machine"),
+    Field("determinism", "amber", _at("environment.determinism"), group=OF_MACHINE),
+    Field("device", "amber", _at("environment.device"), group=OF_MACHINE),
+    Field("machine", "amber", _at("environment.cpu", "environment.cpu_capability"), group=OF_MACHINE),
+    Field("training code", "amber", _at("versions.training_hash"), group=OF_MACHINE),
     Field(
         "program",
         "red",
         _at("versions.training_hash", "versions.method_hash"),
-        group="code and machine",
+        group=OF_MACHINE,
         scope="seeds of a row",
     ),
-    Field("torch", "amber", _at("versions.torch"), group="code and machine"),
-    Field("timm", "amber", _at("versions.timm"), group="code and machine"),
+    Field("torch", "amber", _at("versions.torch"), group=OF_MACHINE),
+    Field("timm", "amber", _at("versions.timm"), group=OF_MACHINE),
 )

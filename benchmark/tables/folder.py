@@ -16,7 +16,6 @@ from benchmark.tables.evidence import Floors
 from benchmark.tables.table import Table, aggregate, invalid_lines
 from datasets.errors import UsageError
 
-
 ReadTables = tuple[list[Record], list[Table], list[str]]  # see `read_tables`
 
 

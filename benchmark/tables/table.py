@@ -19,6 +19,7 @@ from benchmark.records.delta import Variant, primary_metric
 from benchmark.records.keys import EQUAL_BALANCING
 from benchmark.records.record import INVALID, Record
 from benchmark.tables.audit import Audit, audit_rows
+from benchmark.tables.audit_fields import NOT_TUNED
 from benchmark.tables.columns import Column, Measured, SpeedOf, delta_column, measure, ordered_columns
 from benchmark.tables.evidence import Contents, Evidence, Floors, judge
 from benchmark.tables.labels import DASH, row_labels, short_labels, table_head
@@ -367,6 +368,9 @@ def _tuning_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> 
     for label, group in zip(labels, groups, strict=True):
         tuning = next((found for record in group if (found := record.audit.get("tuning")) is not None), None)
         if tuning is None or group[0].is_trial:
+            continue
+        if not tuning["chosen"]:
+            notes.append(f"{label}: {NOT_TUNED}, trained as the suite has it")
             continue
         chosen = ", ".join(f"{name} {_short(value)}" for name, value in tuning["chosen"].items())
         scores = [value for value in tuning["scores"] if value is not None]

@@ -116,7 +116,12 @@ def make_record(
             "torch": "2.6.0",
             "timm": "1.0.31",
         },
-        environment={"device": "cpu", "determinism": {"algorithms": True}},
+        environment={
+            "device": "cpu",
+            "cpu": "a processor",
+            "cpu_capability": "AVX2",
+            "determinism": {"algorithms": True},
+        },
         roles={"fit": "a", "arch": "b", "select": "c", "report": "d"},
         n_evaluated=dict.fromkeys(values, 100),
         metrics=metrics(values),

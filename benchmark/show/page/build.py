@@ -119,6 +119,7 @@ def render_page(
         n_records=sum(record.status != INVALID for record in records),
         invalid=invalid,
         left_out=budget.left_out,
+        absent=budget.absent,
         limits=(MAX_PICTURES, MAX_BYTES // 1_000_000),
         command=command,
         version=__version__,

@@ -31,11 +31,14 @@ class Picture:
 
 @dataclasses.dataclass
 class Budget:
-    """What may still be drawn on the page. left_out: figures that did not fit."""
+    """What may still be drawn on the page. left_out: figures that did not fit; absent: those whose files a folder of
+    records alone does not hold.
+    """
 
     pictures: int = MAX_PICTURES
     n_bytes: int = MAX_BYTES
     left_out: int = 0
+    absent: int = 0
 
 
 def pictures_of(record: Record, store: Store, budget: Budget) -> Iterator[Picture]:
@@ -45,6 +48,9 @@ def pictures_of(record: Record, store: Store, budget: Budget) -> Iterator[Pictur
             continue
         if budget.pictures <= 0:
             budget.left_out += 1
+            continue
+        if not (store.root / entry["file"]).is_file():
+            budget.absent += 1
             continue
         try:
             figure = Figure.model_validate_json(store.read_artifact(entry))

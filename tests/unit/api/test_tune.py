@@ -215,6 +215,17 @@ def test_a_run_by_the_page_is_a_table_of_its_own(
     assert "tuning cost" in text
     assert "tuned to alpha" in text
     assert "trials of a tuning" in report(tmp_path / "tuning", "markdown")
+    capsys.readouterr()
+    own = SuiteChoices(methods=["hard_sharing"], tuned=tmp_path / "tuning" / PAGE)  # a row that the page lacks
+    assert run(RunRequest(str(suite), own, out=out, device="cpu", speed=False), make_console()) == 0
+    told = capsys.readouterr().out
+    assert "hard_sharing · toy · test_resnet is not in " in told
+    assert "no single-task baseline" not in told  # it stands among the records
+    (mine,) = [record for record in Store(out).load_all() if record.method == "hard_sharing"]
+    assert mine.table_key == taken["single_task"].table_key
+    text = " ".join(report(out, "markdown").split())
+    assert "hard\\_sharing: not tuned, trained as the suite has it" in text
+    assert "audit ~ tuning trials: 2; hard\\_sharing: not tuned" in text
     assert run(RunRequest(str(suite), choices, out=out, device="cpu", smoke=True), make_console()) == 0
     capsys.readouterr()
 

@@ -10,6 +10,7 @@ import pytest
 from pydantic import Field
 
 from benchmark.plan.cells import PlannedCell, plan, resolve
+from benchmark.plan.own_rows import plan_with_own_rows
 from benchmark.plan.suite import Suite
 from benchmark.plan.tuned_page import LR_FACTOR, ReadPage, TunedPage, read_page, row_hash
 from benchmark.plan.tuning import LR_FACTORS, TUNING_SEED, TunableRow, TuningTable, suite_of_trials, tables_of
@@ -239,6 +240,28 @@ def test_cells_without_tuning_keep_their_keys() -> None:
 def test_a_page_of_something_else_is_refused(file: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan(suite(tuned=str(file), **changes))
+
+
+def test_a_row_of_ones_own_stands_beside_tuned_rows_as_the_suite_has_it(file: Path) -> None:
+    """Its table is that of the others, whose tuned single-task networks it is compared with and takes over."""
+    names = ["single_task", "dag_search", {"name": "dag_search", "params": {"kappa": 2}}, "adashare"]
+    before = sorted(file.parent.iterdir())
+    cells, lines = plan_with_own_rows(suite(tuned=str(file), methods=names, seeds=[0, 1]))
+    assert sorted(file.parent.iterdir()) == before
+    assert len({cell.table_key for cell in cells}) == 1
+    search, *own = [cell.settings.tuning for cell in cells if cell.settings.seed == 0 and not cell.is_reference]
+    by_page = {cell.settings.method.name: cell.settings.tuning for cell in plan(suite(tuned=str(file)))}
+    assert search == by_page["dag_search"]
+    for tuning in own:
+        assert (tuning.trials, tuning.lr_factor, tuning.chosen, tuning.steps) == (1, 1.0, {}, 0)
+        assert tuning.single_task == search.single_task
+    assert [line.split(" is not in ")[0] for line in lines] == [
+        "dag_search (kappa=2) · toy · test_resnet",
+        "adashare · toy · test_resnet",
+    ]
+    assert "python -m benchmark.tune tiny --methods single_task,adashare, then run with --tuned" in lines[1]
+    with pytest.raises(UsageError, match="was made for toy on test_resnet, 6 steps"):
+        plan_with_own_rows(suite(tuned=str(file), budget={"steps": 7, "cycles": 3}))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from benchmark.records.store import Store
 from benchmark.show.glance import glance_of
 from benchmark.show.glance_text import render_glance_markdown, render_glance_terminal
 from benchmark.show.render import render, render_markdown, render_terminal
+from benchmark.show.wording import lines_beneath
 from benchmark.tables.folder import tables_of
 from benchmark.tables.table import Table, aggregate
 from datasets.errors import UsageError
-from tests.unit.made_leaderboard import TASKS, row, write_leaderboard
+from tests.unit.made_leaderboard import ROWS, TASKS, row, write_leaderboard
 from tests.unit.made_records import make_failure, make_record
 
 FLOORS = {task: (Floor("accuracy", 10.0, "percent", True, "class 0"),) for task in TASKS}
@@ -215,6 +216,34 @@ def test_a_tuned_row_finds_itself_beside_a_row_that_gives_what_was_tuned() -> No
     position = next(n for n, found in enumerate(tuned.rows) if found.method == "adashare")
     usual = next(found for found in other.rows if found.method == "adashare" and found.params["own_rate"] == 0.1)
     assert tuned.untuned.deltas[position] == usual.cells[other.delta]
+
+
+def test_a_readers_own_row_is_ranked_beside_ours_and_warned_of_where_its_machine_differs() -> None:
+    """In a copy of a leaderboard's records."""
+    ours = [record for n, (method, params) in enumerate(ROWS[:4]) for record in row(method, params, n, tuned=True)]
+    same = list(row("mine", {}, 6, tuned=True))
+    (table,) = aggregate([*ours, *same])
+    assert not [banner for banner in table.banners if banner.startswith("other ")]
+    untuned = {"tried": 1, "chosen": {}, "edges": [], "scores": [None]}
+    mine = [
+        dataclasses.replace(
+            record,
+            environment={**record.environment, "cpu": "another"},
+            versions={**record.versions, "torch": "9.9"},
+            audit={**record.audit, "tuning_trials": 1, "tuning": untuned},
+        )
+        for record in same
+    ]
+    (table,) = aggregate([*ours, *mine], leaderboards={mine[0].table_key})
+    position = next(n for n, found in enumerate(table.rows) if found.method == "mine")
+    assert position in table.ranked
+    assert glance_of(table).lines[0].title == "mine"
+    assert [banner for banner in table.banners if banner.startswith("other ")] == [
+        "other tuning trials, machine, torch than most rows have: mine; differences may be due to that"
+    ]
+    assert "equal tuning: rows have different tuning trials" in table.banners[0]
+    assert "audit ~ tuning trials: 5; mine: not tuned" in lines_beneath(table)
+    assert "mine: not tuned, trained as the suite has it" in table.notes
 
 
 def test_the_markdown_form_is_the_head_of_the_whole_and_facts_are_a_line_a_method(both: list[Table]) -> None:

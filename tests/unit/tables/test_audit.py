@@ -91,6 +91,7 @@ CHANGES = {
     "data tier": ("audit.tier", "report only"),
     "determinism": ("environment.determinism.algorithms", False),
     "device": ("environment.device", "GPU"),
+    "machine": ("environment.cpu", "another processor"),
     "training code": ("versions.training_hash", "e" * 64),
     "program": ("versions.method_hash", "e" * 64),
     "torch": ("versions.torch", "9.9"),
