@@ -182,7 +182,7 @@ def _macs_column(table: Table) -> _Shown:
     base = None if table.reference is None else _mean(table, table.reference, macs)
     if table.reference is None or not base:
         return _Shown(("MACs",), lambda n: brief_text(_mean(table, n, macs), macs), "MACs: of all tasks, one image")
-    meaning = f"MACs x: of {table.rows[table.reference].short}"
+    meaning = f"MACs x: of {table.names[table.reference]}"
 
     def texts(row: int) -> str:
         mean = _mean(table, row, macs)
@@ -201,7 +201,7 @@ def _steps_text(table: Table, row: int) -> str:
 
 def _row_title(table: Table, position: int) -> str:
     row, mark = table.rows[position], f"{RED} " if position in table.audit.red else ""
-    return mark + row.short + ("" if row.is_complete else f" ({seeds_text(row)})")
+    return mark + table.names[position] + ("" if row.is_complete else f" ({seeds_text(row)})")
 
 
 def _head(table: Table) -> str:

@@ -93,7 +93,7 @@ def _reasons(table: Table, rows: Sequence[int]) -> str:
 
 
 def _name(table: Table, row: int) -> str:
-    return table.rows[row].short
+    return table.names[row]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from benchmark.tables.untuned import Untuned, beside, untuned_key
 from datasets.errors import UsageError, unknown
 
 NO_REFERENCE = f"Delta_m {DASH}: no single-task run among these records"
+LONG_LABEL = 32  # characters; what a terminal of 100 columns leaves beside the numbers
 SPARSE_BELOW = 0.99  # share of parameters that are not zero; biases that happen to be 0 stay above
 TEST_SELECTED = "selected on the report role: re-enacts a published protocol, not ranked"
 TRIALS = "trials of a tuning: judged on select, nothing here is a result"
@@ -66,6 +67,12 @@ class Table:
     def delta(self) -> int:
         """Position of the column of Delta_m."""
         return self.columns.index(delta_column(self.variant))
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the rows are called where room is scarce: by their labels, or by the short ones if a label is long."""
+        labels = [row.label for row in self.rows]
+        return tuple(labels if max(map(len, labels)) <= LONG_LABEL else (row.short for row in self.rows))
 
     @functools.cached_property
     def best(self) -> frozenset[tuple[int, int]]:
