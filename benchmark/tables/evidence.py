@@ -240,8 +240,8 @@ def _paired_gain(table: Contents, base: int, longer: int) -> _Gain | None:
 
 
 def _speed_banners(table: Contents, falls: _Falls | None, gain: _Gain | None) -> Iterator[str]:
-    """A falling loss decides only where twice the steps are unknown: a rate that decays to nothing lets the training loss
-    of every budget fall at its end, and a network that learns its images by heart lets it fall for ever.
+    """A falling loss decides only where twice the steps are unknown: a rate that decays to nothing lets the training
+    loss of every budget fall at its end, and a network that learns its images by heart lets it fall for ever.
     """
     reasons = []
     if gain is None and falls is not None and falls.still:
