@@ -19,7 +19,7 @@ import pydantic
 
 from datasets.contracts import DatasetSpec, Split, TaskSpec
 from datasets.errors import ProtocolError
-from datasets.on_disk.files import FileError, read_bytes
+from datasets.on_disk.files import FileError, TarArchive, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
 from datasets.on_disk.photographs import (
     LabelledPhotos,
@@ -27,8 +27,8 @@ from datasets.on_disk.photographs import (
     Photo,
     class_folders,
     compared,
+    is_hidden,
     photo_source,
-    tar_members,
 )
 from datasets.on_disk.sources import Fault, Source
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
@@ -244,12 +244,13 @@ def _photos(
     path = next(
         (folder / IMAGES / tar for tar in names if (folder / IMAGES / tar).is_file()), folder / IMAGES / names[0]
     )
-    members = tar_members(path)
+    archive = TarArchive(path)
+    members = archive.members()
     place, what = f"{IMAGES}/{path.name}", "an image that the list names"
     faults = [Fault(place, row, "existence", what, "none") for row in rows if row not in members]
-    n_found = sum(member.startswith(f"{name}/{part}/") for member in members)
+    n_found = sum(member.startswith(f"{name}/{part}/") and not is_hidden(member) for member in members)
     n_unlisted = max(0, n_found - (len(rows) - len(faults)))
-    return [members.get(row, Member(path, row, 0, 0)) for row in rows], faults, n_unlisted
+    return [Member(archive, row) for row in rows], faults, n_unlisted
 
 
 def _by_folder(folder: Path, task: str, split: Split, options: FileOptions) -> LabelledPhotos:

@@ -101,30 +101,27 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files in a .tar.xz, in its order. Raises FileError for a member that leads out of it, is
-    neither file nor folder or too large, and for a damaged archive.
+def streamed_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files in a .tar.xz, in its order; `TarArchive` reads plain ones at any place.
+
+    Raises FileError for a damaged archive, and for a member that leads out of it, is neither a file nor a folder, or is
+    too large.
     """
     try:
         with tarfile.open(path, "r|xz") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name.replace("\\", "/"))
-                if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
-                    raise FileError(f"{path}: member {member.name!r} leaves the archive; get it again.")
-                if member.isdir():
+            for entry in archive:
+                _require_plain(path, entry)
+                if not entry.isfile():
                     continue
-                if not member.isreg():
-                    raise FileError(f"{path}: member {member.name!r} is a link or a device, not a file; get it again.")
-                if member.size > LARGEST_MEMBER:
+                if entry.size > LARGEST_MEMBER:
                     raise FileError(
-                        f"{path}: member {member.name!r} has {member.size:,} bytes, more than {LARGEST_MEMBER:,}."
+                        f"{path}: member {entry.name!r} has {entry.size:,} bytes, more than {LARGEST_MEMBER:,}."
                     )
-                content = archive.extractfile(member)
+                content = archive.extractfile(entry)
                 assert content is not None
-                yield str(name), content.read()
+                yield PurePosixPath(entry.name).as_posix(), content.read()
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileError(f"{path}: cannot be read as a tar.xz archive ({reason}).") from error
+        raise FileError(f"{path}: cannot be read as a tar.xz archive ({_first_line(error)}).") from error
 
 
 class Archive:
@@ -197,9 +194,7 @@ class TarArchive:
         self._require_end(entries)
         found = {}
         for entry in entries:
-            _require_inside(self.path, entry.name)
-            if entry.issparse() or not (entry.isfile() or entry.isdir()):
-                raise FileError(f"{self.path}: member {entry.name!r} is neither a file nor a folder; get it again.")
+            _require_plain(self.path, entry)
             if entry.isfile():
                 found[PurePosixPath(entry.name).as_posix()] = (entry.offset_data, entry.size)
         return found
@@ -211,6 +206,13 @@ class TarArchive:
             file.seek(end)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise FileError(f"{self.path}: is cut short after {len(entries)} members; get it again.")
+
+
+def _require_plain(archive: Path, entry: tarfile.TarInfo) -> None:
+    """Raise FileError for a path that leads out of the archive, a link or a device."""
+    _require_inside(archive, entry.name)
+    if entry.issparse() or not (entry.isfile() or entry.isdir()):
+        raise FileError(f"{archive}: member {entry.name!r} is neither a file nor a folder; get it again.")
 
 
 def _require_inside(archive: Path, member: str) -> None:

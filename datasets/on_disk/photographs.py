@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import tarfile
 import zlib
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from datasets.on_disk.files import Array, FileError, read_bytes
+from datasets.on_disk.files import Array, FileError, TarArchive, read_bytes
 from datasets.on_disk.sources import Fault, Field, Source, number_label, scale_uint8
 
 if TYPE_CHECKING:
@@ -30,44 +29,13 @@ Fit = Literal["stretch", "crop"]
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file in an uncompressed tar archive, by its place there: safe to read from threads and processes."""
+    """A file in a tar archive that is not compressed."""
 
-    archive: Path
+    archive: TarArchive
     name: str
-    start: int
-    size: int
-
-    def read(self) -> bytes:
-        """Its content. Raises FileError."""
-        try:
-            with self.archive.open("rb") as file:
-                file.seek(self.start)
-                return file.read(self.size)
-        except OSError as error:
-            raise FileError(f"{self.archive}: cannot be read ({error.strerror or error}).") from error
 
 
 Photo: TypeAlias = "Path | Member"
-
-
-def tar_members(path: Path) -> dict[str, Member]:
-    """{name: member} of the files in an archive, hidden ones left out.
-
-    Raises FileError if it cannot be read, is compressed or truncated, or has a name that leaves it.
-    """
-    found = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for entry in archive:
-                parts = PurePosixPath(entry.name).parts
-                if entry.name.startswith("/") or ".." in parts:
-                    raise FileError(f"{path}: member {entry.name!r} leaves the archive; get it again.")
-                name = "/".join(parts)
-                if entry.isfile() and not is_hidden(name):
-                    found[name] = Member(path, name, entry.offset_data, entry.size)
-    except (OSError, tarfile.TarError) as error:
-        raise FileError(f"{path}: cannot be read as an uncompressed tar archive ({error}).") from error
-    return found
 
 
 def is_hidden(path: str) -> bool:
@@ -163,7 +131,8 @@ class Squares:
         """uint8 [side, side, 3]. Raises FileError."""
         photo = self.photos[index]
         if isinstance(photo, Member):
-            return square(rgb_array(photo.read(), f"{photo.archive}/{photo.name}"), self.side, self.fit)
+            data = photo.archive.read(photo.name)
+            return square(rgb_array(data, f"{photo.archive.path}/{photo.name}"), self.side, self.fit)
         return square(rgb_array(read_bytes(photo), photo), self.side, self.fit)
 
 
@@ -186,7 +155,7 @@ def photo_source(
     task: str, found: LabelledPhotos, side: int, fit: Fit, meta: Mapping[str, object] | None = None
 ) -> Source:
     """The source of a task whose samples are photographs with a class each, held out by class."""
-    where = [photo.archive if isinstance(photo, Member) else photo for photo in found.photos].__getitem__
+    where = [photo.archive.path if isinstance(photo, Member) else photo for photo in found.photos].__getitem__
     labels = np.array(found.labels, dtype=np.int64)
     return Source(
         ids=found.ids,

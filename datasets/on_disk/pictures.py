@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.on_disk.files import Array, FileError, image_array, read_bytes, tar_members
+from datasets.on_disk.files import Array, FileError, image_array, read_bytes, streamed_members
 from datasets.on_disk.sources import Fault
 
 IMAGES = "images"
@@ -195,7 +195,7 @@ def _unpacked(path: Path, seen: tuple[int, int]) -> tuple[Listing, Mapping[int, 
     found: dict[int, Found] = {}
     pictures: dict[int, Array] = {}
     other, faults = [], []
-    for name, data in tar_members(path):
+    for name, data in streamed_members(path):
         match = _NAME.fullmatch(name.removeprefix(f"{IMAGES}/"))
         if match is None or not name.startswith(f"{IMAGES}/"):
             other.append(name)

@@ -18,8 +18,7 @@ from datasets.contracts import MultiTaskDataset
 from datasets.decathlon import CLASSES, COUNTS, FILE_NAMES, IMAGES, LISTS
 from datasets.errors import UnknownNameError
 from datasets.images.augmentation import augmentation_of
-from datasets.on_disk.files import FileError
-from datasets.on_disk.photographs import tar_members
+from datasets.on_disk.files import FileError, TarArchive
 from datasets.on_disk.prepare import prepare
 from datasets.on_disk.verify import verify
 from datasets.registry import dataset_spec, get_dataset
@@ -202,18 +201,19 @@ def test_a_list_of_another_form_is_one_line(text: bytes, tmp_path: Path) -> None
 def test_archives_are_whole_plain_and_stay_in_their_folder(tmp_path: Path) -> None:
     folder = changed(tmp_path, "tars")
     path = folder / IMAGES / "dtd.tar"
-    content, last = path.read_bytes(), list(tar_members(path).values())[-1]
-    members = tar_members(folder / IMAGES / "aircraft.tar")
-    assert "aircraft/train/0001/000011.jpg" in members
-    assert not [name for name in members if "._" in name]
-    member = pickle.loads(pickle.dumps(members["aircraft/train/0001/000011.jpg"]))
-    assert member.read()[:2] == b"\xff\xd8"
-    path.write_bytes(content[: last.start + 10])
-    with pytest.raises(FileError, match=r"dtd\.tar: cannot be read as an uncompressed tar archive"):
-        load(folder.parent, tasks=("dtd",))
-    path.write_bytes(content[: len(content) // 2 // 512 * 512])  # between members it looks like the end
-    with pytest.raises(FileError, match=r"dtd\.tar .*: existence: expected an image that the list names, found none"):
-        load(folder.parent, tasks=("dtd",))
+    archive = pickle.loads(pickle.dumps(TarArchive(folder / IMAGES / "aircraft.tar")))
+    assert archive.read("aircraft/train/0001/000011.jpg")[:2] == b"\xff\xd8"
+    assert "aircraft/train/0001/._000001.jpg" in archive.members()
+    report = verify("decathlon", folder.parent, layout="tars", profile="twin", tasks=["aircraft"])
+    assert not [text for text in report.warnings if "in no list" in text]  # what Mac OS leaves is no image
+    content = path.read_bytes()
+    for cut in (
+        len(content) // 2 // 512 * 512,
+        len(content) // 2 // 512 * 512 + 10,
+    ):  # in a header or content, after one
+        path.write_bytes(content[:cut])
+        with pytest.raises(FileError, match=r"dtd\.tar: (is cut short|cannot be read as a tar archive)"):
+            load(folder.parent, tasks=("dtd",))
     for name in ("/etc/a.jpg", "../a.jpg"):
         with tarfile.open(path, "w") as archive:
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())

@@ -157,14 +157,24 @@ def test_only_one_parameter_and_twice_the_updates_make_a_pair() -> None:
 
 def test_losses_that_fall_in_most_tasks_are_speed_of_training() -> None:
     falling, flat = [1.0, 0.97], [1.0, 0.99]
-    both = judged(plain(fifths={"left": falling, "depth": falling}), leaderboard=False)
-    assert "together (longer=1.0) still falls" in banner(both, "speed of training")
+    once = plain(fifths={"left": falling, "depth": falling})[:10]
+    both = judged(once, leaderboard=False)
+    assert "together still falls" in banner(both, "speed of training")
     assert "left -3.0 %, depth -3.0 %" in banner(both, "speed of training")
-    one = judged(plain(fifths={"left": falling, "depth": flat}), leaderboard=False)  # one of two is no majority
+    one = judged(plain(fifths={"left": falling, "depth": flat})[:10], leaderboard=False)  # one of two is no majority
     assert not banner(one, "speed of training")
     assert "left -3.0 %, depth -1.0 %" in note(one, "last fifth")
     assert "loss change, left" in render_markdown([one])
     assert ',,"loss change, left",percent,' in render_csv([one])
+
+
+def test_where_twice_the_steps_gain_nothing_a_falling_loss_is_only_noted() -> None:
+    """A rate that decays to nothing lets every training loss fall at its end."""
+    falling = {"left": [1.0, 0.5], "depth": [1.0, 0.5]}
+    table = judged(plain(gain=-1.0, fifths=falling))
+    assert not banner(table, "speed of training")
+    assert table.evidence.missing == ()
+    assert "left -50.0 %, depth -50.0 %" in note(table, "last fifth")
 
 
 # A leaderboard
