@@ -160,7 +160,7 @@ def test_a_leader_by_speed_of_training_is_called_that() -> None:
         ]  # fmt: skip
     (table,) = aggregate(records)
     first, *_, last = glance_of(table).verdict
-    assert first.startswith("At this budget, which measures speed of training, together leads")
+    assert first.startswith("At this budget, which measures speed of training, together (f=1) leads")
     assert last == "Not ranked: together (f=2) (weight_steps)."
 
 
