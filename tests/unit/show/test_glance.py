@@ -165,7 +165,7 @@ def test_a_leader_by_speed_of_training_is_called_that() -> None:
 
 
 def test_rows_with_red_differences_are_marked_and_named_with_the_field() -> None:
-    records = [make_record("own", seed, scores(95.0), audit={"draws": 8}) for seed in range(3)]
+    records = [make_record("own", seed, scores(95.0), audit={"draws": 8, "tier": "other"}) for seed in range(3)]
     records += [
         make_record(m, s, scores(80.0 + s + len(m)), reference=m == "alone") for m in ("alone", "b") for s in range(3)
     ]
