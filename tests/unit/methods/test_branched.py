@@ -326,7 +326,7 @@ def test_a_search_reads_fit_and_arch_apart_and_resumes_in_either_pass(domains: s
         loader.training = lambda *a, role=role, original=original: roles.append(f"{role.value}:{a[3]}") or original(*a)
     expected = run(watched)
     assert set(roles) == {"fit:data-order/weights", "arch:data-order/architecture", "fit+arch:data-order"}
-    for stop in (2, 4) if domains == "single" else (9,):
+    for stop in (2, 4, 9) if domains == "single" else (4,):
         killed = toy_trainer(tmp_path / f"killed-{stop}", steps=5, domains=domains, checkpoint_steps=1)
         kill_after(killed, stop)
         with pytest.raises(Killed):
