@@ -6,17 +6,21 @@ exact and agree. Everything is a function of the arguments; nothing is random.
 
 from __future__ import annotations
 
+import atexit
 import bz2
 import contextlib
 import dataclasses
+import functools
 import gzip
 import importlib.metadata
 import io
 import json
 import pickle
+import shutil
 import struct
 import sys
 import tarfile
+import tempfile
 import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -1081,10 +1085,18 @@ TWINS: Mapping[tuple[str, str], Writer] = {
 
 
 def write_twin(root: Path, name: str, layout: str) -> Path:
-    """The data root in which that one twin lies: `root/<layout>/<name>`."""
+    """The data root in which that one twin lies: `root/<layout>/<name>`. A copy, for tests that spoil it."""
     base = root / f"{name}-{layout}"
     folder = base / name
     if not any(folder.glob("*")):
-        folder.mkdir(parents=True, exist_ok=True)
-        TWINS[name, layout](folder)
+        shutil.copytree(_drawn(name, layout), folder, dirs_exist_ok=True)
     return base
+
+
+@functools.cache
+def _drawn(name: str, layout: str) -> Path:
+    """Drawn and compressed once a process: most tests want the same few."""
+    folder = tempfile.TemporaryDirectory(prefix="sharebench-twin-")
+    atexit.register(folder.cleanup)
+    TWINS[name, layout](Path(folder.name))
+    return Path(folder.name)

@@ -89,8 +89,9 @@ def load_form(form: Form, split: str, tasks: tuple[str, ...]) -> MultiTaskDatase
         return registry.load(form[0], split=split, tasks=tasks, **place(form), **options)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def loaded(form: Form, split: str) -> MultiTaskDataset:
+    """Read once for all tests of this file, which meet every form in turn."""
     tasks = full_spec(form).task_names
     return load_form(form, split, WITHOUT_FILES.get(form[0], tasks))
 

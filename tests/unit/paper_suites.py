@@ -35,9 +35,12 @@ SUITES = {
 
 
 @functools.cache
-def cells(name: str) -> list[PlannedCell]:
-    """The cells of a shipped suite on a small copy of its data."""
+def cells(name: str, method: str | None = None) -> list[PlannedCell]:
+    """The cells of a shipped suite, or of its rows of one method, on a small copy of its data."""
     suite = read_suite(find_suite(name))
+    if method is not None:
+        rows = tuple(row for row in suite.methods if row.name == method)
+        suite = suite.model_copy(update={"methods": rows})
     data = tuple(part.model_copy(update={"options": {**part.options, "profile": "twin"}}) for part in suite.data)
     with tempfile.TemporaryDirectory() as folder:
         twin = write_twin(Path(folder), *SUITES[name])

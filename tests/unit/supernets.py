@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.contracts import DatasetSpec, TaskSpec
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
@@ -37,7 +38,24 @@ def spec_of(n_tasks: int, domains: str = "single", image: tuple[int, int] = (36,
 
 
 def backbone_of(name: str = "test_resnet", seed: int = 0) -> Backbone:
+    return _built(name, seed, torch.get_default_dtype()).clone()
+
+
+@functools.cache
+def _built(name: str, seed: int, dtype: torch.dtype) -> Backbone:
     return create_backbone(BackboneConfig(name, image_size=FAMILIES[name]), seed=seed)
+
+
+def beginning_of(name: str) -> Backbone:
+    """The first blocks of a family that timm has no small member of, as wide as they are; else the whole backbone."""
+    backbone = backbone_of(name)
+    if name.startswith("test_"):
+        return backbone
+    n = 4 if name.startswith("swin") else 6  # of which some keep the shape, and some change it
+    backbone.blocks, backbone.tail = backbone.blocks[:n], nn.Identity()
+    backbone.stages = [range(s.start, min(s.stop, n)) for s in backbone.stages if s.start < n]
+    backbone.num_features = backbone.blocks[-1].out_shape.channels
+    return backbone
 
 
 def space_of(backbone: Backbone, m: int = 3, aggregate: str = "weighted_mean", **reads: bool) -> DagSpace:

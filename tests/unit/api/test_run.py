@@ -21,6 +21,7 @@ from benchmark.run import app
 from benchmark.speed import light
 from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 from datasets.errors import UsageError
+from tests.unit.measuring import in_this_process
 
 SUITE = """
 name: tiny
@@ -51,6 +52,7 @@ def test_a_run_prints_a_table_and_the_next_one_trains_nothing(
 ) -> None:
     protocol = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
     monkeypatch.setattr(light, "measure_light", functools.partial(light.measure_light, protocol=protocol))
+    monkeypatch.setattr(light, "run_job", in_this_process)  # its process is started in tests/unit/speed
     out = tmp_path / "out"
     first = command(suite, "--out", out)
     assert first.exit_code == 0, first.output

@@ -23,6 +23,7 @@ from benchmark.plan.tuning import suite_of_trials, tables_of
 from benchmark.records.documents import ErrorEntry
 from benchmark.records.record import Record
 from benchmark.records.store import Store
+from benchmark.show import plots
 from benchmark.tables.columns import TUNING_COLUMN
 from benchmark.tables.folder import tables_of as tables_of_folder
 from benchmark.train import cell as training
@@ -85,7 +86,7 @@ def suite(tmp_path: Path) -> Path:
 
 
 def tuned(suite: Path, out: Path, **changes: Any) -> int:
-    return tune(TuneRequest(str(suite), **{"trials": 5, "out": out, "device": "cpu", **changes}), make_console())
+    return tune(TuneRequest(str(suite), **{"trials": 3, "out": out, "device": "cpu", **changes}), make_console())
 
 
 @pytest.mark.usefixtures("here")
@@ -94,7 +95,7 @@ def test_a_tuning_that_is_killed_in_its_third_trial_ends_with_the_same_page(
 ) -> None:
     assert tuned(suite, tmp_path / "straight") == 0
     straight = Here.trained
-    assert len(straight) == len(set(straight)) == 3 + 5  # learning rates of single_task, and trials of cross_stitch
+    assert len(straight) == len(set(straight)) == 3 + 3  # learning rates of single_task, and trials of cross_stitch
     Here.trained = []
     monkeypatch.setattr(Here, "killed_in", ("cross_stitch", 2))
     with pytest.raises(Killed):
@@ -149,7 +150,7 @@ def test_the_journal_of_optuna_lies_beside_the_records(suite: Path, tmp_path: Pa
 
     out = tmp_path / "out"
     for _ in range(2):
-        assert tuned(suite, out, trials=3) == 0
+        assert tuned(suite, out, trials=2) == 0
     storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
     page = yaml.safe_load((out / PAGE).read_text(encoding="utf-8"))["tables"][0]["rows"][0]
     (name,) = [found for found in optuna.get_all_study_names(storage) if found.startswith("cross_stitch")]
@@ -185,13 +186,15 @@ def test_a_trial_never_opens_report(suite: Path, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.usefixtures("here")
 def test_a_run_by_the_page_is_a_table_of_its_own(
-    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tuned(suite, tmp_path / "tuning", trials=2) == 0
     page = yaml.safe_load((tmp_path / "tuning" / PAGE).read_text(encoding="utf-8"))["tables"][0]
     out = tmp_path / "runs"
     for choices in (SuiteChoices(), SuiteChoices(tuned=tmp_path / "tuning" / PAGE)):
         assert run(RunRequest(str(suite), choices, out=out, device="cpu", speed=False), make_console()) == 0
+        assert len(list((out / "figures").glob("cross_stitch-*.svg"))) > 0
+        monkeypatch.setattr(plots, "draw_records", lambda *_: ())  # the other runs would draw the same again
     records = Store(out).load_all()
     assert len({record.table_key for record in records}) == 2
     equal, taken = (

@@ -120,6 +120,7 @@ def test_classes_are_the_values_that_forty_products_have(subset: Path, splits: d
     assert spec.task_names == DEFAULT_TASKS
 
 
+@pytest.mark.slow  # unpacks and decodes 8,039 pictures three times; the twins' layouts are compared by default
 def test_both_layouts_of_the_genuine_files_have_one_content(subset: Path, tmp_path: Path) -> None:
     folder = tmp_path / NAME
     folder.mkdir()

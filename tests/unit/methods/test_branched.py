@@ -305,11 +305,11 @@ def test_single_task_copies_are_an_ablation_with_their_steps_counted(tmp_path: P
 def test_searched_copies_are_an_ablation_with_their_steps_counted(
     method: type[Method], params: type, tmp_path: Path
 ) -> None:
-    trainer = toy_trainer(tmp_path, steps=10)
+    trainer = toy_trainer(tmp_path, steps=5)
     graph = method(params(branch_init="search")).run(trainer)
     graph.require_deployable()
-    assert trainer.weight_steps(graph) == 10 + Schedule.of(10, params()).weight_steps
-    fresh = method(params()).run(toy_trainer(tmp_path / "fresh", steps=10))
+    assert trainer.weight_steps(graph) == 5 + Schedule.of(5, params()).weight_steps
+    fresh = method(params()).run(toy_trainer(tmp_path / "fresh", steps=5))
     assert fresh.hash() == graph.hash()
     assert size(fresh, 1).total == size(graph, 1).total
 
@@ -319,20 +319,19 @@ def test_a_search_reads_fit_and_arch_apart_and_resumes_in_either_pass(domains: s
     def run(trainer: object) -> dict:
         return outcome(trainer, Bmtas(BmtasParams(n_cycles=3, arch_share=0.5)).run(trainer))
 
-    expected = run(toy_trainer(tmp_path / "whole", steps=5, domains=domains))
+    watched = toy_trainer(tmp_path / "whole", steps=5, domains=domains)
+    roles: list[str] = []
+    for role, loader in watched.context.loaders.items():
+        original = loader.training
+        loader.training = lambda *a, role=role, original=original: roles.append(f"{role.value}:{a[3]}") or original(*a)
+    expected = run(watched)
+    assert set(roles) == {"fit:data-order/weights", "arch:data-order/architecture", "fit+arch:data-order"}
     for stop in (2, 4, 9) if domains == "single" else (4,):
         killed = toy_trainer(tmp_path / f"killed-{stop}", steps=5, domains=domains, checkpoint_steps=1)
         kill_after(killed, stop)
         with pytest.raises(Killed):
             run(killed)
         assert run(toy_trainer(tmp_path / f"killed-{stop}", steps=5, domains=domains)) == expected
-    watched = toy_trainer(tmp_path / "watched", steps=5, domains=domains)
-    roles: list[str] = []
-    for role, loader in watched.context.loaders.items():
-        original = loader.training
-        loader.training = lambda *a, role=role, original=original: roles.append(f"{role.value}:{a[3]}") or original(*a)
-    run(watched)
-    assert set(roles) == {"fit:data-order/weights", "arch:data-order/architecture", "fit+arch:data-order"}
 
 
 def test_a_task_without_labels_does_not_stop_a_search(tmp_path: Path) -> None:

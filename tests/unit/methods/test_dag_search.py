@@ -29,7 +29,16 @@ from methods.graph.task_graph import TaskGraph, estimate_statistics
 from methods.plain import fit_graph, task_losses
 from tests.numbers import assert_same
 from tests.unit.harness import toy_spec, toy_trainer
-from tests.unit.supernets import FAMILIES, backbone_of, images_of, random_sub_dags, space_of, spec_of, supernet_of
+from tests.unit.supernets import (
+    FAMILIES,
+    backbone_of,
+    beginning_of,
+    images_of,
+    random_sub_dags,
+    space_of,
+    spec_of,
+    supernet_of,
+)
 
 # The aggregate knows nothing of families: both on one with batch norm and on one without.
 FORMS = [*((name, "weighted_mean") for name in FAMILIES), ("test_resnet", "sum"), ("test_convnext", "sum")]
@@ -93,7 +102,7 @@ def test_edges_into_one_state_start_from_different_weights_only_where_they_are_r
 @pytest.mark.parametrize(("name", "aggregate"), FORMS)
 @torch.no_grad()
 def test_the_open_chain_is_the_plain_backbone(name: str, aggregate: str) -> None:
-    backbone = backbone_of(name)
+    backbone = beginning_of(name)
     trained_like(backbone.module())
     spec = spec_of(2, image=FAMILIES[name])
     supernet = supernet_of(backbone, spec, m=1, aggregate=aggregate).eval()
@@ -257,7 +266,7 @@ def naive(space: DagSpace, image: Tensor, kept: np.ndarray) -> Tensor:
 @torch.no_grad()
 def test_the_deployed_network_is_the_masked_supernet(name: str, aggregate: str) -> None:
     small = name.startswith("test_")  # the smallest Swin has 28 million parameters
-    backbone = backbone_of(name)
+    backbone = beginning_of(name)
     spec = spec_of(3, image=FAMILIES[name])
     space = space_of(backbone, 3 if small else 2, aggregate)
     heads = {task.name: create_head(task, backbone, 0) for task in spec.tasks}
@@ -546,13 +555,12 @@ def test_without_reads_only_the_ends_of_the_chain_are_open(tmp_path: Path) -> No
     assert {name for name in trainer.elements if " in " in name} == {"a: in 1", "b: in 1"}
 
 
-@pytest.mark.parametrize("domains", ["single", "multi"])
-def test_the_union_fits_the_budget_that_was_asked_for(domains: str, tmp_path: Path) -> None:
-    for factor in (1.2, 1.6):
-        trainer = toy_trainer(tmp_path / str(factor), domains=domains, steps=4)
-        graph = method_of(reduction={"budget_unit": "union_params", "budget": factor}).run(trainer)
-        counted = size(graph, trainer.backbone().n_parameters())
-        assert counted.x_backbone <= factor
+@pytest.mark.parametrize(("domains", "factor"), [("single", 1.2), ("multi", 1.6)])
+def test_the_union_fits_the_budget_that_was_asked_for(domains: str, factor: float, tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, domains=domains, steps=4)
+    graph = method_of(reduction={"budget_unit": "union_params", "budget": factor}).run(trainer)
+    counted = size(graph, trainer.backbone().n_parameters())
+    assert counted.x_backbone <= factor
 
 
 def test_a_random_architecture_has_the_searched_counts(tmp_path: Path) -> None:
@@ -646,20 +654,16 @@ def test_gates_start_where_they_are_told(init: str) -> None:
     "params",
     [
         {"variant": "recalled"},
-        {"flow_constant": "all"},
-        {"flow_constant": 1},
-        {"warmup_ratio": 0},
-        {"squeeze_weight": 0},
-        {"squeeze_reads": True},
-        {"reduction": {"score": "magnitude"}},
-        {"reduction": {"score": "ratio"}},
+        {"flow_constant": "all", "warmup_ratio": 0},
+        {"flow_constant": 1, "reduction": {"max_reads": 1}},
+        {"squeeze_weight": 0, "reduction": {"score": "magnitude"}},
+        {"squeeze_reads": True, "reduction": {"score": "ratio"}},
         {"reduction": {"stop": "threshold"}},
-        {"reduction": {"stop": "first_bridge"}},
-        {"reduction": {"max_reads": 1}},
-        {"search": {"update": "alternate", "recompute": True}},
+        {"search": {"update": "alternate", "recompute": True}, "reduction": {"stop": "first_bridge"}},
     ],
 )
 def test_every_switch_ends_in_a_network_for_all_tasks(params: dict[str, Any], tmp_path: Path) -> None:
+    """Every value of every switch; those of different stages share a training."""
     trainer = toy_trainer(tmp_path, steps=5)
     graph = method_of(**params).run(trainer)
     assert set(graph.tasks) == {"a", "b"}

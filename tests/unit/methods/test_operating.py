@@ -47,7 +47,7 @@ def test_the_note_names_rate_updates_and_what_is_needed() -> None:
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-@pytest.mark.parametrize("steps", [20, 40])
+@pytest.mark.parametrize("steps", [20, pytest.param(40, marks=pytest.mark.slow)])
 def test_by_default_a_search_leaves_its_start_at_any_budget(name: str, steps: int, tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=steps)
     method_of(name).run(trainer)

@@ -147,8 +147,9 @@ def test_the_command_line_sets_it_for_all_methods_or_for_one(tmp_path: Path) -> 
     assert found == [("c", "dwa", {}), ("d", "equal", {"x": 1}), ("d", "pcgrad", {"x": 1})]
 
 
+@pytest.mark.usefixtures("toy_data")
 def test_a_balanced_row_trains_and_shares_its_single_task_networks(tmp_path: Path) -> None:
-    _, plain, balanced = cells(balancing=["equal", "pcgrad"])
+    _, plain, balanced = cells(data=[{"dataset": "toy", "tasks": ["left", "right"]}], balancing=["equal", "pcgrad"])
     settings = RunSettings(tmp_path)
     run = _CellRun(balanced, settings, Store(tmp_path), Splits(None), lambda progress: None)
     key = run.single_task.key("left")

@@ -49,6 +49,7 @@ from datasets.errors import UsageError
 from methods.graph.task_graph import TaskGraph
 from tests.unit.cells import planned, store_cells
 from tests.unit.made_records import make_record
+from tests.unit.measuring import in_this_process
 
 TINY = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
 CPU = torch.device("cpu")
@@ -72,13 +73,6 @@ def job_of(root: Path, *modes: str, batch: int = 2, **settings: Any) -> tuple[Sp
     ((table, records),) = networks_of(Store(root).load_all()).items()
     wanted = TableJob(table, {record.key: tuple(modes_of(record, modes)) for record in records})
     return SpeedJob(root, (wanted,), SpeedSettings(batch=batch, **settings), TINY), wanted
-
-
-def in_this_process(job: SpeedJob) -> Iterator[MeasurementFile]:
-    for table in job.tables:
-        measurement = measure_table(job, table)
-        write_measurement(job.root, measurement)
-        yield measurement
 
 
 # Which networks

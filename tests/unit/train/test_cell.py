@@ -298,16 +298,16 @@ def test_keys_do_not_depend_on_what_changes_no_result() -> None:
     assert dataclasses.replace(plain, weights="elsewhere").key == plain.key
 
 
-@pytest.mark.usefixtures("broken")
+@pytest.mark.usefixtures("broken", "toy_data")
 def test_a_fact_that_is_not_finite_loses_no_work(tmp_path: Path) -> None:
-    record = run_cell(cells(methods=[{"name": "broken", "params": {"how": "fact"}}])[0], RunSettings(tmp_path))
+    record = run_cell(toy_cells(methods=[{"name": "broken", "params": {"how": "fact"}}])[0], RunSettings(tmp_path))
     assert record.status == "done", record.error
     assert record.audit["facts"] == {"ratio": {"value": None, "unit": ""}}
 
 
-@pytest.mark.usefixtures("broken")
+@pytest.mark.usefixtures("broken", "toy_data")
 def test_checkpoints_stay_until_the_record_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = cells(methods=[{"name": "broken", "params": {"how": "slips through"}}])[0]
+    cell = toy_cells(methods=[{"name": "broken", "params": {"how": "slips through"}}])[0]
     record = run_cell(cell, RunSettings(tmp_path))
     assert record.status == "failed"
     assert "audit.facts.ratio.value is nan" in record.error["message"]
