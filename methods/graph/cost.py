@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -76,6 +77,14 @@ _EXTRA_FORMULAS: Mapping[str, Callable[..., int]] = {
 _REGISTERED = cast("Mapping[object, Callable[..., int]]", flop_registry)  # torch declares no type for its formulas
 
 
+@functools.cache
+def _is_composite(operator: Any) -> bool:
+    """Whether an operator (linear, matmul) falls apart into others, which then have formulas."""
+    if operator is torch.ops.prim.device.default:
+        return False
+    return bool(operator.has_kernel_for_dispatch_key(torch.DispatchKey.CompositeImplicitAutograd))
+
+
 class MacCounter(TorchDispatchMode):
     """Counts multiply-accumulates of everything that runs inside it, forward and backward.
 
@@ -100,11 +109,9 @@ class MacCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         packet = func._overloadpacket
         name = str(packet)
-        if packet not in flop_registry and name not in _EXTRA_FORMULAS and func is not torch.ops.prim.device.default:
-            with self:  # composite operators (linear, matmul) fall apart into those that have formulas
-                decomposed = func.decompose(*args, **kwargs)
-            if decomposed is not NotImplemented:
-                return decomposed
+        if packet not in flop_registry and name not in _EXTRA_FORMULAS and _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
         if name in _EXTRA_FORMULAS:
             self.flops += _EXTRA_FORMULAS[name](*args, **kwargs)
