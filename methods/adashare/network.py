@@ -125,9 +125,7 @@ class SkipNetwork(nn.Module):
         mixed = {k: _mix(p, executed, s) for k, p in chosen.items()}
         return {k: self._rest(k, x, n_common + 1, decisions[k]) for k, x in mixed.items()}
 
-    def _rest_at_once(
-        self, positions: Sequence[int], x: Tensor, start: int, decisions: Decisions
-    ) -> dict[int, Tensor]:
+    def _rest_at_once(self, positions: Sequence[int], x: Tensor, start: int, decisions: Decisions) -> dict[int, Tensor]:
         """As `_rest`, for several tasks with soft decisions. x: their batches one behind the other."""
         key = tuple(positions)
         if key not in self._stacks:
