@@ -22,6 +22,7 @@ class Present:
 
     def __init__(self, splits: Splits) -> None:
         self._splits = splits
+        self._libraries = {name: installed(name) for name in ("torch", "timm")}  # each is a search through folders
 
     def stale_reason(self, record: Record, cell: PlannedCell) -> str | None:
         """The difference between a record and the present, in words; None if there is none.
@@ -34,8 +35,8 @@ class Present:
         now = {
             "the code of data, networks or training": ("training_hash", cell.program.training),
             "the method's code": ("method_hash", cell.program.method),
-            "torch": ("torch", installed("torch")),
-            "timm": ("timm", installed("timm")),
+            "torch": ("torch", self._libraries["torch"]),
+            "timm": ("timm", self._libraries["timm"]),
         }
         changed = [words for words, (name, value) in now.items() if made.get(name) != value]
         if not changed and made.get("data_hash") != self._splits.content(cell.settings):

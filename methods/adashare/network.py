@@ -2,7 +2,8 @@
 
 Blocks that all tasks execute are computed once for all tasks as long as their inputs are equal: in the warm-up all of
 them, in the search those before the first free unit, and that unit's branch and shortcut too, since only its mix
-differs. The official code runs one pass per task in every case; results are equal, norm statistics included.
+differs. In training the units behind it run on the batches of all tasks at once. The official code runs one pass per
+task in every case; results are equal but for rounding, norm statistics included.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from methods.backbones.backbone import Backbone, Block
 from methods.graph.norms import has_statistics, other_parameters
 from methods.graph.operations import Operation, copy_sharing
 from methods.graph.rules import BatchNormRule
+from methods.graph.stacked import stacked
 
 Decision = Tensor | bool  # executed, skipped, or mixed with weight p
 Decisions = Sequence[Sequence[Decision]]  # [K][L]
@@ -56,6 +58,7 @@ class SkipNetwork(nn.Module):
         self.heads = nn.ModuleList(heads[task].module for task in self.tasks)
         self.units = self.backbones[0].units
         self._unit_of = {block: unit for unit, block in enumerate(self.units)}
+        self._stacks: dict[tuple[int, ...], Backbone] = {}
 
     @property
     def n_blocks(self) -> int:
@@ -115,8 +118,28 @@ class SkipNetwork(nn.Module):
             unit, s = self._unit_of[n_common], _skip(first, x)
             chosen = {k: decisions[k][unit] for k in positions}
             executed = first.execute(x, s) if any(p is not False for p in chosen.values()) else s
+        soft = [p for p in chosen.values() if isinstance(p, Tensor)]
+        if len(soft) == len(positions) > 1:
+            x = _mix(torch.stack(soft).view(-1, *[1] * s.dim()), executed, s).flatten(0, 1)
+            return self._rest_at_once(positions, x, n_common + 1, decisions)
         mixed = {k: _mix(p, executed, s) for k, p in chosen.items()}
         return {k: self._rest(k, x, n_common + 1, decisions[k]) for k, x in mixed.items()}
+
+    def _rest_at_once(self, positions: Sequence[int], x: Tensor, start: int, decisions: Decisions) -> dict[int, Tensor]:
+        """As `_rest`, for several tasks with soft decisions. x: their batches one behind the other."""
+        key = tuple(positions)
+        if key not in self._stacks:
+            backbones = [self.backbones[k] for k in positions]
+            self._stacks[key] = stacked(backbones[0], [backbone.module() for backbone in backbones])
+        backbone, batch = self._stacks[key], len(x) // len(positions)
+        for index in range(start, self.n_blocks):
+            unit, block = self._unit_of.get(index), backbone.blocks[index]
+            if unit is None:
+                x = block(x)
+                continue
+            p = torch.stack([cast(Tensor, decisions[k][unit]) for k in positions])
+            x = self.unit(block, x, p.repeat_interleave(batch).view(-1, *[1] * (x.dim() - 1)))
+        return dict(zip(positions, backbone.tail(x).chunk(len(positions)), strict=True))
 
     @contextmanager
     def _statistics_of_all(self, n_common: int, n_tasks: int) -> Iterator[None]:

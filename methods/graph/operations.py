@@ -11,7 +11,7 @@ import abc
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -137,26 +137,33 @@ def copy_sharing(thing: T, kept: Iterable[nn.Parameter]) -> T:
 
 
 class SideBySide(nn.Module):
-    """Base of modules that may run together where several of one class read the same inputs: T rows of T inputs each
-    take T^2 small steps one by one, and a few large ones together.
+    """Base of modules that may run together: T of one class take T small steps one by one, and one large one together.
+
+    Those run together that stand equally deep in a graph and are `alike`.
     """
+
+    def alike(self, inputs: Hashable) -> Hashable:
+        """What must be equal for two of the class to run together. inputs: the places in the graph that it reads."""
+        return inputs
 
     @classmethod
     @abc.abstractmethod
-    def together(cls, modules: Sequence[Any], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What each of the modules gives for these inputs, in their order, up to rounding."""
+    def together(cls, modules: Sequence[Any], inputs: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        """What each of the modules gives for its inputs, in their order, up to rounding."""
 
 
 class Together(nn.Module):
-    """Several modules of one class on the same inputs, as one call."""
+    """Several modules of one class, each on inputs of its own, as one call."""
 
     def __init__(self, modules: Sequence[SideBySide]) -> None:
         super().__init__()
         self.rows = nn.ModuleList(modules)
 
     def forward(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """The outputs of all modules, in their order."""
-        return type(cast(SideBySide, self.rows[0])).together(list(self.rows), inputs)
+        """inputs: those of the first module, of the second, and so on. The outputs of all modules, in their order."""
+        n = len(inputs) // len(self.rows)
+        each = [inputs[start : start + n] for start in range(0, len(inputs), n)]
+        return type(cast(SideBySide, self.rows[0])).together(list(self.rows), each)
 
 
 class Add(nn.Module):

@@ -26,7 +26,7 @@ from datasets.errors import UsageError, unknown
 from methods.graph.form import document_of, stored_operations, structure_of, tensor_table
 from methods.graph.operations import Operation, Origin, SideBySide, Together, view_with_own_statistics
 
-FEWEST_TOGETHER = 3  # fewer run faster one by one
+FEWEST_TOGETHER = 3  # fewer run as fast or faster one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +51,19 @@ def _norms(module: nn.Module) -> list[_NormBase]:
     return [part for part in module.modules() if isinstance(part, _NormBase)]
 
 
-def _side_by_side(nodes: Sequence[Node]) -> dict[str, list[Node]]:
-    """{node: the nodes of its class and inputs, itself included}, where running them together pays."""
+def _side_by_side(nodes: Sequence[Node]) -> tuple[list[Node], dict[str, list[Node]]]:
+    """The nodes in an order in which they can run, and {node: those that it runs together with, itself included}, where
+    that pays. Equally deep nodes do not need each other, so with groups the order is by depth.
+    """
+    depth: dict[str, int] = {}
     groups: dict[tuple[object, ...], list[Node]] = {}
     for node in nodes:
+        depth[node.name] = 1 + max((depth.get(value.name, 0) for value in node.inputs), default=0)
         if isinstance(node.module, SideBySide):
-            groups.setdefault((type(node.module), node.inputs), []).append(node)
-    return {node.name: group for group in groups.values() if len(group) >= FEWEST_TOGETHER for node in group}
+            key = (type(node.module), depth[node.name], node.module.alike(node.inputs))
+            groups.setdefault(key, []).append(node)
+    found = {node.name: group for group in groups.values() if len(group) >= FEWEST_TOGETHER for node in group}
+    return (sorted(nodes, key=lambda node: depth[node.name]) if found else list(nodes)), found
 
 
 class TaskGraph:
@@ -221,12 +227,12 @@ class TaskGraph:
             if name in wanted:
                 values[name] = graph.call_function(operator.getitem, (images, name))
         root: dict[str, Any] = {}
-        groups = _side_by_side(nodes) if together else {}
+        nodes, groups = _side_by_side(nodes) if together else (nodes, {})
         for node in nodes:
             if node.name in values:
                 continue
-            inputs = tuple(values[value.name] for value in node.inputs)
             group = groups.get(node.name)
+            inputs = tuple(values[value.name] for member in group or [node] for value in member.inputs)
             if group is None:
                 root[node.name] = node.module
                 values[node.name] = graph.call_module(node.name, inputs)

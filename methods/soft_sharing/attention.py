@@ -1,22 +1,29 @@
-"""The layers of MTAN on features [B, C, H, W]: a task's attention over a shared feature, and the shared refinement."""
+"""The layers of MTAN on features [B, C, H, W]: a task's attention over a shared feature, and the shared refinement.
+
+Those of all tasks run on one batch, a task's images behind another's: a layer of few channels is called once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.graph.operations import Config, Operation, build_module, register_operation
+from methods.graph.norms import other_parameters
+from methods.graph.operations import Config, Operation, SideBySide, build_module, register_operation
+from methods.graph.stacked import StackedNorm, stacked
 from methods.soft_sharing.parameters import Refinement
 from methods.streams import seeded
 
 Pooling = Literal["none", "floor", "ceil"]
 _WIDTH = 4  # a bottleneck's inner width is a quarter of what it gives
+_CACHED = 2**17  # values of a task's feature: above, what a layer gives leaves the cache before the next one reads it
 
 
-class Attention(nn.Module):
+class Attention(SideBySide):
     """One task's attention at one stage: q = a * p, a = sigmoid(BN(h(ReLU(BN(g(z)))))), z = u or [u; r].
 
     g, h: 1x1 convolutions with bias.
@@ -35,16 +42,59 @@ class Attention(nn.Module):
         """a in [0, 1], of the shape of u. r: nothing, or what the stage before gave."""
         for value in r:
             if value.shape[2:] != u.shape[2:]:
-                raise ValueError(
-                    f"The refined feature is {tuple(value.shape[2:])} where the stage has {tuple(u.shape[2:])}; "
-                    "this network was built for another image size."
-                )
+                raise _other_size(value, u)
         z = torch.cat([u, *r], dim=1) if r else u
         return cast(Tensor, self.sigmoid(self.norm_h(self.h(self.relu(self.norm_g(self.g(z)))))))
 
     def forward(self, p: Tensor, u: Tensor, *r: Tensor) -> Tensor:
         """p, u: last and first shared feature of the stage, float [B, C, H, W]; r: [B, C', H, W]."""
         return self.mask(u, *r) * p
+
+    def alike(self, inputs: Hashable) -> Hashable:
+        """All tasks attend to one p and u, in equally wide layers."""
+        return cast("tuple[object, ...]", inputs)[:2], self.g.weight.shape
+
+    @classmethod
+    def together(cls, modules: Sequence[Attention], inputs: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        """All tasks at one stage. A convolution is a product of matrices for each; that over u needs no copy of u."""
+        p, u, n = inputs[0][0], inputs[0][1], len(modules)
+        refined = [torch.cat(each) for each in zip(*(rest for _, _, *rest in inputs), strict=True)]
+        rows = _rows(u, 1).expand(n, -1, -1)
+        read = u.shape[1]
+        weight, bias = _stacked([module.g for module in modules])
+        g = torch.baddbmm(bias, rows, weight[:, :read])
+        for r in refined:
+            if r.shape[2:] != u.shape[2:]:
+                raise _other_size(r, u)
+            g = torch.baddbmm(g, _rows(r, n), weight[:, read:])
+        z = F.relu(StackedNorm([module.norm_g for module in modules])(_maps(g, u)))
+        weight, bias = _stacked([module.h for module in modules])
+        h = _maps(torch.baddbmm(bias, _rows(z, n), weight), u)
+        a = torch.sigmoid(StackedNorm([module.norm_h for module in modules])(h))
+        return (a.unflatten(0, (n, -1)) * p).unbind()
+
+
+def _rows(x: Tensor, n: int) -> Tensor:
+    """[n, B H W, C] of [n B, C, H, W]."""
+    return x.permute(0, 2, 3, 1).reshape(n, -1, x.shape[1])
+
+
+def _maps(rows: Tensor, like: Tensor) -> Tensor:
+    """[n B, C, H, W] of [n, B H W, C]; H and W as those of `like`."""
+    return rows.reshape(-1, *like.shape[2:], rows.shape[2]).permute(0, 3, 1, 2)
+
+
+def _stacked(layers: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
+    """Weights [n, C, C'] and biases [n, 1, C'] of 1x1 convolutions."""
+    weight = torch.stack([layer.weight.flatten(1) for layer in layers]).transpose(1, 2)
+    return weight, torch.stack([cast(Tensor, layer.bias) for layer in layers])[:, None]
+
+
+def _other_size(r: Tensor, u: Tensor) -> ValueError:
+    return ValueError(
+        f"The refined feature is {tuple(r.shape[2:])} where the stage has {tuple(u.shape[2:])}; this network was built "
+        "for another image size."
+    )
 
 
 class Bottleneck(nn.Module):
@@ -72,7 +122,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.branch(x) + self.shortcut(x))
 
 
-class Refine(nn.Module):
+class Refine(SideBySide):
     """f_j, shared by all tasks, and the pooling to the next stage's grid: r = pool(f(q))."""
 
     def __init__(self, before: int, after: int, form: Refinement, pooling: Pooling) -> None:
@@ -86,6 +136,19 @@ class Refine(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         """q: float [B, C, H, W]; returns float [B, C', H', W']."""
         return cast(Tensor, self.pool(self.f(q)))
+
+    def alike(self, inputs: Hashable) -> Hashable:
+        """f_j has one set of weights, whatever norms its tasks have."""
+        return tuple(map(id, other_parameters(self)))
+
+    @classmethod
+    def together(cls, modules: Sequence[Refine], inputs: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        """All tasks at one stage."""
+        q = [each[0] for each in inputs]
+        if q[0].numel() > _CACHED or len({each.shape for each in q}) > 1:
+            return [module(each) for module, each in zip(modules, q, strict=True)]
+        first = modules[0]
+        return cast(Tensor, stacked(first, modules)(torch.cat(q))).chunk(len(q))
 
 
 @register_operation("mtan.attention")

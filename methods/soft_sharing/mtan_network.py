@@ -16,7 +16,7 @@ from methods.backbones.backbone import Backbone
 from methods.contracts import Role, Trainer
 from methods.graph.norms import with_own_norms
 from methods.graph.operations import Operation
-from methods.graph.task_graph import GraphNetwork, TaskGraph, Value
+from methods.graph.task_graph import TaskGraph, Value
 from methods.soft_sharing.attention import Attention, Pooling, attention, refinement
 
 if TYPE_CHECKING:
@@ -155,13 +155,13 @@ def mean_masks(trainer: Trainer, graph: TaskGraph, attentions: Sequence[Sequence
         for j, one in enumerate(row):
             assert isinstance(one.module, Attention)
             handles.append(one.module.sigmoid.register_forward_hook(watch(t, j)))
-    network = GraphNetwork(graph).eval()
     try:
         for batch in trainer.batches(Role.FIT, _PROBES):
-            network(batch.images, tuple(batch.targets))
+            # Not the graph's network, in which attentions run together and call no sigmoid of their own.
+            graph.module(*batch.targets).eval()(batch.images)
             trainer.charge(1, "final")
     finally:
         for handle in handles:
             handle.remove()
-        network.train()
+        graph.module().train()
     return total / count

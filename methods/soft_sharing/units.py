@@ -93,11 +93,11 @@ class Stitch(SideBySide):
         return y
 
     @classmethod
-    def together(cls, modules: Sequence[Stitch], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """All rows of a unit at once."""
-        axis = channel_axis(modules[0].layout)
+    def together(cls, modules: Sequence[Stitch], inputs: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        """All rows of a unit at once; they read the same features."""
+        axis, x = channel_axis(modules[0].layout), inputs[0]
         a = torch.stack([row.alpha for row in modules])
-        return cast("Sequence[Tensor]", _Mix.apply(axis, a.expand(-1, -1, inputs[0].shape[axis]), *inputs))
+        return cast("Sequence[Tensor]", _Mix.apply(axis, a.expand(-1, -1, x[0].shape[axis]), *x))
 
 
 class SubspaceStitch(SideBySide):
@@ -124,10 +124,10 @@ class SubspaceStitch(SideBySide):
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, self.axis)
 
     @classmethod
-    def together(cls, modules: Sequence[SubspaceStitch], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """All rows of a matrix at once."""
+    def together(cls, modules: Sequence[SubspaceStitch], inputs: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        """All rows of a matrix at once; they read the same features."""
         first = modules[0]
-        parts = first._parts(inputs)
+        parts = first._parts(inputs[0])
         a = torch.cat([module.alpha for module in modules])[..., None].expand(-1, -1, parts[0].shape[first.axis])
         mixed = cast("Sequence[Tensor]", _Mix.apply(first.axis, a, *parts))
         rows = [mixed[start : start + first.subspaces] for start in range(0, len(mixed), first.subspaces)]

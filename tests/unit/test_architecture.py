@@ -268,3 +268,16 @@ def test_the_public_names_of_methods_are_loaded_when_they_are_asked_for() -> Non
         assert getattr(methods, name).__module__ == methods._MODULE_OF[name]
     with pytest.raises(AttributeError, match="has no attribute 'Methd'"):
         methods.Methd  # noqa: B018
+
+
+def test_a_worker_imports_only_what_its_cells_need() -> None:
+    """What plans, draws, tables and other data sets bring would be paid once a worker, before its first step."""
+    code = (
+        "import sys, benchmark.workers.executors, benchmark.plan.plugins, benchmark.train.cell; "
+        "from methods.registry import get_method; from datasets.registry import get_dataset; "
+        "get_method('hard_sharing'); get_dataset('multi_mnist'); "
+        "heavy = {'matplotlib', 'seaborn', 'scipy', 'sklearn', 'pandas', 'h5py', 'optuna', 'rich', 'typer', 'joblib'}; "
+        "reports = ('benchmark.show', 'benchmark.tables'); "
+        "print(heavy & set(sys.modules), [name for name in sys.modules if name.startswith(reports)])"
+    )
+    assert python(code) == "set() []"

@@ -243,8 +243,28 @@ def test_common_blocks_once_equal_a_pass_for_each_task(rule: str, n: int, domain
             assert torch.equal(mine, yours), name
 
 
+@pytest.mark.usefixtures("float64")
+def test_tasks_without_a_label_take_no_part_in_what_runs_at_once(tmp_path: Path) -> None:
+    """After a step of all three tasks: predictions of two are those of their own passes, and only they move norms."""
+    *_, network, _ = made(tmp_path, n_tasks=3)
+    network.train()
+    network({"image": image()}, network.tasks)
+    twin = copy.deepcopy(network)
+    network.decide = lambda: network.policies.sample(torch.Generator().manual_seed(5))
+    decisions = twin.policies.sample(torch.Generator().manual_seed(5))
+    ours = network({"image": image(seed=2)}, ("a", "c"))
+    theirs = naive(twin, {"image": image(seed=2)}, decisions)
+    for task in ("a", "c"):
+        assert_same(ours[task], theirs[task])
+    for k, moves in enumerate((True, False, True)):
+        mine, before = network.parts[k].blocks[-1].module.bn1, twin.parts[k].blocks[-1].module.bn1
+        assert int(mine.num_batches_tracked) == (2 if moves else 1)
+        if moves:
+            assert_same(mine.running_mean, before.running_mean)
+
+
 def test_common_blocks_run_once_and_shortcuts_once_per_pass(tmp_path: Path) -> None:
-    """T15: S_l runs once per unit and pass; the blocks before the first free unit once for all three tasks."""
+    """T15: S_l sees every image once per unit and task; the blocks before the first free unit once for all three."""
     *_, network, _ = made(tmp_path, n_tasks=3, backbone=backbone_of("resnet18"), batch_norm="shared")
     network.train()
     blocks = network.backbones[0].blocks
@@ -253,14 +273,14 @@ def test_common_blocks_run_once_and_shortcuts_once_per_pass(tmp_path: Path) -> N
         for name in ("conv1", "downsample"):
             part = getattr(block.module, name)
             if part is not None:
-                part.register_forward_hook(lambda *_, key=f"{name}{index}": calls.update([key]))
+                part.register_forward_hook(lambda _, given, out, key=f"{name}{index}": calls.update({key: len(out)}))
     for n in (1, 4, 8):
         network.policies.n = n
         calls.clear()
         network({"image": image()}, network.tasks)
         first = 8 - n
-        expected = {f"conv1{i}": 1 if i <= first else 3 for i in range(8)}
-        expected |= {f"downsample{i}": 1 if i <= first else 3 for i in (2, 4, 6)}
+        expected = {f"conv1{i}": 4 if i <= first else 12 for i in range(8)}  # images
+        expected |= {f"downsample{i}": 4 if i <= first else 12 for i in (2, 4, 6)}
         assert calls == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from benchmark.train.trainer import CellTrainer
 from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.contracts import Budget
-from methods.graph.cost import size
-from methods.graph.operations import Operation
+from methods.graph.cost import MacCounter, size
+from methods.graph.operations import Operation, Together
 from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
 from methods.soft_sharing.attention import Attention, refinement
 from methods.soft_sharing.mtan import Mtan, MtanParams
 from methods.soft_sharing.mtan_network import attention_network, mean_masks, pooling_of, shared_stages
+from tests.numbers import assert_same
 from tests.unit.harness import toy_trainer
 from tests.unit.towers import backbone_of, batch_of, images_of, tasks_of, trainer_of
 
@@ -128,6 +130,58 @@ def test_m2_statistics_of_another_task_do_not_move(rule: str, tmp_path: Path) ->
     assert len(before) > 0
     assert all(torch.equal(old, new) for old, new in zip(before, statistics("b"), strict=True))
     assert not all(torch.equal(old, new) for old, new in zip(before, statistics("a"), strict=True))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("rule", "tasks", "cached"),
+    [("shared", "abcd", True), ("per_task_stats", "acd", True), ("per_task", "abcd", True), ("shared", "abcd", False)],
+)
+def test_tasks_together_are_the_tasks_one_by_one(
+    rule: str, tasks: str, cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions, gradients, statistics and counted operations of a training step; small features and large ones."""
+    if not cached:
+        monkeypatch.setattr("methods.soft_sharing.attention._CACHED", 0)
+    trainer = trainer_of(tmp_path, 4, size=16)
+    graph, _ = network(trainer, batch_norm=rule)
+    graph = graph.with_shared_statistics() if rule == "shared" else graph
+    twin, images = copy.deepcopy(graph), images_of(trainer)
+    joint = graph.network().train()
+    outcomes = []
+    for one, run in ((graph, lambda: joint(images, tuple(tasks))), (twin, lambda: twin.module(*tasks).train()(images))):
+        with MacCounter() as counter:
+            found = run()
+            sum((value**2).sum() for value in found.values()).backward()
+        outcomes.append(
+            (counter.macs, found, one.parameters(), [b for n in one.nodes.values() for b in n.module.buffers()])
+        )
+    (macs, found, weights, buffers), (expected_macs, expected, others, expected_buffers) = outcomes
+    assert macs == expected_macs
+    assert any(isinstance(part, Together) for part in joint.modules())
+    for task in tasks:
+        assert_same(found[task], expected[task], task)
+    for mine, yours in zip(weights, others, strict=True):
+        assert (mine.grad is None) == (yours.grad is None)
+        if mine.grad is not None:
+            assert_same(mine.grad, yours.grad)
+    for mine, yours in zip(buffers, expected_buffers, strict=True):
+        if mine.is_floating_point():
+            assert_same(mine, yours)
+        else:
+            assert torch.equal(mine, yours)
+
+
+@pytest.mark.usefixtures("float64")
+def test_refinements_of_other_weights_do_not_run_together() -> None:
+    """Equally deep in one graph, on images of one size."""
+    graph, images = TaskGraph(["image"]), {"image": torch.randn(2, 3, 6, 6)}
+    for seed, task in enumerate("abc"):
+        f = refinement(3, 4, "conv3x3", "none", seed, torch.device("cpu"))
+        graph.output(task, graph.add(f, graph.input("image")))
+    together, alone = graph.network()(images, graph.tasks), graph.module()(images)
+    for task in graph.tasks:
+        assert_same(together[task], alone[task], task)
 
 
 @pytest.mark.parametrize(("n_tasks", "x_backbone"), [(2, 1.092), (3, 1.115), (5, 1.163), (10, 1.281)])

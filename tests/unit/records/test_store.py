@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmark.records import store as store_module
 from benchmark.records.keys import CanonicalError, canonical_json, cell_key, table_key
 from benchmark.records.record import Record, curve_json, metrics_json, result_hash
 from benchmark.records.store import StorageError, Store, safe_name, write_atomic
@@ -554,6 +555,26 @@ def test_a_folder_holds_records_where_any_file_of_one_is_there(tmp_path, monkeyp
     path.write_text("torn")
     monkeypatch.setattr(Path, "read_bytes", None)  # nothing is read
     assert store.holds_records()
+
+
+def test_a_record_is_parsed_once_and_again_after_a_change(tmp_path, monkeypatch):
+    """A run on a finished suite asks five times for each record; a file that may still change is read every time."""
+    parsed = []
+    real = store_module.parse_record
+    monkeypatch.setattr(store_module, "parse_record", lambda data: parsed.append(1) or real(data))
+    record = Store(tmp_path).write(make_record())
+    path = Store(tmp_path).record_path(record)
+    parsed.clear()
+    for _ in range(3):
+        assert Store(tmp_path).read(record.key) == record
+    assert len(parsed) == 3
+    data = path.read_bytes()
+    os.utime(path, (1e9, 1e9))
+    for _ in range(3):
+        assert Store(tmp_path).load_all() == [record]
+    assert len(parsed) == 4
+    path.write_bytes(data.replace(b'"attempts":1', b'"attempts":2'))
+    assert Store(tmp_path).read(record.key).status == "invalid"
 
 
 def test_several_runs_may_start_at_once_on_one_folder(tmp_path):
