@@ -92,8 +92,11 @@ def read_floors(root: Path, key: str) -> FloorsFile | None:
 
 
 def write_leaderboard(root: Path, suite: str, tables: Collection[str]) -> None:
-    """Note which tables a suite calls a leaderboard. Raises StorageError."""
-    content = LeaderboardFile(SCHEMA, suite, tuple(sorted(tables)))
+    """Note which tables a suite calls a leaderboard, beside those that it has called so before: a run without the page of
+    its tuning makes a table of its own. Raises StorageError.
+    """
+    known, _ = read_leaderboards(root)
+    content = LeaderboardFile(SCHEMA, suite, tuple(sorted({*known, *tables})))
     write_atomic(root / LEADERBOARDS / f"{suite}.json", canonical_json(dataclasses.asdict(content)))
 
 

@@ -145,7 +145,8 @@ class Store:
 
         Raises StorageError if the note cannot be written.
         """
-        write_atomic(self._stale_path(record), f"{record.record_hash} {reason}".encode())
+        if self.stale_reason(record) != reason:
+            write_atomic(self._stale_path(record), f"{record.record_hash} {reason}".encode())
 
     def unmark_stale(self, record: Record) -> None:
         """Remove the note: the record equals one that would be made now."""

@@ -218,6 +218,9 @@ def test_a_note_is_about_the_record_it_was_made_for(project: Path) -> None:
     (record,) = store.load_all()
     store.mark_stale(record, "made for this test")
     assert store.stale_reason(record) == "made for this test"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmark.records.store.write_atomic", lambda *_: pytest.fail("an equal note is written again"))
+        store.mark_stale(record, "made for this test")
     assert store.stale_reason(dataclasses.replace(record, record_hash="f" * 64)) is None
     store.unmark_stale(record)
     assert store.stale_reason(record) is None

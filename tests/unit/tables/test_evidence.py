@@ -238,6 +238,9 @@ def test_a_folder_knows_which_of_its_tables_are_called_a_leaderboard(tmp_path: A
     write_leaderboard(tmp_path, "mine", {records[0].table_key})
     (table,), _ = tables_of(tmp_path)
     assert "as the folder holds no floors" in table.banners[0]
+    write_leaderboard(tmp_path, "mine", {"the table of another recipe"})
+    (table,), _ = tables_of(tmp_path)
+    assert table.evidence.missing, "a run with another recipe takes nothing away"
     (tmp_path / "leaderboards" / "mine.json").write_text("{}")
     (table,), invalid = tables_of(tmp_path)
     assert table.evidence.missing is None
