@@ -92,8 +92,8 @@ def read_floors(root: Path, key: str) -> FloorsFile | None:
 
 
 def write_leaderboard(root: Path, suite: str, tables: Collection[str]) -> None:
-    """Note which tables a suite calls a leaderboard, beside those that it has called so before: a run without the page of
-    its tuning makes a table of its own. Raises StorageError.
+    """Note which tables a suite calls a leaderboard, beside those that it has called so before, since a run without the
+    page of its tuning makes a table of its own. Raises StorageError.
     """
     known, _ = read_leaderboards(root)
     content = LeaderboardFile(SCHEMA, suite, tuple(sorted({*known, *tables})))
