@@ -68,7 +68,12 @@ class PlannedCell:
 
     @property
     def title(self) -> str:
-        """For people: method with the parameters that were given and loss balancing, data, backbone, seed."""
+        """For people: the row and the seed."""
+        return f"{self.row_title} · seed {self.settings.seed}"
+
+    @property
+    def row_title(self) -> str:
+        """For people: method with the parameters that were given and loss balancing, data, backbone."""
         cell = self.settings
         given = ", ".join(f"{name}={text}" for name, text in flat_params(cell.method.params))
         method = f"{cell.method.name} ({given})" if given else cell.method.name
@@ -79,7 +84,7 @@ class PlannedCell:
             method += f" lr x {factors.pop():.3g}"
         if cell.recipe.balancing.name != EQUAL:
             method += f" + {cell.recipe.balancing.name}"
-        return f"{method} · {cell.data.dataset} · {cell.backbone.name} · seed {cell.seed}"
+        return f"{method} · {cell.data.dataset} · {cell.backbone.name}"
 
 
 def plan(suite: Suite, data_root: Path | None = None, splits: Splits | None = None) -> list[PlannedCell]:

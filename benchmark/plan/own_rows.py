@@ -61,8 +61,7 @@ def _own_rows(suite: Suite, page: TunedPage, data_root: Path | None) -> list[_Ow
         row = row_hash(cell.document)
         if not cell.is_reference and row not in known.get(cell.table_key, {row}):
             known[cell.table_key].add(row)
-            title = cell.title.rsplit(" · seed", 1)[0]
-            tuned = TunedRow(row=row, title=title, trials=1, chosen={}, edges=(), steps=0, tried=(setting,))
+            tuned = TunedRow(row=row, title=cell.row_title, trials=1, chosen={}, edges=(), steps=0, tried=(setting,))
             found.append(_Own(cell.table_key, cell.settings.method.name, tuned))
     return found
 

@@ -308,7 +308,7 @@ def _tuned(
     accounts = [account for record in made for account in (record.cost.get("search", {}), record.cost.get("final", {}))]
     return TunedRow(
         row=row_hash(row.cell.document),
-        title=row.cell.title.rsplit(" · seed", 1)[0],
+        title=row.cell.row_title,
         trials=row.trials,
         chosen=dict(chosen),
         edges=tuple(edges),

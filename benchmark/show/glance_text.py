@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmark.escape import markdown_row, markdown_text, plain
-from benchmark.show.glance import column_widths, fitting_titles, floor_line, glance_of, header_words
+from benchmark.show.glance import Glance, column_widths, fitting_titles, floor_line, glance_of, header_words
 from benchmark.tables.evidence import NOT_A_LEADERBOARD
 from benchmark.tables.table import Table
 
@@ -40,7 +40,7 @@ def render_glance_terminal(
         console.print(Text(plain(glance.head), style="bold"))
         for warning, style in _warnings(table, width):
             console.print(Text(warning, style=style))
-        print_glance(console, table)
+        print_glance(console, glance)
         if table is not shown[-1]:
             console.print()
     for line in beneath:
@@ -61,13 +61,13 @@ def _warnings(table: Table, width: int) -> Iterator[tuple[str, str]]:
         yield shown, "bold red" if banner.startswith(NOT_A_LEADERBOARD) else "bold"
 
 
-def print_glance(console: Console, table: Table) -> None:
+def print_glance(console: Console, glance: Glance) -> None:
     """Table, legend and verdict on a console, within `WIDTH` columns."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    glance, width = glance_of(table), min(console.width, WIDTH)
+    width = min(console.width, WIDTH)
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 1))
     room, longest = width - _GAP * len(glance.titles), max(len(line.title) for line in glance.lines)
     widths = column_widths(glance, room - longest)
@@ -92,8 +92,9 @@ def render_glance_markdown(tables: Sequence[Table], beneath: Sequence[str] = ())
     lines: list[str] = []
     for table in tables:
         if table.shown_in is None:
-            lines += [f"**{markdown_text(glance_of(table).head)}**", ""]
-            lines += [*markdown_banners(table), *markdown_glance(table)]
+            glance = glance_of(table)
+            lines += [f"**{markdown_text(glance.head)}**", ""]
+            lines += [*markdown_banners(table), *markdown_glance(glance)]
     lines += [f"- {markdown_text(line)}" for line in beneath]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -103,9 +104,8 @@ def markdown_banners(table: Table) -> list[str]:
     return [line for banner in table.banners for line in (f"> **{markdown_text(banner)}**", "")]
 
 
-def markdown_glance(table: Table) -> list[str]:
+def markdown_glance(glance: Glance) -> list[str]:
     """Verdict, table and legend."""
-    glance = glance_of(table)
     header = [markdown_text(title) for title in header_words(glance)]
     lines = [f"**{' '.join(map(markdown_text, glance.verdict))}**", ""]  # a name may begin like a heading or a list
     lines += [markdown_row(header), "|---|" + "---:|" * (len(header) - 1)]

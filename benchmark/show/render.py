@@ -12,6 +12,7 @@ from typing import Literal
 
 from benchmark.cli import WIDTH_OF_FILES
 from benchmark.escape import CsvWriter, markdown_row, markdown_text, plain
+from benchmark.show.glance import glance_of
 from benchmark.show.glance_text import (
     markdown_banners,
     markdown_glance,
@@ -82,7 +83,7 @@ def render_terminal(
             console.print(Text(plain(f"! {banner}"), style=style))
         if table.shown_in is None:
             console.print()
-            print_glance(console, table)
+            print_glance(console, glance_of(table))
         for part in _parts(table):
             for positions in _fitting(table, _columns_of(table, part), width):
                 console.print()
@@ -157,7 +158,7 @@ def render_markdown(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str
     for table in tables:
         lines += [f"**{markdown_text(head_line(table))}**", ""]
         lines += markdown_banners(table)
-        lines += markdown_glance(table) if table.shown_in is None else []
+        lines += markdown_glance(glance_of(table)) if table.shown_in is None else []
         for part in _parts(table):
             lines += [
                 *_markdown_part(table, _columns_of(table, part)),

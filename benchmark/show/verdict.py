@@ -63,8 +63,8 @@ def _leader(table: Table, tests: ColumnStatistics, ranked: Sequence[int]) -> str
     base = second if reference is None or reference == first or reference not in tests.ranks else reference
     lead = _delta(table, first) - _delta(table, base)
     what = "the row that all are tested against" if base == reference else "the next"
-    text = f"{_name(table, first)} leads with Delta_m {change_text(_delta(table, first))} %, "
-    text += f"{lead:.2f} points over {_name(table, base)}, {what}"
+    text = f"{table.names[first]} leads with Delta_m {change_text(_delta(table, first))} %, "
+    text += f"{lead:.2f} points over {table.names[base]}, {what}"
     if tests.detectable:
         text += f": {lead / tests.detectable:.1f} x the detectable effect of {tests.detectable:.2f}"
     if any(banner.startswith(SPEED_OF_TRAINING) for banner in table.banners):
@@ -73,7 +73,7 @@ def _leader(table: Table, tests: ColumnStatistics, ranked: Sequence[int]) -> str
 
 
 def _tied(table: Table, tests: ColumnStatistics, ranked: Sequence[int]) -> str:
-    tied = [_name(table, n) for n in ranked[1:] if tests.ranks[n] == 1]
+    tied = [table.names[n] for n in ranked[1:] if tests.ranks[n] == 1]
     if not tied:
         return "It differs significantly from every other row."
     if len(tied) == len(ranked) - 1:
@@ -88,12 +88,8 @@ def _reasons(table: Table, rows: Sequence[int]) -> str:
         row = table.rows[n]
         fields = [found.field for found in table.audit.findings if found.rule == "red" and n in found.rows]
         reason = seeds_text(row) if not row.is_complete else ", ".join(fields) or "no Delta_m at some seed"
-        names[reason].append(_name(table, n))
+        names[reason].append(table.names[n])
     return "; ".join(f"{_listed(found)} ({reason})" for reason, found in names.items())
-
-
-def _name(table: Table, row: int) -> str:
-    return table.names[row]
 
 
 def _listed(names: Sequence[str]) -> str:

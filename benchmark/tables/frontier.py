@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from benchmark.tables.columns import SIZE_COLUMNS, SPEED_COLUMNS, Column, delta_column
+from benchmark.tables.columns import SIZE_COLUMNS, SPEED_COLUMNS, Column
 from benchmark.tables.statistics import MIN_SEEDS
 from benchmark.tables.table import Table
 
@@ -35,7 +35,7 @@ def prices(table: Table) -> list[Column]:
 
 def points(table: Table, price: Column) -> list[Point]:
     """One point for each row that has a Delta_m and a value of the price, in the order of the rows."""
-    across, up = table.columns.index(price), table.columns.index(delta_column(table.variant))
+    across, up = table.columns.index(price), table.delta
     found = []
     for number, row in enumerate(table.rows):
         x, delta = row.cells[across].mean, row.cells[up]

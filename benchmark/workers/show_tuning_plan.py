@@ -78,7 +78,7 @@ def _rows(table: TuningTable, store: Store) -> Iterator[_Row]:
 def _row(planned: PlannedCell, trials: Sequence[PlannedCell], store: Store) -> _Row:
     records = {cell.key: store.read(cell.key) for cell in trials}
     ended = [record for record in records.values() if record is not None and has_ended(record)]
-    waiting = [cell for cell in trials if not ((record := records[cell.key]) is not None and has_ended(record))]
+    waiting = [cell for cell in trials if (record := records[cell.key]) is None or not has_ended(record)]
     return _Row(planned, trials, waiting, next((record for record in ended if record.status == "done"), None))
 
 
@@ -90,7 +90,7 @@ def _table(rows: Sequence[_Row]) -> Table:
     for row in rows:
         estimate, seconds = row.estimate, row.seconds
         table.add_row(
-            row.planned.title.rsplit(" · seed", 1)[0],
+            row.planned.row_title,
             str(len(row.trials)),
             str(len(row.waiting)),
             str(row.planned.settings.budget.steps),
