@@ -95,9 +95,9 @@ def _read() -> tuple[UInt8Array, str]:
 
 
 def paste(canvas_size: int, images: UInt8Array, top: IndexArray, left: IndexArray) -> UInt8Array:
-    """uint8 [N, 28, 28] -> [N, canvas_size, canvas_size], zero elsewhere, each with its corner at (top, left) [N]."""
+    """uint8 [N, d, d] -> [N, canvas_size, canvas_size], zero elsewhere, each with its corner at (top, left) [N]."""
     canvas = np.zeros((len(images), canvas_size, canvas_size), dtype=np.uint8)
-    extent = np.arange(DIGIT_SIZE)
+    extent = np.arange(images.shape[-1])
     rows, columns = (top[:, None] + extent)[:, :, None], (left[:, None] + extent)[:, None, :]
     canvas[np.arange(len(images))[:, None, None], rows, columns] = images
     return canvas

@@ -1,6 +1,8 @@
 """What a dense head does with a feature map. Source: measurement 2, datasets 15, adashare 3.
 
-`conv1x1` is the default and fits small canvases. `fcn`, `aspp` and `upernet` are mmsegmentation's. `adashare_aspp` is
+`conv1x1` is the default. `subpixel` gives every place of the map a patch of pixels of its own (Shi et al. 2016, CVPR,
+"Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural network"), so that
+a coarse map can draw fine labels; a linear layer, as the default. `fcn`, `aspp` and `upernet` are mmsegmentation's. `adashare_aspp` is
 the head of AdaShare's released code. Which one is used belongs to the cell, equal for every row of a table.
 """
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from datasets.errors import UsageError, unknown
 from methods.backbones.mmseg import MmsegHead, decode_head
 
-Decoder = Literal["conv1x1", "fcn", "aspp", "upernet", "adashare_aspp"]
+Decoder = Literal["conv1x1", "subpixel", "fcn", "aspp", "upernet", "adashare_aspp"]
 HIDDEN: Mapping[Decoder, int] = {"fcn": 512, "aspp": 512, "upernet": 512, "adashare_aspp": 1024}
 ADASHARE_RATES = (6, 12, 18, 24)
 _ADASHARE_DROPOUT = 0.5  # part of that head, whatever the recipe says
@@ -80,14 +82,17 @@ class AdaShareHead(nn.Module):
         return cast(Tensor, first)
 
 
-def create_decoder(form: DenseForm, features: int, channels: int, dropout: float) -> nn.Module:
+def create_decoder(form: DenseForm, features: int, channels: int, dropout: float, reduction: int = 1) -> nn.Module:
     """A module from float [B, features, h, w] to float [B, channels, h', w'], initialised from torch's global stream.
 
-    dropout: where the decoder has a place for it.
+    dropout: where the decoder has a place for it. reduction: of the map against the image, which `subpixel` undoes.
     """
+    layers = [nn.Dropout(dropout)] if dropout else []
     if form.decoder == "conv1x1":
-        layers = [nn.Dropout(dropout)] if dropout else []
         return nn.Sequential(*layers, nn.Conv2d(features, channels, kernel_size=1))
+    if form.decoder == "subpixel":
+        patches = nn.Conv2d(features, channels * reduction**2, kernel_size=1)
+        return nn.Sequential(*layers, patches, nn.PixelShuffle(reduction))
     hidden = form.width
     assert hidden is not None
     if form.decoder == "adashare_aspp":

@@ -109,7 +109,9 @@ def create_head(task: TaskSpec, backbone: Backbone, seed: int) -> Operation:
         "dropout": backbone.config.dropout,
     }
     if kind.dense:
-        form = {"decoder": backbone.dense.decoder, "hidden": backbone.dense.width}
+        form: dict[str, object] = {"decoder": backbone.dense.decoder, "hidden": backbone.dense.width}
+        if backbone.dense.decoder == "subpixel":
+            form["reduction"] = backbone.blocks[-1].out_shape.reduction
         name, config = "head.dense", {**shared, "grids": [list(grid) for grid in backbone.grids], **form}
     else:
         norm = None if backbone.pool_norm is None else backbone.config.to_json()
@@ -157,5 +159,6 @@ def _dense(config: Config) -> nn.Module:
                 "choose another evaluation size."
             )
     form = DenseForm.of(cast(str, config["decoder"]), cast("int | None", config["hidden"]))
-    decoder = create_decoder(form, head.features, head.channels, head.dropout)
+    reduction = cast(int, config.get("reduction", 1))
+    decoder = create_decoder(form, head.features, head.channels, head.dropout, reduction)
     return DenseHead(head.layout, head.prefix_tokens, grids, decoder)

@@ -89,15 +89,15 @@ def test_a_missing_file_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: p
 # Composition
 
 
-@pytest.mark.parametrize(("part", "cue"), sorted(IMAGE_BLOCKS))
-def test_image_blocks_are_frozen(part: str, cue: bool) -> None:
+@pytest.mark.parametrize(("size", "part", "cue"), sorted(IMAGE_BLOCKS))
+def test_image_blocks_are_frozen(size: int, part: str, cue: bool) -> None:
     """Another hash is another data version; recompute only together with VERSION, by printing what this compares."""
-    images = compose(part, cue, 0).images
-    assert hashlib.sha256(images.tobytes()).hexdigest() == IMAGE_BLOCKS[part, cue]
+    images = compose(part, cue, 0, size).images
+    assert hashlib.sha256(images.tobytes()).hexdigest() == IMAGE_BLOCKS[size, part, cue]
 
 
 def test_a_changed_image_block_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multi_mnist, "IMAGE_BLOCKS", {("val", True): "0" * 64})
+    monkeypatch.setattr(multi_mnist, "IMAGE_BLOCKS", {(36, "val", True): "0" * 64})
     with pytest.raises(UsageError, match="multi_mnist/val differ from those of data version v1"):
         compose.__wrapped__("val", True, 0)
 
@@ -123,20 +123,23 @@ def test_swapping_resolves_every_self_pair(seed: int) -> None:
     assert np.bincount(sources.flatten()).tolist() == [2 * USES] * 3
 
 
-def slow_canvas(canvases: Canvases, row: int, cue: bool) -> dict[str, np.ndarray]:
+def slow_canvas(canvases: Canvases, row: int, cue: bool, size: int) -> dict[str, np.ndarray]:
     """One sample recomputed pixel by pixel from its two digits, its z values and the text of the specification."""
     digits = load_digits()
     near = int(canvases.near[row])
     pixels = {}
-    for side, corner in ((0, 0), (1, 8)):
-        image = digits.images[canvases.sources[row, side]]
-        for y in range(28):
-            for x in range(28):
+    factor = 36 // size  # pixels of a digit that become one of the canvas, in each direction
+    for side, corner in ((0, 0), (1, 8 // factor)):
+        image = digits.images[canvases.sources[row, side]].astype(int)
+        for y in range(28 // factor):
+            for x in range(28 // factor):
                 scale = 1 - 0.2 * (exact_z(row, side) - 1) if cue else 1.0
-                pixels[side, y + corner, x + corner] = (int(image[y, x]), round(int(image[y, x]) * scale))
-    out = {name: np.zeros((36, 36), dtype=np.int64) for name in ("image", "owner", "edge")}
-    for y in range(36):
-        for x in range(36):
+                square = image[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
+                ink = round(sum(square.flatten().tolist()) / factor**2)
+                pixels[side, y + corner, x + corner] = (ink, round(ink * scale))
+    out = {name: np.zeros((size, size), dtype=np.int64) for name in ("image", "owner", "edge")}
+    for y in range(size):
+        for x in range(size):
             raw, dim = zip(*(pixels.get((side, y, x), (0, 0)) for side in (0, 1)), strict=True)
             out["image"][y, x] = max(dim)
             inked = [side for side in (0, 1) if raw[side] >= 64]
@@ -144,10 +147,10 @@ def slow_canvas(canvases: Canvases, row: int, cue: bool) -> dict[str, np.ndarray
             if inked:
                 out["owner"][y, x] = 1 + max(inked, key=lambda side: (dim[side], side == first))
     owner = out["owner"]
-    for y in range(36):
-        for x in range(36):
+    for y in range(size):
+        for x in range(size):
             around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
-            others = [owner[v, u] for v, u in around if 0 <= v < 36 and 0 <= u < 36]
+            others = [owner[v, u] for v, u in around if 0 <= v < size and 0 <= u < size]
             out["edge"][y, x] = owner[y, x] != 0 and any(other != owner[y, x] for other in others)
     return out
 
@@ -177,15 +180,15 @@ def _draw_once() -> None:
     _DRAWS = draws()
 
 
-@pytest.mark.parametrize("cue", [True, False], ids=["cue", "no cue"])
-def test_images_and_labels_equal_a_slow_implementation(cue: bool) -> None:
-    canvases = compose("val", cue, 0)
+@pytest.mark.parametrize(("cue", "size"), [(True, 36), (False, 36), (True, 18)], ids=["cue", "no cue", "half"])
+def test_images_and_labels_equal_a_slow_implementation(cue: bool, size: int) -> None:
+    canvases = compose("val", cue, 0, size)
     tasks = TASKS if cue else ("left", "right", "semseg", "edge")
-    data = data_of("val", tasks=tasks, options={"depth_cue": cue})
+    data = data_of("val", tasks=tasks, options={"depth_cue": cue, "size": size})
     digits = load_digits()
     assert np.array_equal(canvases.near, _DRAWS[0])
     for row in range(0, 2500, 140):
-        expected = slow_canvas(canvases, row, cue)
+        expected = slow_canvas(canvases, row, cue, size)
         sample = data[row]
         targets = {task: target.as_subclass(Tensor).numpy() for task, target in sample["targets"].items()}
         left, right = (int(digits.labels[source]) for source in canvases.sources[row])
@@ -206,6 +209,10 @@ def test_checked_values_of_the_specification() -> None:
     images = np.concatenate([part.images for part in canvases]) / 255
     assert [round(100 * float((owner == value).mean()), 1) for value in (0, 1, 2)] == [81.9, 9.1, 9.1]
     assert (round(images.mean(), 3), round(images.std(), 3)) == (0.107, 0.244)
+    for cue in (True, False):
+        half = np.concatenate([compose(part, cue, 0, 18).images for part in ("fit", "arch")]) / 255
+        spec = dataset_spec("multi_mnist", options={"depth_cue": cue, "size": 18})
+        assert (round(half.mean(), 3), round(half.std(), 3)) == (spec.mean[0], spec.std[0])
     edge = data_of("train", tasks=["edge"]).cached()
     assert edge is not None
     assert round(100 * float(edge.targets["edge"].double().mean()), 1) == 10.9

@@ -17,7 +17,7 @@ from benchmark.plan.cells import plan
 from benchmark.plan.suite_file import read_suite
 from datasets.contracts import TaskSpec
 from datasets.errors import UnknownNameError, UsageError
-from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
+from methods.backbones.backbone import NATIVE_STRIDE, Backbone, BackboneConfig, create_backbone
 from methods.backbones.decoders import ADASHARE_RATES, DenseForm, create_decoder
 from methods.backbones.heads import create_head
 from methods.backbones.mmseg import load
@@ -27,7 +27,7 @@ from methods.plain import plain_graph
 from tests.numbers import assert_same
 from tests.unit.harness import toy_spec
 
-NAMES = ("conv1x1", "fcn", "aspp", "upernet", "adashare_aspp")
+NAMES = ("conv1x1", "subpixel", "fcn", "aspp", "upernet", "adashare_aspp")
 SEMSEG = TaskSpec("semseg", "semantic", 7, ("miou",))
 DEPTH = TaskSpec("depth", "depth", 1, ("rmse",))
 
@@ -38,7 +38,7 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def backbone(name: str, decoder: str, hidden: int | None = 8) -> Backbone:
-    form = DenseForm.of(decoder, None if decoder == "conv1x1" else hidden)
+    form = DenseForm.of(decoder, None if decoder in ("conv1x1", "subpixel") else hidden)
     return create_backbone(BackboneConfig(name, image_size=(64, 96)), seed=0, dense=form)
 
 
@@ -60,6 +60,25 @@ def test_every_decoder_reads_every_family_and_comes_back_from_json(name: str, de
         twin = create_head(task, body, seed=3).module.state_dict()
         for key, value in create_head(task, body, seed=3).module.state_dict().items():
             assert torch.equal(value, twin[key])
+
+
+@pytest.mark.parametrize(("name", "stride"), [("test_resnet", 8), ("test_resnet", 32), ("test_vit", 16)])
+def test_subpixel_draws_at_the_image_s_resolution_each_place_its_own_patch(name: str, stride: int) -> None:
+    config = BackboneConfig(name, image_size=(64, 96), output_stride=8 if stride == 8 else NATIVE_STRIDE)
+    body = create_backbone(config, seed=0, dense=DenseForm.of("subpixel", None))
+    features = body.forward_features(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))).detach()
+    head = create_head(SEMSEG, body, seed=3).module.eval()
+    before = head(features)
+    assert before.shape == (1, 7, 64, 96)
+    changed = features.clone()
+    if changed.ndim == 4:
+        changed[:, :, 1, 0] += 1
+    else:
+        changed[:, body.prefix_tokens + 96 // stride] += 1
+    moved = (head(changed) != before).any(dim=1)[0]
+    expected = torch.zeros(64, 96, dtype=torch.bool)
+    expected[stride : 2 * stride, :stride] = True
+    assert torch.equal(moved, expected)
 
 
 @pytest.mark.parametrize("decoder", NAMES)
