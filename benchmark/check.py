@@ -5,6 +5,7 @@ Exit codes: 0 same, 1 regression, 2 usage, 3 inconclusive (noise), 4 missing, fa
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ import typer
 
 from benchmark.api import checking
 from benchmark.cli import start, usage_errors
+
+
+class FormatChoice(str, Enum):
+    """Forms of what is printed."""
+
+    text = "text"
+    github = "github"
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,6 +33,13 @@ def command(
         str | None, typer.Option("--accept", metavar="REASON", help="Write DIR as the new baseline, with its reason.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Noise is a failure too: exit 1 in place of 3.")] = False,
+    format: Annotated[
+        FormatChoice,
+        typer.Option("--format", help="github: annotations as well, and a table in the summary of the step."),
+    ] = FormatChoice.text,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the findings as JUnit XML too.")
+    ] = None,
 ) -> None:
     """Compare the run in DIR with a baseline: counts and graphs exactly, golden values bit by bit on the same platform,
     accuracy and relative speed beyond their noise.
@@ -36,7 +52,8 @@ def command(
         if accept_reason is not None:
             code, text = checking.accept(directory, against, accept_reason)
         else:
-            code, text = checking.check(directory, against, strict=strict)
+            github = format is FormatChoice.github
+            code, text = checking.check(directory, against, strict=strict, github=github, junit=junit)
     typer.echo(text)
     raise typer.Exit(code)
 

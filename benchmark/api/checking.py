@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +45,14 @@ def stale_cells(directory: Path, records: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def check(directory: Path, against: Path, *, strict: bool = False) -> tuple[int, str]:
-    """(exit code, what to print). Raises UsageError for a folder or a baseline that cannot be read."""
+def check(
+    directory: Path, against: Path, *, strict: bool = False, github: bool = False, junit: Path | None = None
+) -> tuple[int, str]:
+    """(exit code, what to print). github: print annotations too, and append a table to the file that GitHub names in
+    `GITHUB_STEP_SUMMARY`. junit: where to write the findings as JUnit XML.
+
+    Raises UsageError for a folder or a baseline that cannot be read.
+    """
     from benchmark.compare.baseline import read_baseline
     from benchmark.compare.gate import compare, exit_code
     from benchmark.compare.gate_text import lines, summary
@@ -54,7 +61,18 @@ def check(directory: Path, against: Path, *, strict: bool = False) -> tuple[int,
     records, measurements, unread = read_run(directory)
     findings = compare(records, baseline, measurements, unread, stale_cells(directory, records))
     code = exit_code(findings, strict)
-    return int(code), "\n".join([*lines(findings), summary(findings, code, strict)])
+    said = [*lines(findings), summary(findings, code, strict)]
+    if github or junit is not None:
+        from benchmark.compare import gate_ci
+
+        if junit is not None:
+            write_atomic(junit, gate_ci.junit(findings, strict))
+        if github:
+            said += gate_ci.annotations(findings, strict)
+            if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+                with Path(page).open("a", encoding="utf-8") as file:
+                    file.write(gate_ci.step_summary(findings, code, strict))
+    return int(code), "\n".join(said)
 
 
 def accept(directory: Path, against: Path, reason: str) -> tuple[int, str]:

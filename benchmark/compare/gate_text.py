@@ -10,11 +10,8 @@ from benchmark.compare.gate import Exit, Finding, Verdict
 
 def lines(findings: Sequence[Finding]) -> list[str]:
     """The findings cell by cell: equal values in one line, differences in full."""
-    cells: dict[str, list[Finding]] = {}
-    for finding in findings:
-        cells.setdefault(finding.cell, []).append(finding)
     text: list[str] = []
-    for cell, found in cells.items():
+    for cell, found in by_cell(findings).items():
         text.append(cell or "the run as a whole")
         same = [finding for finding in found if finding.verdict is Verdict.SAME]
         if equal := [f"{finding.kind} {finding.name}" for finding in same if not finding.new]:
@@ -22,10 +19,23 @@ def lines(findings: Sequence[Finding]) -> list[str]:
         text += [f"  same: {near.kind} {near.name}: {near.old} -> {near.new}" for near in same if near.new]
         for finding in found:
             if finding.verdict is not Verdict.SAME:
-                change = f": {finding.old} -> {finding.new}" if finding.old or finding.new else ""
-                text.append(f"  {finding.verdict.value}: {finding.kind} {finding.name}{change} (rule: {finding.rule})")
+                name = f"{finding.kind} {finding.name}{change_of(finding)}"
+                text.append(f"  {finding.verdict.value}: {name} (rule: {finding.rule})")
                 text += [f"      {detail}" for detail in finding.details]
     return text
+
+
+def by_cell(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    """{title of the cell: its findings}, in the order in which cells appear."""
+    cells: dict[str, list[Finding]] = {}
+    for finding in findings:
+        cells.setdefault(finding.cell, []).append(finding)
+    return cells
+
+
+def change_of(finding: Finding) -> str:
+    """What follows the name of a value: both values, where there are any."""
+    return f": {finding.old} -> {finding.new}" if finding.old or finding.new else ""
 
 
 def summary(findings: Sequence[Finding], code: Exit, strict: bool) -> str:
