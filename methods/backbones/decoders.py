@@ -2,8 +2,9 @@
 
 `conv1x1` is the default. `subpixel` gives every place of the map a patch of pixels of its own (Shi et al. 2016, CVPR,
 "Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural network"), so that
-a coarse map can draw fine labels; a linear layer, as the default. `fcn`, `aspp` and `upernet` are mmsegmentation's. `adashare_aspp` is
-the head of AdaShare's released code. Which one is used belongs to the cell, equal for every row of a table.
+a coarse map can draw fine labels; a linear layer, as the default. `fcn`, `aspp` and `upernet` are mmsegmentation's.
+`adashare_aspp` is the head of AdaShare's released code. Which one is used belongs to the cell, equal for every row of a
+table.
 """
 
 from __future__ import annotations
