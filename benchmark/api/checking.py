@@ -68,7 +68,7 @@ def check(
         if junit is not None:
             write_atomic(junit, gate_ci.junit(findings, strict))
         if github:
-            said += gate_ci.annotations(findings, strict)
+            said += gate_ci.annotation_lines(findings, strict)
             if page := os.environ.get("GITHUB_STEP_SUMMARY"):
                 with Path(page).open("a", encoding="utf-8") as file:
                     file.write(gate_ci.step_summary(findings, code, strict))

@@ -120,10 +120,10 @@ def print_plan(request: RunRequest, console: Console, probe: bool = True) -> int
     from benchmark.plan.own_rows import plan_with_own_rows
     from benchmark.workers.show_plan import show_plan
 
-    cells, notes = plan_with_own_rows(suite, settings.data_root)
+    planned, notes = plan_with_own_rows(suite, settings.data_root)
     for line in notes:
         say(console, f"Note: {line}")
-    return show_plan(cells, Store(settings.out), settings, n_workers(request.jobs, settings.device), probe, console)
+    return show_plan(planned, Store(settings.out), settings, n_workers(request.jobs, settings.device), probe, console)
 
 
 def prepare(request: RunRequest) -> tuple[Suite, RunSettings]:
@@ -185,19 +185,22 @@ def execute(
 
     jobs: worker processes, None for one a core, or one on CUDA. Raises UsageError before the first step.
     """
-    from benchmark.plan.cells import notes_of
     from benchmark.plan.own_rows import plan_with_own_rows
+    from benchmark.plan.remarks import does_not_apply, notes_of
     from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
-    from benchmark.records.evidence import write_leaderboard
+    from benchmark.records.evidence import write_leaderboard, write_misfits
     from benchmark.workers.executors import LocalExecutor
     from benchmark.workers.progress import RunView
 
     splits = Splits(settings.data_root)
-    cells, own_rows = plan_with_own_rows(suite, settings.data_root, splits)
+    planned, own_rows = plan_with_own_rows(suite, settings.data_root, splits)
+    cells = planned.cells
     keys = [cell.key for cell in cells]
     store = Store(settings.out)
     store.require_writable()
+    left_out = [(misfit.table, misfit.title, misfit.why) for misfit in planned.misfits]
+    write_misfits(settings.out, left_out, {cell.row_title for cell in cells})
     if suite.leaderboard:
         write_leaderboard(settings.out, suite.name, {cell.table_key for cell in cells})
     pending = pending_cells(cells, store, Present(splits), settings.refresh_stale, console)
@@ -210,7 +213,7 @@ def execute(
     )
     if _lacks_reference(cells, store):
         say(console, "Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
-    for line in [*own_rows, *notes_of(pending)]:
+    for line in [*does_not_apply(planned.misfits), *own_rows, *notes_of(pending)]:
         say(console, f"Note: {line}")
     if pending:
         with RunView(console, [cell.title for cell in pending]) as view:
@@ -230,7 +233,7 @@ def execute(
 
 def _lacks_reference(cells: Sequence[PlannedCell], store: Store) -> bool:
     """Whether some cell has no single-task baseline beside it, neither in the suite nor among the records."""
-    from benchmark.plan.cells import missing_reference
+    from benchmark.plan.remarks import missing_reference
 
     if not missing_reference(cells):
         return False

@@ -23,7 +23,7 @@ from datasets.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from benchmark.plan.cells import PlannedCell
+    from benchmark.plan.cells import Plan, PlannedCell
     from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
     from benchmark.plan.suite import Suite
@@ -57,9 +57,9 @@ def tune(request: TuneRequest, console: Console) -> int:
     """Train the trials that have no record yet, and write the page; returns 0, or EXIT_NOT_DONE where a trial has
     neither ended nor diverged, so that there is no page. Raises UsageError.
     """
-    suite, settings, splits, cells, tables = _planned(request)
+    suite, settings, splits, planned, tables = _planned(request)
 
-    from benchmark.plan.cells import notes_of
+    from benchmark.plan.remarks import does_not_apply, notes_of
     from benchmark.plan.staleness import Present
     from benchmark.plan.tuned_page import TunedPage
     from benchmark.plan.tuning import TUNING_SEED
@@ -70,10 +70,10 @@ def tune(request: TuneRequest, console: Console) -> int:
     n_trials = sum(len(row.settings) for table in tables for row in (table.reference, *table.rows))
     say(
         console,
-        f"Tuning of suite {suite.name}: {len(cells)} rows, {n_trials} trials at seed {TUNING_SEED}, judged on select. "
-        f"Results: {settings.out}",
+        f"Tuning of suite {suite.name}: {len(planned.cells)} rows, {n_trials} trials at seed {TUNING_SEED}, judged on "
+        f"select. Results: {settings.out}",
     )
-    for line in notes_of(cells):
+    for line in [*does_not_apply(planned.misfits), *notes_of(planned.cells)]:
         say(console, f"Note: {line}")
     found = _tuned_tables(tables, trainer)
     if found is None:
@@ -100,7 +100,7 @@ def print_plan(request: TuneRequest, console: Console, probe: bool = True) -> in
     return show_tuning_plan(tables, Store(settings.out), settings, jobs, probe, console)
 
 
-def _planned(request: TuneRequest) -> tuple[Suite, RunSettings, Splits, list[PlannedCell], list[TuningTable]]:
+def _planned(request: TuneRequest) -> tuple[Suite, RunSettings, Splits, Plan, list[TuningTable]]:
     """Suite, settings, loaded lists of data, rows, and the rows with the settings that they may try, by table."""
     if importlib.util.find_spec("optuna") is None:
         raise UsageError("Tuning needs Optuna, which is not installed: pip install 'sharebench[tune]'.")
@@ -117,13 +117,13 @@ def _planned(request: TuneRequest) -> tuple[Suite, RunSettings, Splits, list[Pla
     if request.out is None:
         settings = dataclasses.replace(settings, out=Path("results") / "tuning" / suite.name)
 
-    from benchmark.plan.cells import plan
+    from benchmark.plan.cells import plan_grid
     from benchmark.plan.role_data import Splits
     from benchmark.plan.tuning import suite_of_trials, tables_of
 
     splits = Splits(settings.data_root)
-    cells = plan(suite_of_trials(suite), settings.data_root, splits)
-    return suite, settings, splits, cells, tables_of(cells, request.trials)
+    planned = plan_grid(suite_of_trials(suite), settings.data_root, splits)
+    return suite, settings, splits, planned, tables_of(planned.cells, request.trials)
 
 
 def _tuned_tables(tables: Sequence[TuningTable], trainer: _Trials) -> list[TunedTable] | None:

@@ -22,7 +22,7 @@ _LEVEL: Mapping[Verdict, str] = {
 _HEAD = ("cell", "value", "verdict", "baseline", "now", "rule")
 
 
-def annotations(findings: Sequence[Finding], strict: bool = False) -> Iterator[str]:
+def annotation_lines(findings: Sequence[Finding], strict: bool = False) -> Iterator[str]:
     """A workflow command for each finding that is not equal."""
     for finding in findings:
         if finding.verdict in _LEVEL:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmark.plan.balancing import EQUAL, entry_of, resolved
+from benchmark.plan.misfits import Misfit, require_fits
 from benchmark.plan.program import Program, program_of
 from benchmark.plan.role_data import Splits, require_batches
 from benchmark.plan.suite import WEIGHTS, BalancingSettings, Cell, HeadSettings, Settings, Suite
 from benchmark.plan.tuned_page import read_page
 from benchmark.records.documents import CellDocument
-from benchmark.records.keys import canonical_json, cell_key, flat_params, row_key, table_key
+from benchmark.records.keys import canonical_json, cell_key, flat_params, table_key
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError, first_fault, unknown
 from datasets.images.augmentation import augmentation, augmented_size, canonical_steps
@@ -32,7 +33,7 @@ from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.backbones.decoders import DenseForm
 from methods.backbones.family import is_supported
 from methods.backbones.heads import create_head
-from methods.contracts import Budget
+from methods.contracts import Budget, Method
 from methods.plain import plain_graph
 from methods.registry import AnyMethod, get_method
 
@@ -87,12 +88,31 @@ class PlannedCell:
         return f"{method} · {cell.data.dataset} · {cell.backbone.name}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The cells of a suite, baselines of Delta_m first so that others find their networks. misfits: what is left out,
+    as its method has no form on its data and backbone.
+    """
+
+    cells: list[PlannedCell]
+    misfits: tuple[Misfit, ...] = ()
+
+
 def plan(suite: Suite, data_root: Path | None = None, splits: Splits | None = None) -> list[PlannedCell]:
-    """All cells of a suite, baselines of Delta_m first so that others find their networks.
+    """The cells of a suite in which every method must fit. Raises UsageError as `plan_grid`, and for a misfit."""
+    found = plan_grid(suite, data_root, splits)
+    if found.misfits:
+        raise UsageError(found.misfits[0].why)
+    return found.cells
+
+
+def plan_grid(suite: Suite, data_root: Path | None = None, splits: Splits | None = None) -> Plan:
+    """All cells of a suite, without those on which a method has no form.
 
     data_root: folder of the data sets; their lists are read and their files counted here. splits: keeps what is loaded
     of them, for later cells. A cell with one task appears once, whatever loss balancing the suite asks for. Rows of a
-    suite that names a tuned page have its settings. Raises UsageError.
+    suite that names a tuned page have its settings. Raises UsageError, also where nothing fits, and where a refusal may
+    be a mistake (see `misfits.require_fits`).
     """
     cells: dict[str, PlannedCell] = {}
     page = None if suite.tuned is None else read_page(Path(suite.tuned))
@@ -106,7 +126,15 @@ def plan(suite: Suite, data_root: Path | None = None, splits: Splits | None = No
             cells[cell.key] = cell
         elif cell.settings.recipe.balancing.name == asked.recipe.balancing.name:
             raise UsageError(f"Suite {suite.name!r} asks twice for the cell {cell.title}.")
-    return sorted(_checked(list(cells.values()), splits or Splits(data_root)), key=lambda cell: not cell.is_reference)
+    checked, misfits = _checked(list(cells.values()), splits or Splits(data_root))
+    require_fits(misfits, {_row(cell) for cell in checked})
+    return Plan(sorted(checked, key=lambda cell: not cell.is_reference), misfits)
+
+
+def _row(cell: PlannedCell) -> bytes:
+    """What a suite asks for once and crosses with data and backbones."""
+    settings = cell.settings
+    return canonical_json([settings.method.model_dump(mode="json"), settings.recipe.balancing.model_dump(mode="json")])
 
 
 def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
@@ -136,19 +164,21 @@ def dense_form(document: Mapping[str, Any]) -> DenseForm:
     return DenseForm.of(document["head"]["dense"], document["head"].get("hidden"))
 
 
-def _checked(cells: Sequence[PlannedCell], splits: Splits) -> list[PlannedCell]:
-    """The cells with the notes of their methods and data.
+def _checked(cells: Sequence[PlannedCell], splits: Splits) -> tuple[list[PlannedCell], tuple[Misfit, ...]]:
+    """The cells with the notes of their methods and data, and what is refused.
 
     Each distinct data set is listed and checked once, and each distinct backbone, at the size of image that it is
     trained on, is built once and passed to each distinct method. Missing or wrong files, sizes, options and weights
-    that do not fit, and methods that cannot run on a backbone, are so found before the first step. Raises UsageError.
+    that do not fit, and methods that cannot run on a backbone, are so found before the first step. Raises UsageError
+    for all but the last.
     """
     listed: set[bytes] = set()
     remarks: dict[bytes, tuple[str, ...]] = {}
     backbones: dict[bytes, Backbone] = {}
     notes: dict[bytes, tuple[str, ...]] = {}
     alternates: dict[bytes, bool] = {}
-    checked = []
+    refused: dict[bytes, tuple[UsageError, bool]] = {}
+    checked, misfits = [], dict[Misfit, None]()  # each once: seeds differ in nothing
     for cell in cells:
         spec = cell_spec(cell.settings)
         data = canonical_json([cell.document["data"], cell.settings.backbone.in_chans])
@@ -162,17 +192,20 @@ def _checked(cells: Sequence[PlannedCell], splits: Splits) -> list[PlannedCell]:
             weights = "none" if cell.weights == "pretrained" else cell.weights
             backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense_form(cell.document))
         pair = canonical_json([key.decode(), cell.document["method"], cell.document["budget"]])
-        if pair not in notes:
-            name, budget = cell.settings.method.name, cell.settings.budget
-            method = get_method(name)
-            made = method(method_params(method, name, cell.settings.method.params))
-            try:
-                notes[pair] = tuple(made.check(spec, backbones[key], Budget(budget.steps, budget.cycles)))
-            except UsageError as error:
-                raise UsageError(
-                    f"Method {name!r} on {spec.name!r}, {cell.settings.backbone.name!r}: {error}"
-                ) from error
+        if pair not in notes and pair not in refused:
+            given = cell.settings.method.params
+            made, found = _asked(cell, given, spec, backbones[key])
+            if isinstance(found, UsageError):
+                own = bool(given) and _fits_without(cell, spec, backbones[key])
+                refused[pair] = (found, own or cell.is_reference)
+            else:
+                notes[pair] = found
             alternates[pair] = made.alternates
+        if pair in refused:
+            error, own = refused[pair]
+            where = f"Method {cell.settings.method.name!r} on {spec.name!r}, {cell.settings.backbone.name!r}"
+            misfits[Misfit(_row(cell), cell.row_title, cell.table_key, f"{where}: {error}", own)] = None
+            continue
         batches = canonical_json(
             [key.decode(), cell.document["selection"], cell.settings.recipe.batch_size, alternates[pair]]
         )
@@ -186,7 +219,31 @@ def _checked(cells: Sequence[PlannedCell], splits: Splits) -> list[PlannedCell]:
                 cell, notes=(*loaded, *notes[pair]), data_notes=(*_data_notes(cell, spec), *remarks[data])
             )
         )
-    return checked
+    return checked, tuple(misfits)
+
+
+def _asked(
+    cell: PlannedCell, params: dict[str, Any], spec: DatasetSpec, backbone: Backbone
+) -> tuple[Method[Any], tuple[str, ...] | UsageError]:
+    """A cell's method with these parameters, and its notes on data and backbone, or why it has no form there."""
+    name, budget = cell.settings.method.name, cell.settings.budget
+    method = get_method(name)
+    made = method(method_params(method, name, params))
+    if method.needs_all_labels and spec.domains == "multi":
+        return made, UsageError(f"It needs every label on one image; {spec.name!r} gives each task its own images.")
+    try:
+        return made, tuple(made.check(spec, backbone, Budget(budget.steps, budget.cycles)))
+    except UsageError as error:
+        return made, error
+
+
+def _fits_without(cell: PlannedCell, spec: DatasetSpec, backbone: Backbone) -> bool:
+    """Whether a refused cell's parameters are at fault: its method fits without them, or cannot be without."""
+    try:
+        _, found = _asked(cell, {}, spec, backbone)
+    except UsageError:
+        return True
+    return not isinstance(found, UsageError)
 
 
 def _require_statistics(cell: Cell, spec: DatasetSpec, backbone: Backbone) -> None:
@@ -242,53 +299,6 @@ def _data_notes(cell: PlannedCell, spec: DatasetSpec) -> tuple[str, ...]:
     return (*found, *spec.caveats)
 
 
-def notes_of(cells: Sequence[PlannedCell]) -> list[str]:
-    """The notes of the cells, each once, with the method and backbone that it is about."""
-    lines = {f"{cell.settings.data.dataset}: {note}": None for cell in cells for note in cell.data_notes}
-    lines |= {
-        f"{cell.settings.method.name} on {cell.settings.backbone.name}, {cell.settings.data.dataset}: {note}": None
-        for cell in cells
-        for note in cell.notes
-    }
-    return list(lines)
-
-
-def missing_reference(cells: Sequence[PlannedCell]) -> bool:
-    """Whether some cell has no single-task baseline beside it, so that its Delta_m will be a dash."""
-
-    def group(cell: PlannedCell) -> tuple[str, int]:
-        return cell.table_key, cell.settings.seed
-
-    with_reference = {group(cell) for cell in cells if cell.is_reference}
-    return any(group(cell) not in with_reference for cell in cells)
-
-
-def missing_evidence(cells: Sequence[PlannedCell]) -> list[str]:
-    """The rows that a suite lacks to show whether its budget suffices, a line for each reference method.
-
-    A table with its comparison reference needs the same at twice the steps (evidence 2), at one of its seeds at least.
-    """
-    rows: dict[str, set[bytes]] = {}
-    for cell in cells:
-        rows.setdefault(cell.table_key, set()).add(row_key(cell.document))
-    lines = {}
-    for cell in cells:
-        name, given = cell.settings.method.name, cell.settings.method.params
-        longer = get_method(name).twice_as_long
-        if not longer or given:
-            continue
-        method = get_method(name)
-        params = method_params(method, name, dict(longer)).model_dump(mode="json")
-        wanted = row_key({**cell.document, "method": {"name": name, "params": params}})
-        if wanted not in rows[cell.table_key]:
-            text = ", ".join(f"{key}: {value}" for key, value in longer.items())
-            lines[name] = (
-                f"To see whether {cell.settings.budget.steps} steps suffice, the suite needs a row with twice as many: "
-                f"add {{name: {name}, params: {{{text}}}}}."
-            )
-    return list(lines.values())
-
-
 def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
     """A cell with every name looked up and every default filled in, the layout of its data among them.
 
@@ -300,10 +310,6 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
     method = get_method(cell.method.name)
     params = method_params(method, cell.method.name, cell.method.params)
     spec = cell_spec(cell)
-    if method.needs_all_labels and spec.domains == "multi":
-        raise UsageError(
-            f"Method {cell.method.name!r} needs every label on one image; {spec.name!r} gives each task its own images."
-        )
     if not is_supported(cell.backbone.name.partition(".")[0]):
         raise unknown("backbone", cell.backbone.name, supported_backbones())
     augmentation(cell.recipe.augmentation, spec.native_size, get_protocol(spec.protocol, spec.name))

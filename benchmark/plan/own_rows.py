@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.plan.cells import PlannedCell, plan, resolve
+from benchmark.plan.cells import Plan, plan_grid, resolve
 from benchmark.plan.role_data import Splits
 from benchmark.plan.suite import Suite
 from benchmark.plan.tuned_page import LR_FACTOR, Tried, TunedPage, TunedRow, read_page, row_hash
@@ -27,24 +27,24 @@ class _Own:
 
 def plan_with_own_rows(
     suite: Suite, data_root: Path | None = None, splits: Splits | None = None
-) -> tuple[list[PlannedCell], list[str]]:
-    """The cells of `plan`, and a line for each row that the suite's tuned page lacks: what was done and how to tune it.
+) -> tuple[Plan, list[str]]:
+    """The plan of `plan_grid`, and a line for each row that the tuned page lacks: what was done, how to tune it.
 
-    Raises UsageError as `plan`, also for other single-task networks than those of the page.
+    Raises UsageError as `plan_grid`, also for other single-task networks than those of the page.
     """
     if suite.tuned is None:
-        return plan(suite, data_root, splits), []
+        return plan_grid(suite, data_root, splits), []
     file = Path(suite.tuned)
     page = read_page(file).page
     own = _own_rows(suite, page, data_root)
     if not own:
-        return plan(suite, data_root, splits), []
+        return plan_grid(suite, data_root, splits), []
     with tempfile.TemporaryDirectory(prefix="sharebench-tuned-") as folder:
         longer = Path(folder) / file.name
         longer.write_text(_with_rows(page, own).text(), encoding="utf-8")
-        cells = plan(suite.model_copy(update={"tuned": str(longer)}), data_root, splits)
+        planned = plan_grid(suite.model_copy(update={"tuned": str(longer)}), data_root, splits)
     reference = page.tables[0].single_task.title.split(" ")[0]
-    return cells, [
+    return planned, [
         f"{one.row.title} is not in {file}: trained as the suite has it, flagged as not tuned. To tune it: python -m "
         f"benchmark.tune {suite.name} --methods {reference},{one.method}, then run with --tuned and that page."
         for one in own

@@ -1,13 +1,14 @@
 """What tables are judged by, in files beside the records: floors, and the tables that a suite calls a leaderboard.
 
 `floors/<key>.json`: scores of the best constant prediction on report, one file for the data of a table. The tables of a
-suite with `leaderboard: true` are listed in `leaderboards/<suite>.json`. Both are checked when they are read.
+suite with `leaderboard: true` are listed in `leaderboards/<suite>.json`, the rows that a table lacks because their
+method has no form on its data and backbone in `misfits/<table>.json`. All are checked when they are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -20,7 +21,7 @@ from benchmark.records.store import StorageError, write_atomic
 from datasets.errors import UsageError, first_fault
 
 SCHEMA = 1
-FLOORS, LEADERBOARDS = "floors", "leaderboards"
+FLOORS, LEADERBOARDS, MISFITS = "floors", "leaderboards", "misfits"
 T = TypeVar("T")
 
 Value = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
@@ -60,8 +61,18 @@ class LeaderboardFile:
     tables: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class MisfitsFile:
+    """The rows that do not apply in a table: {title of the row there: why}."""
+
+    schema: int
+    table: str
+    rows: Mapping[str, str]
+
+
 _FLOORS = TypeAdapter(FloorsFile)
 _LEADERBOARD = TypeAdapter(LeaderboardFile)
+_MISFITS = TypeAdapter(MisfitsFile)
 
 
 def floors_key(data: Mapping[str, object], roles: Mapping[str, str], content: str | None) -> str:
@@ -110,6 +121,34 @@ def read_leaderboards(root: Path) -> tuple[frozenset[str], tuple[str, ...]]:
         except UsageError as error:
             problems.append(str(error))
     return frozenset(tables), tuple(problems)
+
+
+def write_misfits(root: Path, misfits: Iterable[tuple[str, str, str]], fitting: Collection[str]) -> None:
+    """Note (table, title of a row, why) of rows that do not apply, beside those noted before; fitting: titles of rows
+    that do now. Raises StorageError.
+    """
+    known, _ = read_misfits(root)
+    found = {table: dict(rows) for table, rows in known.items()}
+    for table, title, why in misfits:
+        found.setdefault(table, {})[title] = why
+    for table, rows in found.items():
+        left = {title: why for title, why in rows.items() if title not in fitting}
+        if left != known.get(table):
+            content = MisfitsFile(SCHEMA, table, left)
+            write_atomic(root / MISFITS / f"{table}.json", canonical_json(dataclasses.asdict(content)))
+
+
+def read_misfits(root: Path) -> tuple[dict[str, Mapping[str, str]], tuple[str, ...]]:
+    """({table: {title of a row that does not apply: why}}, a line for each file that was not read)."""
+    found: dict[str, Mapping[str, str]] = {}
+    problems = []
+    for path in sorted((root / MISFITS).glob("*.json")):
+        try:
+            content = _read(path, root, _MISFITS)
+            found[content.table] = content.rows
+        except UsageError as error:
+            problems.append(str(error))
+    return found, tuple(problems)
 
 
 def _floors_path(root: Path, key: str) -> Path:

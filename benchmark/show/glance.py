@@ -223,6 +223,8 @@ def _legend(table: Table, columns: Sequence[_Shown]) -> str:
         parts.append("bold: not told apart from the best")
     if table.audit.red:
         parts.append(f"{RED}: not ranked")
+    if table.misfits:
+        parts.append(f"does not apply (see the notes): {', '.join(title.split(' ')[0] for title in table.misfits)}")
     return "; ".join(parts)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from benchmark.records.delta import Variant
-from benchmark.records.evidence import floors_key_of, read_floors, read_leaderboards
+from benchmark.records.evidence import floors_key_of, read_floors, read_leaderboards, read_misfits
 from benchmark.records.measurements import NetworkSpeed, SpeedResults, light_settings, read_speed
 from benchmark.records.record import Record
 from benchmark.records.store import Store
@@ -51,6 +51,7 @@ def read_tables(directory: Path, options: TableOptions = TableOptions()) -> Read
     speed = read_speed(directory)
     floors = _Floors(directory)
     leaderboards, problems = read_leaderboards(directory)
+    misfits, unread = read_misfits(directory)
     tables = aggregate(
         records,
         options.variant,
@@ -59,8 +60,9 @@ def read_tables(directory: Path, options: TableOptions = TableOptions()) -> Read
         speed_of=functools.partial(_speed_of, speed),
         floors_of=floors.of,
         leaderboards=leaderboards,
+        misfits=misfits,
     )
-    return records, tables, [*invalid_lines(records), *speed.problems, *floors.problems, *problems]
+    return records, tables, [*invalid_lines(records), *speed.problems, *floors.problems, *problems, *unread]
 
 
 class _Floors:

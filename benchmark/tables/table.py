@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import types
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -42,9 +43,9 @@ class Table:
 
     ranked: positions of the rows that are complete and not red; none where a task was not learnt. reference: position
     of the row that the others are tested against. statistics: {column: its tests}, for ranked columns in which at least
-    two ranked rows have values at three seeds. headline: the columns whose tests are written out. untuned: of a table
-    of equal tuning, the same rows without it where the folder holds them; shown_in: key of the table that so shows
-    this one's Delta_m.
+    two ranked rows have values at three seeds. headline: the columns whose tests are written out. misfits: {row that
+    does not apply: why}. untuned: of a table of equal tuning, the same rows without it where the folder holds them;
+    shown_in: key of the table that so shows this one's Delta_m.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Table:
     reference: int | None
     statistics: Mapping[int, ColumnStatistics]
     headline: tuple[int, ...]
+    misfits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     untuned: Untuned | None = None
     shown_in: str | None = None
 
@@ -90,23 +92,22 @@ def aggregate(
     speed_of: SpeedOf | None = None,
     floors_of: Callable[[Record], Floors | None] | None = None,
     leaderboards: Collection[str] = (),
+    misfits: Mapping[str, Mapping[str, str]] = types.MappingProxyType({}),
 ) -> list[Table]:
     """One table per table key, ordered by their heads; invalid records are left out.
 
     reference: label or method of the row that the others are tested against; None takes the method that declares itself
     one. speed_of: the measurement of a record's network, None if it was not measured. allow_red: a table with red rows
     is not ranked at all, and a banner says so. floors_of: the scores of constant predictions on a record's data.
-    leaderboards: keys of the tables that call themselves one. Raises UsageError for a reference that no table has, and
-    for two records of one cell, which would pass for two seeds.
+    leaderboards: keys of the tables that call themselves one. misfits: {table: {row that does not apply: why}}. Raises
+    UsageError for a reference that no table has, and for two records of one cell, which would pass for two seeds.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status != INVALID:
             groups[record.table_key].append(record)
-    tables = [
-        _table(key, group, variant, reference, allow_red, speed_of, floors_of, key in leaderboards)
-        for key, group in groups.items()
-    ]
+    others = (variant, reference, allow_red, speed_of, floors_of)
+    tables = [_table(key, group, *others, key in leaderboards, misfits.get(key, {})) for key, group in groups.items()]
     if reference is not None and all(table.reference is None for table in tables):
         raise unknown("reference row", reference, {row.label for table in tables for row in table.rows})
     tables = _side_by_side(tables, groups)
@@ -142,6 +143,7 @@ def _table(
     speed_of: SpeedOf | None,
     floors_of: Callable[[Record], Floors | None] | None,
     is_leaderboard: bool,
+    misfits: Mapping[str, str],
 ) -> Table:
     tasks = records[0].tasks
     seeds = sorted({record.seed for record in records})
@@ -174,6 +176,7 @@ def _table(
         *_sparse_notes(labels, groups),
         *_speed_notes(records, speed_of),
         *evidence.notes,
+        *(f"does not apply: {title}: {why}" for title, why in misfits.items()),
     ]
     banners = [TEST_SELECTED] if records[0].selects_on_test else []
     banners += [TRIALS] if records[0].is_trial else []
@@ -191,6 +194,7 @@ def _table(
         ranked=ranked,
         reference=reference,
         statistics=statistics,
+        misfits=misfits,
         headline=tuple(_headline(columns, statistics, variant)),
     )
 

@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.cli import say
-from benchmark.plan.cells import PlannedCell, missing_evidence, notes_of
+from benchmark.plan.cells import Plan, PlannedCell
 from benchmark.plan.estimate import PROBE_STEPS, Estimate, estimates_from, from_record, kind_of, total
+from benchmark.plan.remarks import does_not_apply, missing_evidence, notes_of
 from benchmark.records.store import Store
 from benchmark.tables.labels import DASH
 from benchmark.train.cell import RunSettings
 from benchmark.workers.executors import LocalExecutor
 
 
-def show_plan(
-    cells: Sequence[PlannedCell], store: Store, settings: RunSettings, jobs: int, probe: bool, console: Console
-) -> int:
+def show_plan(plan: Plan, store: Store, settings: RunSettings, jobs: int, probe: bool, console: Console) -> int:
     """Print the plan; returns 0, or 1 where a probe failed. probe: time a few steps of cells without a record."""
+    cells = plan.cells
     pending = [cell for cell in cells if not store.is_done(cell.key)]
     estimates = estimates_from(store.load_all(), pending, store.root)
     failures: list[str] = []
@@ -33,7 +33,7 @@ def show_plan(
             estimates |= probed(list(unknown.values()), settings, failures)
     console.print(_table(cells, pending, estimates))
     _summarise(pending, estimates, jobs, console)
-    for line in [*missing_evidence(cells), *notes_of(cells), *failures]:
+    for line in [*does_not_apply(plan.misfits), *missing_evidence(cells), *notes_of(cells), *failures]:
         say(console, line)
     return 1 if failures else 0
 

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.cli import say
-from benchmark.plan.cells import PlannedCell, notes_of
+from benchmark.plan.cells import PlannedCell
 from benchmark.plan.estimate import Estimate, from_record, kind_of
+from benchmark.plan.remarks import notes_of
 from benchmark.plan.tuning import TuningTable, has_ended
 from benchmark.records.record import Record
 from benchmark.records.store import Store

@@ -180,7 +180,8 @@ def test_a_method_that_stands_in_several_rows_is_chosen_with_all_of_them() -> No
 
 
 def test_a_missing_baseline_is_said_at_the_start(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmark.plan.cells import missing_reference, plan
+    from benchmark.plan.cells import plan
+    from benchmark.plan.remarks import missing_reference
 
     assert not missing_reference(plan(select(str(suite))))
     assert missing_reference(plan(select(str(suite), SuiteChoices(methods=["hard_sharing"]))))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from benchmark.api import checking
 from benchmark.check import app
 from benchmark.compare.gate import Exit, Finding, Verdict
-from benchmark.compare.gate_ci import annotations, junit, step_summary
+from benchmark.compare.gate_ci import annotation_lines, junit, step_summary
 
 ROOT = Path(checking.__file__).parent.parent.parent
 NASTY = "a row: 50 %0A, ::error::b\r\nc <d> | `e` & f"
@@ -30,7 +30,7 @@ COMMAND = re.compile(r"::(error|warning|notice) title=([^:,\r\n]*)::([^\r\n]*)")
 
 
 def test_every_finding_that_is_not_equal_is_one_annotation_and_its_text_commands_nothing() -> None:
-    found = [COMMAND.fullmatch(line) for line in annotations(FINDINGS)]
+    found = [COMMAND.fullmatch(line) for line in annotation_lines(FINDINGS)]
     assert all(found)
     parts = [tuple(map(unquote, match.groups())) for match in found if match is not None]
     assert [level for level, _, _ in parts] == ["error", "warning", "error", "notice"]
@@ -43,7 +43,7 @@ def test_every_finding_that_is_not_equal_is_one_annotation_and_its_text_commands
         "the run as a whole: missing",
         "one: not judged",
     ]
-    assert [line.split(" ")[0] for line in annotations(FINDINGS, strict=True)] == [
+    assert [line.split(" ")[0] for line in annotation_lines(FINDINGS, strict=True)] == [
         "::error",
         "::error",
         "::error",

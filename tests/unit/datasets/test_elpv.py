@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.plan.cells import notes_of, plan
+from benchmark.plan.cells import plan
+from benchmark.plan.remarks import notes_of
 from benchmark.plan.suite_file import read_suite
 from datasets import elpv, registry
 from datasets.elpv import Cell, blocked_sides, data_folder, read_cells, runs_of, stratified_sides

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmark.plan.cells import notes_of, plan
+from benchmark.plan.cells import plan
+from benchmark.plan.remarks import notes_of
 from benchmark.plan.suite_file import read_suite
 from datasets import registry
 from datasets.contracts import MultiTaskDataset

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import methods.adashare.retraining
 from benchmark.api.catalog import describe
-from benchmark.plan.cells import notes_of, plan
+from benchmark.plan.cells import plan
+from benchmark.plan.remarks import notes_of
 from benchmark.plan.suite import Suite
 from benchmark.plan.suite_file import find_suite, read_suite
 from benchmark.records.store import Store

@@ -11,8 +11,9 @@ import pytest
 
 import benchmark
 from benchmark.api.catalog import describe
-from benchmark.plan.cells import PlannedCell, missing_reference, plan
+from benchmark.plan.cells import PlannedCell, plan
 from benchmark.plan.estimate import Estimate, kind_of, total
+from benchmark.plan.remarks import missing_reference
 from benchmark.plan.role_data import Splits
 from benchmark.plan.suite import Suite
 from benchmark.plan.suite_file import find_suite, read_suite, suite_names

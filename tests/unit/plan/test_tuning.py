@@ -246,7 +246,8 @@ def test_a_row_of_ones_own_stands_beside_tuned_rows_as_the_suite_has_it(file: Pa
     """Its table is that of the others, whose tuned single-task networks it is compared with and takes over."""
     names = ["single_task", "dag_search", {"name": "dag_search", "params": {"kappa": 2}}, "adashare"]
     before = sorted(file.parent.iterdir())
-    cells, lines = plan_with_own_rows(suite(tuned=str(file), methods=names, seeds=[0, 1]))
+    planned, lines = plan_with_own_rows(suite(tuned=str(file), methods=names, seeds=[0, 1]))
+    cells = planned.cells
     assert sorted(file.parent.iterdir()) == before
     assert len({cell.table_key for cell in cells}) == 1
     search, *own = [cell.settings.tuning for cell in cells if cell.settings.seed == 0 and not cell.is_reference]

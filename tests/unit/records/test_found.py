@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.plan.cells import notes_of, plan
+from benchmark.plan.cells import plan
+from benchmark.plan.remarks import notes_of
 from benchmark.plan.suite import Suite
 from benchmark.show.wording import cell_text, lines_beneath
 from benchmark.tables.labels import DASH
