@@ -132,7 +132,7 @@ def _chain(graph: TaskGraph, network: LibmtlNetwork, t: int, level: int, stream:
     """The operations of an encoder's level, with the statistics that its input has gathered."""
     trained = list(network.part(t, level, stream).children())
     for operation, module in zip(network.operations[t][level], trained, strict=True):
-        own = Operation(operation.kind, operation.config, module, operation.origin)
+        own = Operation(operation.kind, operation.config, module, operation.origin, origins=operation.origins)
         value = graph.add(own, value)
     return value
 

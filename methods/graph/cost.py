@@ -235,8 +235,8 @@ def _uses(graph: TaskGraph) -> list[_Use]:
     users = graph.users()
     for node in graph.nodes.values():
         masks = node.operation.kept(node.module)
-        for parameter in node.module.parameters():
-            use = found.setdefault(id(parameter), _Use(parameter, node.operation.origin))
+        for name, parameter in node.module.named_parameters():
+            use = found.setdefault(id(parameter), _Use(parameter, node.operation.origin_of(name)))
             use.reads.append((masks.get(id(parameter)), users[node.name]))
     return list(found.values())
 

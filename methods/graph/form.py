@@ -36,6 +36,7 @@ def structure_of(graph: TaskGraph) -> dict[str, object]:
                 "kind": node.operation.kind,
                 "config": json.loads(canonical_config(node.operation.config)),
                 "origin": node.operation.origin,
+                **_own_origins(node.operation),
                 "weights": weights,
                 "inputs": [order.get(value.name, value.name) for value in node.inputs],
                 "tasks": sorted(users[name]),
@@ -43,6 +44,11 @@ def structure_of(graph: TaskGraph) -> dict[str, object]:
         )
     outputs = {task: order.get(value.name, value.name) for task, value in sorted(graph.outputs.items())}
     return {"nodes": nodes, "outputs": outputs}
+
+
+def _own_origins(operation: Operation) -> dict[str, object]:
+    """The entry of a node for parameters of another origin; none where there are none, so that hashes stay."""
+    return {"origins": dict(sorted(operation.origins.items()))} if operation.origins else {}
 
 
 def _number(graph: TaskGraph, value: Value, order: dict[str, int]) -> None:
@@ -82,6 +88,7 @@ def document_of(graph: TaskGraph) -> dict[str, object]:
             "kind": node.operation.kind,
             "config": json.loads(canonical_config(node.operation.config)),
             "origin": node.operation.origin,
+            **_own_origins(node.operation),
             "inputs": [value.name for value in node.inputs],
             "tensors": table[node.name],
             **({"masks": dict(node.operation.masks)} if node.operation.masks else {}),
@@ -106,7 +113,8 @@ def stored_operations(
     for entry in document["nodes"]:
         module = build_module(entry["kind"], cast(Config, entry["config"]))
         _fill(module, entry, tensors, parameters)
-        operation = Operation(entry["kind"], entry["config"], module, entry["origin"], entry.get("masks", {}))
+        further = (entry.get("masks", {}), entry.get("origins", {}))
+        operation = Operation(entry["kind"], entry["config"], module, entry["origin"], *further)
         yield entry["name"], operation, entry["inputs"]
 
 

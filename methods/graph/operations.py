@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class Operation:
 
     masks: {parameter: tensor of its shape, not zero where a weight is kept}, both by their names in the module: a
     buffer, or the parameter itself where pruned weights are stored as zeros. Weights that are not kept are not counted.
-    Raises UsageError for masks that the module does not hold.
+    origins: {parameter: its origin} of those that are of another origin than the operation, such as an adapter inside a
+    block of the backbone. Raises UsageError for masks and parameters that the module does not hold.
     """
 
     kind: str
@@ -62,9 +63,20 @@ class Operation:
     module: nn.Module
     origin: Origin
     masks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.kept(self.module)
+        held = dict(self.module.named_parameters(remove_duplicate=False)) if self.origins else {}
+        for name, origin in self.origins.items():
+            if name not in held:
+                raise unknown(f"parameter in the origins of operation {self.kind!r}:", name, held)
+            if origin not in get_args(Origin):
+                raise unknown(f"origin of {name!r} in operation {self.kind!r}:", origin, get_args(Origin))
+
+    def origin_of(self, parameter: str) -> Origin:
+        """The origin of a parameter by its name in the module."""
+        return self.origins.get(parameter, self.origin)
 
     def kept(self, module: nn.Module) -> dict[int, Tensor]:
         """{id of a parameter: mask} of the masked parameters of `module`: the operation's own or a view of it."""

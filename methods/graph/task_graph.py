@@ -205,8 +205,9 @@ class TaskGraph:
         """Every parameter once, tied ones too; of one origin, or of all."""
         found: dict[int, nn.Parameter] = {}
         for node in self.nodes.values():
-            if origin is None or node.operation.origin == origin:
-                found.update({id(p): p for p in node.module.parameters()})
+            for name, parameter in node.module.named_parameters():
+                if origin is None or node.operation.origin_of(name) == origin:
+                    found[id(parameter)] = parameter
         return list(found.values())
 
     # Running

@@ -5,6 +5,7 @@ specification.
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import timm
@@ -215,3 +216,42 @@ def test_a_parameter_may_be_its_own_mask() -> None:
         operation.module.conv.weight[:, :4] = 0
     found = size(_paths([dataclasses.replace(operation, masks={"conv.weight": "conv.weight"})]), 10)
     assert (found.total, found.dense, found.nonzero) == (6, 10, 6)
+
+
+class _Adapted(_Ten):
+    """Ten parameters of a backbone, and four of an adapter beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapter = nn.Linear(2, 2, bias=False)
+
+
+@register_operation("test.adapted")
+def _adapted(config: dict) -> nn.Module:
+    return _Adapted()
+
+
+def test_an_adapter_inside_a_block_is_counted_apart_from_it_also_after_a_file() -> None:
+    operation = Operation("test.adapted", {}, _Adapted(), "backbone", origins={"adapter.weight": "added"})
+    graph = _paths([operation], [_ten_operation()])
+    for one in (graph, TaskGraph.from_json(json.loads(json.dumps(graph.to_json())), graph.tensors())):
+        found = size(one, 10)
+        assert (found.backbone, found.added, found.heads, found.total) == (20, 4, 0, 24)
+        assert [p.numel() for p in one.parameters("added")] == [4]
+        assert sum(p.numel() for p in one.parameters("backbone")) == 20
+        assert one.hash() == graph.hash()
+    plain = _paths([dataclasses.replace(operation, origins={})], [_ten_operation()])
+    assert (size(plain, 10).backbone, size(plain, 10).added) == (24, 0)
+    assert plain.hash() != graph.hash()
+
+
+@pytest.mark.parametrize(
+    ("origins", "message"),
+    [
+        ({"adaptor.weight": "added"}, "'adaptor.weight'.*'adapter.weight'"),
+        ({"adapter.weight": "adde"}, "'adde'.*'added'"),
+    ],
+)
+def test_origins_of_what_the_module_does_not_hold_are_refused(origins: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Operation("test.adapted", {}, _Adapted(), "backbone", origins=origins)
