@@ -8,6 +8,7 @@ import typer
 
 from benchmark.api import catalog
 from benchmark.cli import PluginOption, start, usage_errors
+from datasets.errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,10 +23,27 @@ def show(
         ),
     ] = None,
     plugin: PluginOption = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME-OR-FILE",
+            help="With `backbones`: is a timm model, or every model of the families that a plug-in registers, cut "
+            "right? Exit code 1 where not.",
+        ),
+    ] = None,
 ) -> None:
     """List what there is, or describe one thing."""
     with usage_errors():
-        print(catalog.describe(name, plugin or ()))
+        if check is None:
+            print(catalog.describe(name, plugin or ()))
+            return
+        if name != "backbones":
+            raise UsageError("--check is of backbones: list backbones --check NAME-OR-FILE.")
+        right = True
+        for line, good in catalog.check_backbones(check, plugin or ()):
+            print(line, flush=True)
+            right &= good
+    raise typer.Exit(0 if right else 1)
 
 
 def main() -> None:

@@ -289,6 +289,29 @@ def _suite(name: str) -> Iterator[str]:
     yield f"  seeds: {seeds}; {suite.budget.steps} final steps; {len(list(suite.cells()))} cells"
 
 
+def check_backbones(target: str, plugins: Sequence[str | Path] = ()) -> Iterator[tuple[str, bool]]:
+    """(line, whether all is right) for a timm model, or for each model of the families that the file `target` adds.
+
+    Raises UsageError for an unknown name, and for a file that adds none.
+    """
+    from methods.backbones.backbone import supported_backbones
+    from methods.backbones.check import summary
+    from methods.backbones.family import find_family
+
+    load_plugins(plugins)
+    names = [target]
+    if target.endswith(".py"):
+        before = set(supported_backbones())
+        load_plugins([target])
+        names = sorted(set(supported_backbones()) - before)
+        if not names:
+            raise UsageError(f"{target} registers no family of backbones with a model that is new.")
+    for name in names:
+        find_family(name)
+        lines, right = summary(name)
+        yield "\n".join(map(plain, lines)), right
+
+
 def _backbone(name: str) -> Iterator[str]:
     from methods.backbones.backbone import BackboneConfig, create_backbone
 

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,4 +47,6 @@ def _load(name: str, path: Path) -> None:
     except Exception as error:  # whatever a user's file does wrong is one line to the user
         del sys.modules[name]
         reason = (str(error) or "without a message").splitlines()[0]
-        raise UsageError(f"Plug-in {path} raised {type(error).__name__}: {reason}.") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        where = f", line {lines[-1]}," if lines else ""
+        raise UsageError(f"Plug-in {path}{where} raised {type(error).__name__}: {reason}.") from error

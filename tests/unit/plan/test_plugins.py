@@ -130,7 +130,7 @@ def test_the_backbone_family_of_the_readme_equals_timm_and_runs(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("raise KeyError('no such thing')", r"plugin.py raised KeyError: 'no such thing'"),
+        ("raise KeyError('no such thing')", r"plugin.py, line 1, raised KeyError: 'no such thing'"),
         ("def broken(:", r"plugin.py raised SyntaxError"),
         (
             "from methods import register_method\n@register_method('hard_sharing')\nclass Mine: pass",
