@@ -119,6 +119,13 @@ def register_dataset(name: str) -> Callable[[_D], _D]:
     return register
 
 
+def replaced(name: str, loader: DatasetLoader) -> DatasetLoader:
+    """Put a loader in the place of a registered one, in this process, and return that one."""
+    before = get_dataset(name)
+    _DATASETS[name] = loader
+    return before
+
+
 def assert_own_package(package: ModuleType = datasets) -> None:
     """Raise UsageError where the import package `datasets` is, or is mixed with, Hugging Face's library of that name.
 

@@ -113,17 +113,27 @@ def run(request: RunRequest, console: Console) -> int:
 
 def print_plan(request: RunRequest, console: Console, probe: bool = True) -> int:
     """Print what a run would do and take; returns 0, or 1 where a probe failed. probe: time a few steps of what has no
-    record. Raises UsageError.
+    record. Data that are not here are stood in for, with what is missing. Raises UsageError.
     """
     suite, settings = prepare(request)
 
     from benchmark.plan.own_rows import plan_with_own_rows
+    from benchmark.plan.stand_in import missing, standing_in
     from benchmark.workers.show_plan import show_plan
 
-    planned, notes = plan_with_own_rows(suite, settings.data_root)
-    for line in notes:
-        say(console, f"Note: {line}")
-    return show_plan(planned, Store(settings.out), settings, n_workers(request.jobs, settings.device), probe, console)
+    absent = missing(suite, settings.data_root)
+    with standing_in(absent) as plugins:
+        planned, notes = plan_with_own_rows(suite, settings.data_root)
+        notes += [
+            f"{error} Until then times, memory and disk are those of random images and labels of the declared shape; "
+            "reading the files comes on top."
+            for error in absent.values()
+        ]
+        for line in notes:
+            say(console, f"Note: {line}")
+        settings = dataclasses.replace(settings, plugins=(*settings.plugins, *plugins))
+        jobs = n_workers(request.jobs, settings.device)
+        return show_plan(planned, Store(settings.out), settings, jobs, probe, console)
 
 
 def prepare(request: RunRequest) -> tuple[Suite, RunSettings]:

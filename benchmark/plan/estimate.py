@@ -41,9 +41,11 @@ def kind_of(cell: PlannedCell) -> bytes:
     return canonical_json({key: value for key, value in cell.document.items() if key not in ("seed", "budget")})
 
 
-def from_record(record: Record, root: Path, steps: int, step_limit: int | None = None) -> Estimate:
+def from_record(
+    record: Record, root: Path, steps: int, step_limit: int | None = None, evaluation_factor: float = 1.0
+) -> Estimate:
     """The estimate for `steps` final steps from a finished record of the same kind. root: folder of that
-    record's run. step_limit: of a probe.
+    record's run. step_limit: of a probe. evaluation_factor: samples to evaluate per sample that the record evaluated.
     """
     budget, cost = record.cell["budget"]["steps"], record.cost
     factor = steps / budget
@@ -53,7 +55,7 @@ def from_record(record: Record, root: Path, steps: int, step_limit: int | None =
     own += (cost.get("io_seconds") or 0.0) + (cost.get("unrun_seconds") or 0.0)
     ran = budget if step_limit is None else min(budget, step_limit)
     return Estimate(
-        seconds=own * factor + (cost.get("evaluation_seconds") or 0.0),
+        seconds=own * factor + (cost.get("evaluation_seconds") or 0.0) * evaluation_factor,
         shared={key: seconds * steps / ran for key, seconds in networks.items()},
         memory_bytes=cost.get("peak_bytes"),
         disk_bytes=_disk(record, root),

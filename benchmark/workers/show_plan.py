@@ -14,6 +14,7 @@ from benchmark.cli import say
 from benchmark.plan.cells import Plan, PlannedCell
 from benchmark.plan.estimate import PROBE_STEPS, Estimate, estimates_from, from_record, kind_of, total
 from benchmark.plan.remarks import does_not_apply, missing_evidence, notes_of
+from benchmark.plan.stand_in import evaluation_factor
 from benchmark.records.store import Store
 from benchmark.tables.labels import DASH
 from benchmark.train.cell import RunSettings
@@ -55,7 +56,8 @@ def probed(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[s
             if record is None or record.status != "done":
                 failures.append(f"{cell.title}: the probe ended as {event.status}: {event.message}")
                 continue
-            found[kind_of(cell)] = from_record(record, root, cell.settings.budget.steps, PROBE_STEPS)
+            steps, evaluated = cell.settings.budget.steps, evaluation_factor(cell.settings)
+            found[kind_of(cell)] = from_record(record, root, steps, PROBE_STEPS, evaluated)
     return found
 
 
