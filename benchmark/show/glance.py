@@ -204,12 +204,17 @@ def _row_title(table: Table, position: int) -> str:
     return mark + table.names[position] + ("" if row.is_complete else f" ({seeds_text(row)})")
 
 
-def _head(table: Table) -> str:
+def subject_of(table: Table) -> str:
+    """Data set and backbone of a table."""
     data, backbone = (table.head.get(field, "").split(" (")[0] for field in ("data", "backbone"))
+    return f"{data} on {backbone}"
+
+
+def _head(table: Table) -> str:
     n_seeds = max((len(row.statuses) for row in table.rows), default=0)
     tuning = "equal tuning" if "tuning" in table.head else "equal recipe"
     parts = [
-        f"{data} on {backbone}",
+        subject_of(table),
         table.head.get("budget", ""),
         f"{n_seeds} seed{'s' if n_seeds > 1 else ''}",
         tuning,
