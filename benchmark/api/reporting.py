@@ -116,8 +116,8 @@ def report(
     """The tables of the records below a folder, as text. Files that cannot be trusted are listed beneath.
 
     width, color: of terminal output. glance: only the answer of each table; None for a terminal alone, where a line
-    says how all is printed. paper: what LaTeX shows. Raises UsageError where the folder holds no records, or no table has the reference row of
-    the options, for a glance as CSV or LaTeX, and for a row or column of `paper` that no table has.
+    says how all is printed. paper: what LaTeX shows. Raises UsageError where the folder holds no records, no table has
+    the reference row of the options, or a row or column of `paper`, and for a glance as CSV or LaTeX.
     """
     tables, invalid = tables_of(directory, options)
     short = format == "terminal" if glance is None else glance

@@ -232,8 +232,12 @@ def _legend(table: Table, columns: Sequence[_Shown]) -> str:
 
 
 def fitting_titles(glance: Glance, room: int) -> list[str]:
-    """The titles of the rows, cut in the middle to at most `room` characters, but where two would look alike."""
-    titles = [line.title for line in glance.lines]
+    """The titles of the rows, see `cut_to`."""
+    return cut_to([line.title for line in glance.lines], room)
+
+
+def cut_to(titles: Sequence[str], room: int) -> list[str]:
+    """Titles cut in the middle to at most `room` characters, but where two would look alike."""
     half = (room - 1) // 2
     cut = [text if len(text) <= room else f"{text[: room - 1 - half]}…{text[-half:]}" for text in titles]
     return [short if cut.count(short) == 1 else text for short, text in zip(cut, titles, strict=True)]

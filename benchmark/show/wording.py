@@ -20,8 +20,8 @@ _UNITS = {"percent": "%", "degree": "°"}
 _DECIMALS = {"%": 2, "°": 2}
 _LEGENDS = {
     "accuracy": "n >= 3: mean ± s.d. over seeds (divisor n - 1)",
-    "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; macs: "
-    "multiply-accumulates for one image, joint: all tasks at once, sum: task after task; "
+    "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; "
+    "macs_joint: multiply-accumulates for one image, all tasks at once; macs_sum: task after task; "
     "weight sharing: 1 - total / sum of what each task reads; activation sharing: 1 - joint / sum; parameters that "
     "declared masks prune are not counted",
     "speed": "throughput of all tasks together, light measurement (python -m benchmark.throughput does the full one); "
