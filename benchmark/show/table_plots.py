@@ -110,7 +110,10 @@ def _against(table: Table, price: Column, names: Names) -> Drawing:
     from matplotlib.ticker import FuncFormatter
 
     found, called = points(table, price), row_names(table, names)
-    left, bottom, width, height = 34.0, 27.0, COLUMN * _INCH - 39.0, 150.0
+    bottom, height = 27.0, 150.0
+    ticks = scales_of(found, (0.0, 1.0), (0.0, height))[1].ticks(6)
+    left = 17.0 + max(text_width(tick_text(tick), _SMALL) for tick in ticks)
+    width = COLUMN * _INCH - left - 5.0
     x_scale, y_scale = scales_of(found, (0.0, width), (0.0, height))
     steps = staircase(front(found, price.higher_is_better is False))
     texts = [called[point.row] for point in found]
@@ -128,7 +131,9 @@ def _against(table: Table, price: Column, names: Names) -> Drawing:
             _annotate(axes, called[point.row], point, label, (x_scale(point.x), y_scale(point.y)))
     axes.set(xlim=(x_scale.low, x_scale.high), ylim=(y_scale.low, y_scale.high))
     axes.set_xticks([tick for tick in x_scale.ticks(5) if x_scale.low <= tick <= x_scale.high])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+    axes.set_yticks(ticks)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
     axes.set_xlabel(names.column(price), fontsize=_TEXT, labelpad=2, color=_INK)
     axes.set_ylabel(names.column(table.columns[table.delta]), fontsize=_TEXT, labelpad=2, color=_INK)
     axes.set_title(_key(found, steps), fontsize=6, loc="left", pad=3, color="#555555")

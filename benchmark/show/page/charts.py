@@ -189,7 +189,7 @@ def _svg(width: int, height: int, title: str, parts: Sequence[Markup]) -> Markup
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
-def _axes(x_scale: Scale, y_scale: Scale, x_title: str, y_title: str, size: tuple[int, int] = (_WIDTH, _HEIGHT),
+def _axes(x_scale: Scale, y_scale: Scale, x_title: str, y_title: str, size: tuple[float, float] = (_WIDTH, _HEIGHT),
           ticks: int = 6) -> Markup:  # fmt: skip
     width, height = size
     lines: list[Markup] = []

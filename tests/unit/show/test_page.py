@@ -215,7 +215,6 @@ def test_a_phone_shows_the_answer_and_numbers_first(folder: Path) -> None:
     measure = """
         const frame = document.createElement("iframe");
         frame.style = "width: 390px; height: 844px; border: 0";
-        document.documentElement.append(frame);
         frame.srcdoc = document.documentElement.outerHTML.replace(/<script>[^]*?<\\/script>/g, "");
         frame.onload = () => {
           const page = frame.contentDocument;
@@ -227,6 +226,7 @@ def test_a_phone_shows_the_answer_and_numbers_first(folder: Path) -> None:
           document.title = [bottom(".verdict"), bottom(".glance tbody tr"), page.documentElement.scrollWidth,
                             outside.map((text) => text.textContent).join("; ")].join("|");
         };
+        document.documentElement.append(frame);
     """
     verdict, row, width, outside = re.findall(r"<title>([^<]*)</title>", rendered(folder, then=measure))[0].split("|")
     assert float(verdict) < float(row) < 844
