@@ -166,7 +166,8 @@ def _annotate(axes: Axes, text: str, point: Point, label: Label, at: tuple[float
     side = {"start": "left", "middle": "center", "end": "right"}[label.anchor]
     axes.annotate(
         text, (point.x, point.y), (x - at[0], y - at[1]), textcoords="offset points",
-        fontsize=_SMALL, ha=side, va="center", color=_INK, annotation_clip=False,
+        fontsize=_SMALL, ha=side, va="center", color=_INK, annotation_clip=False, zorder=4,
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.2},
     )  # fmt: skip
     if label.leader is not None:
         end = (label.leader[0] - at[0], label.leader[1] - at[1])
