@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,8 +133,8 @@ def typed_line(context: typer.Context) -> str:
 
 
 def split_names(text: str | None) -> list[str] | None:
-    """The parts of a text with commas; None where an option is not given."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    """The parts of a text with commas, those within parentheses apart; None where an option is not given."""
+    return None if text is None else [part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip()]
 
 
 def split_numbers(option: str, text: str | None, least: int, example: str) -> list[int] | None:

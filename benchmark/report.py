@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from benchmark.api import reporting
-from benchmark.cli import WIDTH_OF_FILES, PluginOption, make_console, start, usage_errors
+from benchmark.cli import WIDTH_OF_FILES, PluginOption, make_console, split_names, start, usage_errors
 
 _DEFAULT_PAGE = ":report:"  # --html without a file
 
@@ -100,6 +100,15 @@ def command(
         Optional[AllowChoice],  # noqa: UP045
         typer.Option("--allow", help="red: print tables with red differences under a banner, without ranks and tests."),
     ] = None,
+    columns: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--columns", metavar="A,B", help="Of latex: delta_m, semseg.miou, a metric, a task; or all."),
+    ] = None,
+    rows: Annotated[Optional[str], typer.Option("--rows", metavar="A,B", help="Of latex, in this order.")] = None,  # noqa: UP045
+    names: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--names", metavar="FILE", help="YAML page: names of rows, columns and tasks in print."),
+    ] = None,
     plugin: PluginOption = None,
 ) -> None:
     """Print tables of the records in DIR: the answer at a glance, or with --full accuracy, Delta_m, size, compute and
@@ -120,6 +129,9 @@ def command(
         board=board,
         published=published,
         show_recalled=show_recalled,
+        columns=split_names(columns),
+        rows=split_names(rows),
+        names=names,
         plugins=plugin or (),
         width=shutil.get_terminal_size().columns if color else WIDTH_OF_FILES,
         color=color,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from benchmark.cli import WIDTH_OF_FILES, say
 from benchmark.plan.plugins import load_plugins
 from benchmark.records.store import Store, write_atomic
+from benchmark.show.latex import Paper
+from benchmark.show.names import Names, read_names
 from benchmark.show.render import Format, render
 from benchmark.tables.folder import ReadTables, TableOptions, read_records, read_tables, tables_of
 from datasets.errors import UsageError
@@ -32,7 +34,8 @@ class ReportRequest:
     the text, None for standard output. options: of the tables. html: file of a page; the text is then written only with
     `out`. figures: folder of pictures. against: folder of an earlier run, board: name of published rows; either takes
     the place of the tables. published: folder of boards, None for the shipped ones. show_recalled: also rows of a board
-    that were checked against no source.
+    that were checked against no source. columns, rows: of LaTeX, see `Paper`. names: YAML page of what LaTeX and
+    pictures call rows, columns and tasks.
     """
 
     directory: Path
@@ -46,6 +49,9 @@ class ReportRequest:
     board: str | None = None
     published: Path | None = None
     show_recalled: bool = False
+    columns: Sequence[str] | None = None
+    rows: Sequence[str] | None = None
+    names: Path | None = None
     plugins: Sequence[Path] = ()
     width: int = WIDTH_OF_FILES
     color: bool = False
@@ -56,18 +62,31 @@ def report_folder(request: ReportRequest, console: Console) -> str:
     empty where it went to a file. Raises UsageError.
     """
     load_plugins(request.plugins)
+    paper = _paper(request, console)
     if request.html is not None:
         write_atomic(request.html, page(request.directory, request.options).encode("utf-8"))
         say(console, f"Page: {request.html}")
-    text = _text(request)
+    text = _text(request, paper)
     if request.out is not None:
         write_atomic(request.out, text.encode("utf-8"))
     if request.figures is not None:
-        say(console, f"Figures: {len(draw(request.directory, request.figures))} new files in {request.figures}")
+        drawn = draw(request.directory, request.figures, paper.names)
+        say(console, f"Figures: {len(drawn)} files in {request.figures}")
     return text if request.out is None else ""
 
 
-def _text(request: ReportRequest) -> str:
+def _paper(request: ReportRequest, console: Console) -> Paper:
+    if request.format != "latex" and (request.columns is not None or request.rows is not None):
+        raise UsageError(f"--columns and --rows choose what --format latex prints; the format is {request.format}.")
+    names = Names()
+    if request.names is not None:
+        names = read_names(request.names)
+        for line in names.unused(read_tables(request.directory, request.options)[1]):
+            say(console, f"{request.names}: {line}")
+    return Paper(request.columns, request.rows, names)
+
+
+def _text(request: ReportRequest, paper: Paper) -> str:
     directory, width = request.directory, request.width
     if request.against is not None:
         return compare_runs(directory, request.against, request.format)
@@ -82,7 +101,7 @@ def _text(request: ReportRequest) -> str:
         )
     if request.html is not None and request.out is None:
         return ""
-    return report(directory, request.format, request.options, width, request.color, request.glance)
+    return report(directory, request.format, request.options, width, request.color, request.glance, paper)
 
 
 def report(
@@ -92,16 +111,17 @@ def report(
     width: int = WIDTH_OF_FILES,
     color: bool = False,
     glance: bool | None = None,
+    paper: Paper = Paper(),
 ) -> str:
     """The tables of the records below a folder, as text. Files that cannot be trusted are listed beneath.
 
     width, color: of terminal output. glance: only the answer of each table; None for a terminal alone, where a line
-    says how all is printed. Raises UsageError where the folder holds no records, or no table has the reference row of
-    the options, and for a glance as CSV or LaTeX.
+    says how all is printed. paper: what LaTeX shows. Raises UsageError where the folder holds no records, no table has
+    the reference row of the options, or a row or column of `paper`, and for a glance as CSV or LaTeX.
     """
     tables, invalid = tables_of(directory, options)
     short = format == "terminal" if glance is None else glance
-    text = render(tables, invalid, format, width, color, short)
+    text = render(tables, invalid, format, width, color, short, paper)
     if short and format == "terminal":
         text += f"All tables, tests and the audit: python -m benchmark.report {shlex.quote(str(directory))} --full\n"
     return text
@@ -179,10 +199,12 @@ def page_of(directory: Path, read: ReadTables, options: TableOptions) -> str:
     return render_page(tables, records, invalid, Store(directory), command=command, sections=sections)
 
 
-def draw(directory: Path, folder: Path) -> list[Path]:
-    """Pictures of the tables and of what the methods found, as PNG and SVG; returns the new files."""
+def draw(directory: Path, folder: Path, names: Names = Names()) -> list[Path]:
+    """Pictures of the tables, as PNG, SVG and PDF, and of what the methods found, as PNG and SVG; returns the new
+    files.
+    """
     from benchmark.show.plots import draw_records
     from benchmark.show.table_plots import draw_tables
 
     records, tables, _ = read_tables(directory)
-    return [*draw_tables(tables, folder), *draw_records(records, Store(directory), folder)]
+    return [*draw_tables(tables, folder, names), *draw_records(records, Store(directory), folder)]

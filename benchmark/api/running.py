@@ -337,8 +337,9 @@ def _write_page(out: Path, read: ReadTables, console: Console) -> None:
     except (StorageError, OSError) as error:
         say(console, f"The page was not written: {error}")
         return
-    for picture in filter(Path.is_file, (file_of_delta(table, figures) for table in shown)):
-        say(console, f"Picture: {picture}")
+    for picture in (file_of_delta(table, figures) for table in shown):
+        if picture is not None and picture.is_file():
+            say(console, f"Picture: {picture}")
     say(console, f"Page: {page}")
 
 

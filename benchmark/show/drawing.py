@@ -40,6 +40,7 @@ def picture_bytes(
         {
             "svg.hashsalt": salt,
             "svg.fonttype": "none" if text else "path",
+            "pdf.fonttype": 42,  # TrueType, which journals ask for
             "font.size": 9,
             "text.parse_math": False,
         }
@@ -47,20 +48,27 @@ def picture_bytes(
         drawing = make()
         for form in formats:
             buffer = io.BytesIO()
-            metadata = {"Date": None} if form == "svg" else None
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
             drawing.savefig(buffer, format=form, dpi=dpi, metadata=metadata, bbox_inches="tight" if grow else None)
             found[form] = buffer.getvalue()
         plt.close(drawing)
     return found
 
 
-def save_drawing(make: Callable[[], Drawing], stem: Path, *, dpi: int = 150, grow: bool = False) -> list[Path]:
-    """Write what `make` draws as PNG and SVG beside each other; returns the files. dpi, grow: as `picture_bytes`.
+def save_drawing(
+    make: Callable[[], Drawing],
+    stem: Path,
+    *,
+    dpi: int = 150,
+    grow: bool = False,
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
+    """Write what `make` draws in each format beside the others; returns the files. dpi, grow: as `picture_bytes`.
 
     Raises StorageError where a file cannot be written.
     """
     written = []
-    for form, data in picture_bytes(make, dpi=dpi, grow=grow).items():
+    for form, data in picture_bytes(make, formats, dpi=dpi, grow=grow).items():
         written.append(stem.with_name(f"{stem.name}.{form}"))
         write_atomic(written[-1], data)
     return written

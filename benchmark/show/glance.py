@@ -204,12 +204,17 @@ def _row_title(table: Table, position: int) -> str:
     return mark + table.names[position] + ("" if row.is_complete else f" ({seeds_text(row)})")
 
 
-def _head(table: Table) -> str:
+def subject_of(table: Table) -> str:
+    """Data set and backbone of a table."""
     data, backbone = (table.head.get(field, "").split(" (")[0] for field in ("data", "backbone"))
+    return f"{data} on {backbone}"
+
+
+def _head(table: Table) -> str:
     n_seeds = max((len(row.statuses) for row in table.rows), default=0)
     tuning = "equal tuning" if "tuning" in table.head else "equal recipe"
     parts = [
-        f"{data} on {backbone}",
+        subject_of(table),
         table.head.get("budget", ""),
         f"{n_seeds} seed{'s' if n_seeds > 1 else ''}",
         tuning,
@@ -229,8 +234,12 @@ def _legend(table: Table, columns: Sequence[_Shown]) -> str:
 
 
 def fitting_titles(glance: Glance, room: int) -> list[str]:
-    """The titles of the rows, cut in the middle to at most `room` characters, but where two would look alike."""
-    titles = [line.title for line in glance.lines]
+    """The titles of the rows, see `cut_to`."""
+    return cut_to([line.title for line in glance.lines], room)
+
+
+def cut_to(titles: Sequence[str], room: int) -> list[str]:
+    """Titles cut in the middle to at most `room` characters, but where two would look alike."""
     half = (room - 1) // 2
     cut = [text if len(text) <= room else f"{text[: room - 1 - half]}…{text[-half:]}" for text in titles]
     return [short if cut.count(short) == 1 else text for short, text in zip(cut, titles, strict=True)]

@@ -1,4 +1,4 @@
-"""Tables -> text: terminal, Markdown, CSV and LaTeX. The words and the rounding are those of
+"""Tables -> text: terminal, Markdown and CSV, and `benchmark.show.latex`. The words and the rounding are those of
 `benchmark.show.wording`; CSV holds full precision.
 """
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -20,8 +19,8 @@ from benchmark.show.glance_text import (
     render_glance_markdown,
     render_glance_terminal,
 )
+from benchmark.show.latex import Paper, render_latex
 from benchmark.show.wording import (
-    RED,
     cell_text,
     column_title,
     finding_text,
@@ -34,28 +33,12 @@ from benchmark.show.wording import (
 )
 from benchmark.tables.columns import Column, Part
 from benchmark.tables.evidence import CONSTANT, NOT_A_LEADERBOARD
-from benchmark.tables.labels import DASH
 from benchmark.tables.table import Table
 from datasets.errors import UsageError
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
 # What methods found is a line a method, beneath: a table of it would be dashes but for one row a column.
 PARTS: tuple[Part, ...] = ("accuracy", "size and compute", "cost", "convergence", "speed")
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "|": r"$|$",
-    "±": r"$\pm$",
-    "°": r"$^\circ$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    DASH: "--",
-    RED: r"$\times$",
-}
 
 
 def _parts(table: Table) -> list[Part]:
@@ -257,68 +240,6 @@ def _exact(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def render_latex(tables: Sequence[Table], invalid: Sequence[str] = ()) -> str:
-    """LaTeX tables for the package booktabs, one `table` environment per part."""
-    lines = [r"% needs \usepackage{booktabs}"]
-    for table in tables:
-        for part in _parts(table):
-            lines += ["", *_latex_part(table, part)]
-    lines += [rf"\par {_latex(line)}" for line in _invalid(invalid)]
-    return "\n".join(lines) + "\n"
-
-
-# pandas' Styler.to_latex is not used: it draws no \cmidrule under the heads of tasks, and a row that begins with [ or *
-# becomes an argument of the line break before it.
-def _latex_part(table: Table, part: Part) -> list[str]:
-    positions = _columns_of(table, part)
-    columns = [table.columns[position] for position in positions]
-    caption = ". ".join([*table.banners, f"{part.capitalize()}. {head_line(table)}"])
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}}}"]
-    lines += [rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}", r"\toprule", *_latex_groups(columns)]
-    lines += [_latex_row(["method", "n", *(_latex(column_title(column)) for column in columns)]), r"\midrule"]
-    for number, row in enumerate(table.rows):
-        cells = []
-        for position in positions:
-            text = _latex(cell_text(row.cells[position], table.columns[position], row.n))
-            cells.append(rf"\textbf{{{text}}}" if (number, position) in table.best else text)
-        lines.append(_latex_row([_latex(row_title(table, number)), _latex(seeds_text(row)), *cells]))
-    floors = floor_texts(table, positions)
-    if floors is not None:
-        lines += [r"\midrule", _latex_row([CONSTANT, "", *map(_latex, floors)])]
-    lines += [r"\bottomrule", r"\end{tabular}", "", rf"\footnotesize {_latex(legend(table, part))}"]
-    beneath = lines_beneath(table) if part == "accuracy" else []
-    return [*lines, *(rf"\par {_latex(line)}" for line in beneath), r"\end{table}"]
-
-
-def _latex_groups(columns: Sequence[Column]) -> list[str]:
-    """A head over the columns of each task; nothing where no column belongs to a task."""
-    if not any(column.group for column in columns):
-        return []
-    spans: list[tuple[str, int]] = []
-    for column in columns:
-        if spans and spans[-1][0] == column.group:
-            spans[-1] = (column.group, spans[-1][1] + 1)
-        else:
-            spans.append((column.group, 1))
-    heads = [rf"\multicolumn{{{n}}}{{c}}{{{_latex(group)}}}" for group, n in spans]
-    rules, start = [], 3
-    for group, n in spans:
-        rules += [rf"\cmidrule(lr){{{start}-{start + n - 1}}}"] if group else []
-        start += n
-    return [_latex_row(["", "", *heads]), " ".join(rules)]
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    guard = "{}" if cells[0][:1] in ("[", "*") else ""  # else an argument of the line break before it
-    return guard + " & ".join(cells) + r" \\"
-
-
-def _latex(text: str) -> str:
-    text = plain(text).replace("Delta_m", "\0")
-    text = "".join(_LATEX.get(character, character) for character in text).replace("\0", r"$\Delta_m$")
-    return re.sub(r"(?<![\w)-])-(?=\d)", "$-$", text)
-
-
 def _invalid(lines: Sequence[str]) -> list[str]:
     return [f"invalid record {line}" for line in lines]
 
@@ -330,9 +251,11 @@ def render(
     width: int = WIDTH_OF_FILES,
     color: bool = False,
     glance: bool = False,
+    paper: Paper = Paper(),
 ) -> str:
     """Tables as text. invalid: lines about files that cannot be trusted. width, color: of terminal output. glance: only
-    the answer of each table. Raises UsageError for a glance as CSV or LaTeX.
+    the answer of each table. paper: what LaTeX shows. Raises UsageError for a glance as CSV or LaTeX, and as
+    `render_latex`.
     """
     if glance and format not in ("terminal", "markdown"):
         raise UsageError(f"The answer at a glance has the formats terminal and markdown, not {format}.")
@@ -348,4 +271,4 @@ def render(
         case "csv":
             return render_csv(tables, invalid)
         case "latex":
-            return render_latex(tables, invalid)
+            return render_latex(tables, _invalid(invalid), paper)

@@ -1,10 +1,13 @@
-"""Pictures of tables, PNG and SVG for papers: Delta_m against its price with the Pareto front, and tasks side by side.
+"""Pictures of tables for papers, PNG, SVG and PDF: Delta_m against each price with the Pareto front, and tasks side by
+side. They are as wide as a column of a page, or as both.
 
-Numbers are those of the table; colours, shapes and the form of the front are those of the page.
+Numbers are those of the table; colours, shapes, places of labels and the form of the front are those of the page.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +15,12 @@ from typing import TYPE_CHECKING
 from benchmark.records.delta import primary_metric
 from benchmark.records.store import safe_name
 from benchmark.show.drawing import save_drawing
+from benchmark.show.glance import cut_to
 from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
-from benchmark.show.wording import column_title, row_title
-from benchmark.tables.columns import Column, delta_column
-from benchmark.tables.frontier import front, points, prices, staircase
+from benchmark.show.names import Names, column_key
+from benchmark.show.placing import Label, labels_of, scales_of, text_width, tick_text
+from benchmark.tables.columns import Column
+from benchmark.tables.frontier import Point, front, points, prices, staircase
 from benchmark.tables.statistics import MIN_SEEDS
 from benchmark.tables.table import Table
 
@@ -23,27 +28,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+FORMATS = ("png", "svg", "pdf")
+COLUMN, BOTH = 3.3, 6.9  # inches: a column of a paper, and both with the gap between them
+MOST_IN_COLUMN, MOST_IN_BOTH = 2, 5  # panels side by side
+DPI = 300
+LABEL = 26  # characters of a row's name
+_TEXT, _SMALL = 7.0, 6.5  # points
+_INK = "#222222"
+_INCH = 72  # points
+_TASKS_KEY = "Axes are cut: they do not begin at zero. Whiskers: s.d. over three seeds or more."
 
-def draw_tables(tables: Sequence[Table], folder: Path) -> Iterator[Path]:
+
+def draw_tables(tables: Sequence[Table], folder: Path, names: Names = Names()) -> Iterator[Path]:
     """Draw every table into a folder; gives the files. What a table has no numbers for is left out."""
     for table in tables:
-        yield from draw_delta(table, folder)
+        for price in prices(table):
+            yield from _save(functools.partial(_against, table, price, names), _delta_stem(table, price, folder))
         if task_columns(table):
-            yield from save_drawing(lambda table=table: _tasks(table), folder / f"{_stem(table)}-tasks")  # type: ignore[misc]
+            yield from _save(functools.partial(_tasks, table, names), folder / f"{_stem(table)}-tasks")
 
 
 def draw_delta(table: Table, folder: Path) -> list[Path]:
-    """Draw Delta_m of a table against its prices; returns the files, none where the table has no Delta_m."""
-    return save_drawing(lambda: _against_prices(table), _delta_stem(table, folder)) if prices(table) else []
+    """Draw Delta_m of a table against its first price; returns the files, none where the table has no Delta_m."""
+    stems = [(price, _delta_stem(table, price, folder)) for price in prices(table)[:1]]
+    return [file for price, stem in stems for file in _save(functools.partial(_against, table, price, Names()), stem)]
 
 
-def file_of_delta(table: Table, folder: Path) -> Path:
+def file_of_delta(table: Table, folder: Path) -> Path | None:
     """Where `draw_delta` writes its PNG."""
-    return _delta_stem(table, folder).with_suffix(".png")
+    return next((_delta_stem(table, price, folder).with_suffix(".png") for price in prices(table)), None)
 
 
-def _delta_stem(table: Table, folder: Path) -> Path:
-    return folder / f"{_stem(table)}-delta"
+def _save(make: functools.partial[Drawing], stem: Path) -> list[Path]:
+    return save_drawing(make, stem, dpi=DPI, formats=FORMATS)
+
+
+def _delta_stem(table: Table, price: Column, folder: Path) -> Path:
+    return folder / f"{_stem(table)}-delta-{column_key(price)}"
 
 
 def _stem(table: Table) -> str:
@@ -60,65 +81,130 @@ def task_columns(table: Table) -> list[tuple[int, Column]]:
     return [columns[name] for columns, name in named if name is not None]
 
 
-def _figure(n_panels: int, width: float, height: float) -> tuple[Drawing, list[Axes]]:
+def row_names(table: Table, names: Names) -> list[str]:
+    """What the rows of a table are called in a chart."""
+    return cut_to([names.row(table, n) for n in range(len(table.rows))], LABEL)
+
+
+def _panel(drawing: Drawing, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place in points: labels beside points need to know it before anything is drawn."""
+    across, up = (inches * _INCH for inches in drawing.get_size_inches())
+    axes: Axes = drawing.add_axes((left / across, bottom / up, width / across, height / up))
+    axes.tick_params(labelsize=_SMALL, length=2, width=0.6, pad=2, colors=_INK)
+    axes.grid(color="#d9d9d9", linewidth=0.5)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set(linewidth=0.6, color="#888888")
+    return axes
+
+
+# Delta_m against a price
+
+
+def _against(table: Table, price: Column, names: Names) -> Drawing:
+    """Hollow marks are rows that may not be ranked, which are never on the front. Names stand beside their marks; those
+    that find no room stand beneath.
+    """
     import matplotlib.pyplot as plt
-    import seaborn as sns
+    from matplotlib.ticker import FuncFormatter
 
-    with sns.axes_style("whitegrid"):
-        drawing, axes = plt.subplots(
-            1, n_panels, figsize=(width * n_panels, height), squeeze=False, layout="constrained"
-        )
-    return drawing, list(axes[0])
-
-
-def _against_prices(table: Table) -> Drawing:
-    """A panel a price; hollow marks are rows that may not be ranked, which are never on the front."""
-    from matplotlib.ticker import EngFormatter
-
-    columns = prices(table)
-    drawing, axes = _figure(len(columns), 4.2, 3.8)
-    for place, price in zip(axes, columns, strict=True):
-        found = points(table, price)
-        for point in found:
-            color, marker = LIGHT[color_of(point.row)], SHAPES[shape_of(point.row)][0]
-            place.errorbar(
-                point.x, point.y, yerr=point.sd, fmt=marker, color=color, elinewidth=0.8, capsize=2, markersize=6,
-                markerfacecolor=color if point.ranked else "white", label=row_title(table, point.row),
-            )  # fmt: skip
-        best = front(found, price.higher_is_better is False)
-        steps = staircase(best)
-        place.plot([x for x, _ in steps], [y for _, y in steps], "--", color="0.4", linewidth=1, zorder=0)
-        if max(point.x for point in found) >= 1e4:  # 15 M, not 1.5 and a 1e7 in the corner
-            place.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
-        place.set_xlabel(column_title(price))
-        place.set_ylabel(column_title(delta_column(table.variant)))
-    handles, labels = axes[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside right center", fontsize=7, frameon=False)
-    drawing.suptitle(
-        "Delta_m against its price; dashed: Pareto front of ranked rows; whiskers: s.d. over seeds", fontsize=8
-    )
+    found, called = points(table, price), row_names(table, names)
+    bottom, height = 27.0, 150.0
+    ticks = scales_of(found, (0.0, 1.0), (0.0, height))[1].ticks(6)
+    left = 17.0 + max(text_width(tick_text(tick), _SMALL) for tick in ticks)
+    width = COLUMN * _INCH - left - 5.0
+    x_scale, y_scale = scales_of(found, (0.0, width), (0.0, height))
+    steps = staircase(front(found, price.higher_is_better is False))
+    texts = [called[point.row] for point in found]
+    labels = labels_of(found, texts, (x_scale, y_scale), steps, (0.0, 0.0, width, height), _SMALL)
+    unnamed = [point for point, label in zip(found, labels, strict=True) if label is None]
+    below = (_SMALL + 3) * math.ceil(len(unnamed) / 2)
+    size = (COLUMN, (bottom + below + height + 14.0) / _INCH)
+    drawing = plt.figure(figsize=size)
+    axes = _panel(drawing, left, bottom + below, width, height)
+    axes.plot([x for x, _ in steps], [y for _, y in steps], "--", color="0.4", linewidth=1, zorder=1)
+    axes.axhline(0.0, color="#888888", linewidth=0.6, zorder=0)
+    for point, label in zip(found, labels, strict=True):
+        _mark(axes, table, point.row, (point.x, point.y), None, point.sd, called[point.row])
+        if label is not None:
+            _annotate(axes, called[point.row], point, label, (x_scale(point.x), y_scale(point.y)))
+    axes.set(xlim=(x_scale.low, x_scale.high), ylim=(y_scale.low, y_scale.high))
+    axes.set_xticks([tick for tick in x_scale.ticks(5) if x_scale.low <= tick <= x_scale.high])
+    axes.set_yticks(ticks)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+    axes.set_xlabel(names.column(price), fontsize=_TEXT, labelpad=2, color=_INK)
+    axes.set_ylabel(names.column(table.columns[table.delta]), fontsize=_TEXT, labelpad=2, color=_INK)
+    axes.set_title(_key(found, steps), fontsize=6, loc="left", pad=3, color="#555555")
+    if unnamed:
+        handles = [one for one in axes.containers if one.get_label() in {called[point.row] for point in unnamed}]
+        drawing.legend(handles=handles, loc="lower center", ncols=2, fontsize=_SMALL, frameon=False,
+                       borderaxespad=0.2, labelspacing=0.2, handletextpad=0.2)  # fmt: skip
     return drawing
 
 
-def _tasks(table: Table) -> Drawing:
-    """A panel a task: its primary metric, a bar a row; whiskers are one s.d. over three seeds or more."""
-    columns = task_columns(table)
-    drawing, axes = _figure(len(columns), 3.2, 1.0 + 0.24 * len(table.rows))
-    for place, (position, column) in zip(axes, columns, strict=True):
+def _key(found: Sequence[Point], steps: Sequence[object]) -> str:
+    parts = ["dashed: Pareto front"] if steps else []
+    parts += ["hollow: not ranked"] if any(not point.ranked for point in found) else []
+    parts += ["whiskers: s.d. over seeds"] if any(point.sd for point in found) else []
+    return "; ".join(parts)
+
+
+def _mark(axes: Axes, table: Table, row: int, place: tuple[float, float], across: float | None, up: float | None,
+          name: str) -> None:  # fmt: skip
+    """The mark of a row with whiskers."""
+    color, hollow = LIGHT[color_of(row)], row not in table.ranked
+    axes.errorbar(
+        *place, xerr=across, yerr=up, fmt=SHAPES[shape_of(row)][0], color=color, elinewidth=0.9, capsize=0,
+        markersize=4.5, markeredgewidth=0.9, markerfacecolor="white" if hollow else color, label=name, zorder=3,
+    )  # fmt: skip
+
+
+def _annotate(axes: Axes, text: str, point: Point, label: Label, at: tuple[float, float]) -> None:
+    x, y = label.place
+    side = {"start": "left", "middle": "center", "end": "right"}[label.anchor]
+    axes.annotate(
+        text, (point.x, point.y), (x - at[0], y - at[1]), textcoords="offset points",
+        fontsize=_SMALL, ha=side, va="center", color=_INK, annotation_clip=False, zorder=4,
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.2},
+    )  # fmt: skip
+    if label.leader is not None:
+        end = (label.leader[0] - at[0], label.leader[1] - at[1])
+        line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate("", (point.x, point.y), end, textcoords="offset points", arrowprops=line)
+
+
+# Tasks
+
+
+def _tasks(table: Table, names: Names) -> Drawing:
+    """A panel a task: its primary metric, a dot a row on an axis that begins near the smallest."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    columns, called = task_columns(table), row_names(table, names)
+    width = COLUMN if len(columns) <= MOST_IN_COLUMN else BOTH
+    beside = min(len(columns), MOST_IN_COLUMN if width == COLUMN else MOST_IN_BOTH)
+    n_lines = math.ceil(len(columns) / beside)
+    left, gap, beneath, above = max(text_width(name, _SMALL) for name in called) + 6.0, 9.0, 20.0, 18.0
+    panel = (width * _INCH - left - 4.0) / beside - gap
+    height = 10.0 * len(table.rows) + 4.0
+    line = height + beneath + above
+    drawing = plt.figure(figsize=(width, (n_lines * line + 9.0) / _INCH))
+    for n, (position, column) in enumerate(columns):
+        low = (n_lines - 1 - n // beside) * line + beneath
+        axes = _panel(drawing, left + (n % beside) * (panel + gap), low, panel, height)
         for number, row in enumerate(table.rows):
             cell = row.cells[position]
             if cell.mean is not None:
-                sd = cell.sd if cell.n >= MIN_SEEDS else None
-                place.barh(number, cell.mean, xerr=sd, color=LIGHT[color_of(number)], height=0.7, error_kw={"lw": 0.8})
-        place.set_yticks(
-            range(len(table.rows)), [row_title(table, number) for number in range(len(table.rows))], fontsize=7
-        )
-        place.set_ylim(len(table.rows) - 0.5, -0.5)
-        place.set_xlabel(f"{column.group}: {column_title(column)}", fontsize=8)
-        values = [row.cells[position].mean for row in table.rows]
-        known = [value for value in values if value is not None]
-        if known and min(known) > 0:
-            place.set_xlim(left=0)
-        if place is not axes[0]:
-            place.set_yticklabels([])
+                _mark(axes, table, number, (cell.mean, number), cell.sd if cell.n >= MIN_SEEDS else None, None, "")
+        axes.set_yticks(range(len(table.rows)), called if n % beside == 0 else [""] * len(called))
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(table.rows) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.margins(x=0.1)
+        title = f"{names.task(column.group)}\n{names.column(column)}"
+        axes.set_title(title, fontsize=_SMALL, pad=3, color=_INK)
+    drawing.text(0.5, 2.0 / (n_lines * line + 9.0), _TASKS_KEY, fontsize=6, ha="center", color="#555555")
     return drawing

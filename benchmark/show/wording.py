@@ -20,8 +20,8 @@ _UNITS = {"percent": "%", "degree": "°"}
 _DECIMALS = {"%": 2, "°": 2}
 _LEGENDS = {
     "accuracy": "n >= 3: mean ± s.d. over seeds (divisor n - 1)",
-    "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; macs: "
-    "multiply-accumulates for one image, joint: all tasks at once, sum: task after task; "
+    "size and compute": "x_backbone: (backbone + added parameters) / parameters of the plain backbone; "
+    "macs_joint: multiply-accumulates for one image, all tasks at once; macs_sum: task after task; "
     "weight sharing: 1 - total / sum of what each task reads; activation sharing: 1 - joint / sum; parameters that "
     "declared masks prune are not counted",
     "speed": "throughput of all tasks together, light measurement (python -m benchmark.throughput does the full one); "
@@ -172,12 +172,17 @@ def floor_texts(table: Table, positions: Sequence[int]) -> list[str] | None:
 
 
 def lines_beneath(table: Table) -> list[str]:
-    """What stands beneath the numbers: failures, tests and ranks, notes, audit."""
+    """What stands beneath the numbers: failures, tests and ranks, notes, facts, audit."""
+    return [*note_lines(table), *fact_lines(table), *audit_lines(table)]
+
+
+def note_lines(table: Table) -> list[str]:
+    """Failures, tests and ranks, notes."""
     failures = [f"{row.label}: {seeds_text(row)}: {'; '.join(row.failures)}" for row in table.rows if row.failures]
-    return [*failures, *_test_lines(table), *table.notes, *_fact_lines(table), *_audit_lines(table)]
+    return [*failures, *_test_lines(table), *table.notes]
 
 
-def _fact_lines(table: Table) -> Iterator[str]:
+def fact_lines(table: Table) -> Iterator[str]:
     """What each method reports about its result, a line a row; `list METHOD` says what the numbers are."""
     facts = [(position, column) for position, column in enumerate(table.columns) if column.part == "found"]
     for row in table.rows:
@@ -244,7 +249,8 @@ def _ranks(table: Table, tests: ColumnStatistics) -> str:
     return "; ".join(f"{rank} {', '.join(labels)}" for rank, labels in sorted(by_rank.items()))
 
 
-def _audit_lines(table: Table) -> Iterator[str]:
+def audit_lines(table: Table) -> Iterator[str]:
+    """Fields that are equal for all rows, and the findings."""
     if table.audit.equal:
         yield f"audit, equal for all rows ({table.audit.n_equal} fields): {', '.join(table.audit.equal)}"
     for finding in table.audit.findings:

@@ -16,19 +16,20 @@ from markupsafe import Markup
 
 from benchmark.records.record import INVALID, Record
 from benchmark.records.store import Store
-from benchmark.show.glance import Glance, glance_of
+from benchmark.show.glance import Glance, glance_of, subject_of
 from benchmark.show.marks import DARK, LIGHT, N_STYLES
-from benchmark.show.page.graphics import Block, bar_charts, curve_charts, key_of_styles, scatters
+from benchmark.show.names import column_key, in_words
+from benchmark.show.page.graphics import NAMES, Block, curve_charts, dot_charts, scatters
 from benchmark.show.page.pictures import MAX_BYTES, MAX_PICTURES, Budget, Picture, n_figures, pictures_of
 from benchmark.show.render import PARTS
 from benchmark.show.wording import (
     cell_text,
-    column_title,
+    fact_lines,
     finding_text,
     floor_texts,
     head_line,
     legend,
-    lines_beneath,
+    note_lines,
     row_title,
     seeds_text,
 )
@@ -65,19 +66,24 @@ class _Cell:
 
 @dataclasses.dataclass(frozen=True)
 class _TableView:
-    """A table as the template takes it. groups: (title, part, number of columns) above the columns."""
+    """A table as the template takes it. groups: (title, part, number of columns) above the columns. columns: (heading,
+    key, part, lower is better).
+    """
 
     number: int
+    subject: str
+    setting: str
     glance: Glance
     shown_in: str | None
     head_line: str
     banners: Sequence[str]
     groups: Sequence[tuple[str, Part, int]]
-    columns: Sequence[tuple[str, Part, bool]]
+    columns: Sequence[tuple[str, str, Part, bool]]
     parts: Sequence[tuple[Part, str]]
     rows: Sequence[tuple[str, bool, str, int, Sequence[_Cell]]]
     floors: Sequence[str]
     notes: Sequence[str]
+    facts: Sequence[str]
     audit_equal: str
     findings: Sequence[tuple[str, str]]
     blocks: Sequence[Block]
@@ -156,8 +162,6 @@ def _view(
     budget: Budget,
 ) -> _TableView:
     firsts = [_first_done(table, row, by_row) for row in table.rows]
-    audit = {f"audit {finding_text(finding)}" for finding in table.audit.findings}
-    notes = [line for line in lines_beneath(table) if line not in audit and not line.startswith("audit, equal")]
     blocks: list[Block] = []
     found: list[tuple[str, Sequence[Picture]]] = []
     limits: list[str] = []
@@ -172,25 +176,33 @@ def _view(
         limits.append(f"Charts and pictures are drawn for the first {MAX_TABLES_WITH_CHARTS} tables.")
         budget.left_out += n_figures([record for record in firsts if record is not None])
     positions = _ordered(table)
+    glance, subject = glance_of(table), subject_of(table)
     equal = f"{table.audit.n_equal} fields are equal for all rows: {', '.join(table.audit.equal)}"
     return _TableView(
         number=number + 1,
-        glance=glance_of(table),
+        subject=subject,
+        setting=glance.head.removeprefix(f"{subject}, "),
+        glance=dataclasses.replace(
+            glance,
+            titles=tuple(tuple(map(in_words, title)) for title in glance.titles),
+            legend=in_words(glance.legend),
+        ),
         shown_in=table.shown_in,
         head_line=head_line(table),
         banners=table.banners,
         groups=_groups(table, positions),
         columns=[
-            (column_title(table.columns[n]), table.columns[n].part, table.columns[n].higher_is_better is False)
-            for n in positions
+            (NAMES.column(column), column_key(column), column.part, column.higher_is_better is False)
+            for column in (table.columns[n] for n in positions)
         ],
-        parts=[(part, legend(table, part)) for part in PARTS if any(c.part == part for c in table.columns)],
+        parts=[(part, in_words(legend(table, part))) for part in PARTS if any(c.part == part for c in table.columns)],
         rows=[
             (row_title(table, n), n in table.audit.red, seeds_text(row), row.n, _cells(table, n, positions))
             for n, row in enumerate(table.rows)
         ],
         floors=_floors(table, positions),
-        notes=notes,
+        notes=note_lines(table),
+        facts=list(fact_lines(table)),
         audit_equal=equal if table.audit.equal else "",
         findings=[(finding.rule, finding_text(finding)) for finding in table.audit.findings],
         blocks=blocks,
@@ -206,11 +218,9 @@ def _first_done(table: Table, row: Row, by_row: Mapping[tuple[str, bytes], Seque
 
 def _blocks(table: Table, firsts: Sequence[Record | None]) -> tuple[list[Block], list[str]]:
     """The charts of a table, and what of it they leave out."""
-    made = [scatters(table), bar_charts(table), curve_charts(table, firsts)]
-    blocks = [block for block, _ in made if block is not None]
+    made = [scatters(table), dot_charts(table), curve_charts(table, firsts)]
+    blocks = [block for found, _ in made for block in found]
     limits = [limit for _, limit in made if limit]
-    if blocks:
-        blocks.insert(0, key_of_styles(table))
     if len(table.rows) > N_STYLES:
         limits.append(f"Marks repeat after {N_STYLES} rows; a mark says its row under the pointer or the focus.")
     return blocks, limits
@@ -226,7 +236,7 @@ def _groups(table: Table, positions: Sequence[int]) -> list[tuple[str, Part, int
     groups: list[tuple[str, Part, int]] = []
     for position in positions:
         column = table.columns[position]
-        title = column.group or ("all tasks" if column.part == "accuracy" else column.part)
+        title = column.group or ("All tasks" if column.part == "accuracy" else column.part.capitalize())
         if groups and groups[-1][:2] == (title, column.part):
             groups[-1] = (title, column.part, groups[-1][2] + 1)
         else:

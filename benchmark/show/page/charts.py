@@ -6,35 +6,41 @@ Tab key; the script moves between its marks with the arrow keys.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from benchmark.show.marks import SHAPES, color_of, shape_of
+from benchmark.show.placing import Label, Scale, apart, labels_of, scales_of, text_width, tick_text
 from benchmark.tables.frontier import Point, front, staircase
 
-_WIDTH, _HEIGHT = 640, 380
+_WIDTH, _HEIGHT = 460, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 50
-_LABEL = 26  # characters of a row's label beside a bar; the accessible name has all of them
+_FONT, _LINE = 12.0, 14.0  # of the style sheet
 
 
 @dataclasses.dataclass(frozen=True)
-class Bar:
-    """One bar. style: of its row; value: its length; sd: half of its whisker; text: the cell as the table prints it."""
+class Dot:
+    """One dot. label: what its row is called, and shown: its value, beside it; name and text, the cell as the table
+    prints it: for the accessible name; sd: half of its whisker; ranked: False draws it hollow.
+    """
 
     label: str
+    shown: str
+    name: str
     style: int
     value: float
     sd: float | None
     text: str
+    ranked: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Points (x, y) of one row; None is a gap."""
+    """Points (x, y) of one row; None is a gap. label: at the end of the line; name: for the accessible name."""
 
     label: str
+    name: str
     style: int
     values: Sequence[tuple[float, float | None]]
 
@@ -50,86 +56,108 @@ def _mark(style: int, hollow: bool) -> Markup:
     )
 
 
-def scatter(found: Sequence[Point], names: Sequence[str], texts: Sequence[str], styles: Sequence[int],
-            x_title: str, y_title: str, lower_is_better: bool) -> Markup:  # fmt: skip
-    """Delta_m against a price with the Pareto front as a staircase.
+def scatter(found: Sequence[Point], labels: Sequence[str], names: Sequence[str], texts: Sequence[str],
+            titles: tuple[str, str], lower_is_better: bool) -> tuple[Markup, list[int]]:  # fmt: skip
+    """Delta_m against a price with the Pareto front as a staircase, and positions of the points whose label found no
+    room.
 
-    names, texts, styles: of the points; texts say the exact numbers, and are shown at a point under pointer or focus.
+    labels: beside the points; names and texts, the exact numbers, are shown at a point under pointer or focus. titles:
+    of the axes.
     """
-    spread = [(p.y - (p.sd or 0.0), p.y + (p.sd or 0.0)) for p in found]
-    x_scale = _Scale([p.x for p in found], _LEFT, _WIDTH - _RIGHT)
-    y_scale = _Scale([0.0, *(y for pair in spread for y in pair)], _HEIGHT - _BOTTOM, _TOP)
-    parts = [_axes(x_scale, y_scale, x_title, y_title), _staircase(front(found, lower_is_better), x_scale, y_scale)]
-    for number, (point, name, text, style) in enumerate(zip(found, names, texts, styles, strict=True)):
+    box = (float(_LEFT), float(_TOP), float(_WIDTH), float(_HEIGHT - _BOTTOM))
+    x_scale, y_scale = scales_of(found, (_LEFT, _WIDTH - _RIGHT), (_HEIGHT - _BOTTOM, _TOP))
+    kept = front(found, lower_is_better)
+    placed = labels_of(found, labels, (x_scale, y_scale), staircase(kept), box, _FONT)
+    parts = [_axes(x_scale, y_scale, *titles), _staircase(kept, x_scale, y_scale)]
+    for number, (point, name, text) in enumerate(zip(found, names, texts, strict=True)):
         x, y = x_scale(point.x), y_scale(point.y)
         whisker = Markup("")
         if point.sd:
             low, high = y_scale(point.y - point.sd) - y, y_scale(point.y + point.sd) - y
-            whisker = Markup('<path class="line c{}" d="M0 {:.1f}V{:.1f}"/>').format(color_of(style), low, high)
+            whisker = Markup('<path class="line c{}" d="M0 {:.1f}V{:.1f}"/>').format(color_of(point.row), low, high)
         parts.append(
-            Markup('<g class="mark" transform="translate({:.1f} {:.1f})" {}>{}{}</g>').format(
-                x, y, _named(f"{name}: {text}", number), whisker, _mark(style, not point.ranked)
+            Markup('<g class="mark" transform="translate({:.1f} {:.1f})" {}>{}{}{}</g>').format(
+                x,
+                y,
+                _named(f"{name}: {text}", number),
+                whisker,
+                _mark(point.row, not point.ranked),
+                _label(labels[number], placed[number], (x, y)),
             )
         )
-    return _svg(_WIDTH, _HEIGHT, f"{y_title} against {x_title}", parts)
+    svg = _svg(_WIDTH, _HEIGHT, f"{titles[1]} against {titles[0]}", parts)
+    return svg, [number for number, label in enumerate(placed) if label is None]
 
 
-def _staircase(kept: Sequence[Point], x_scale: _Scale, y_scale: _Scale) -> Markup:
+def _label(text: str, label: Label | None, at: tuple[float, float]) -> Markup:
+    if label is None:
+        return Markup("")
+    leader = Markup("")
+    if label.leader is not None:
+        leader = Markup('<path class="leader" d="M0 0L{:.1f} {:.1f}"/>').format(
+            label.leader[0] - at[0], label.leader[1] - at[1]
+        )
+    x, y = label.place
+    return leader + Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
+        {"start": "start", "middle": "mid", "end": "end"}[label.anchor], x - at[0], y - at[1] + _FONT / 3, text
+    )
+
+
+def _staircase(kept: Sequence[Point], x_scale: Scale, y_scale: Scale) -> Markup:
     if not kept:
         return Markup("")
     steps = [f"{x_scale(x):.1f} {y_scale(y):.1f}" for x, y in staircase(kept)]
     return Markup('<path class="front" d="M{}"/>').format("L".join(steps))
 
 
-def bars(rows: Sequence[Bar], title: str) -> Markup:
-    """Horizontal bars from zero, whiskers of one s.d., the numbers beside them."""
-    step, left, width = 24, 190, 560
+def dots(rows: Sequence[Dot], title: str) -> Markup:
+    """A dot a row with whiskers of one s.d. on an axis that begins near the smallest, the numbers beside them."""
+    step, width = 22, _WIDTH
+    left = max(text_width(row.label, _FONT) for row in rows) + 12
+    right = max(text_width(row.shown, _FONT) for row in rows) + 10
     height = step * len(rows) + 8
-    ends = [0.0, *(row.value + (row.sd or 0.0) for row in rows), *(row.value - (row.sd or 0.0) for row in rows)]
-    scale = _Scale(ends, left, width - 150, pad=0.0)
-    zero = scale(0.0)
-    parts = [Markup('<path class="axis" d="M{:.1f} 0V{}"/>').format(zero, height)]
+    ends = [row.value + sign * (row.sd or 0.0) for row in rows for sign in (-1, 1)]
+    scale = Scale(ends, left, width - right, pad=0.08)
+    parts = []
+    for value in scale.ticks(4):
+        x = scale(value)
+        parts.append(Markup('<path class="grid" d="M{:.1f} 0V{}"/>').format(x, height))
+        parts.append(
+            Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(x, height + 16, tick_text(value))
+        )
     for number, row in enumerate(rows):
-        y, end = 4 + step * number, scale(row.value)
-        color = color_of(row.style)
+        y = 4 + step * (number + 0.5)
         whisker = Markup("")
         if row.sd:
             low, high = scale(row.value - row.sd), scale(row.value + row.sd)
-            whisker = Markup('<path class="whisker" d="M{0:.1f} {2}v8M{0:.1f} {3}H{1:.1f}M{1:.1f} {2}v8"/>').format(
-                low, high, y + 6, y + 10
+            whisker = Markup('<path class="line c{}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(
+                color_of(row.style), low, y, high
             )
-        after = max(end, scale(row.value + (row.sd or 0.0)), zero) + 6
         parts.append(
             Markup(
-                '<g class="mark" {}><text class="end" x="{}" y="{}">{}</text>'
-                '<rect class="c{}" x="{:.1f}" y="{}" width="{:.1f}" height="16"/>{}'
-                '<text x="{:.1f}" y="{}">{}</text></g>'
+                '<g class="mark" {}><path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>'
+                '<text class="end" x="{:.1f}" y="{:.1f}">{}</text>{}'
+                '<g transform="translate({:.1f} {:.1f})">{}</g><text class="end" x="{}" y="{:.1f}">{}</text></g>'
             ).format(
-                _named(f"{row.label}: {row.text}", number),
-                left - 8,
-                y + 14,
-                _short(row.label),
-                color,
-                min(zero, end),
-                y + 2,
-                max(abs(end - zero), 0.5),
-                whisker,
-                after,
-                y + 14,
-                row.text,
+                _named(f"{row.name}: {row.text}", number), left, y, width - right,
+                left - 8, y + 4, row.label, whisker, scale(row.value), y, _mark(row.style, not row.ranked),
+                width - 2, y + 4, row.shown,
             )
-        )
-    return _svg(width, height, title, parts)
+        )  # fmt: skip
+    return _svg(width, height + 22, title, parts)
 
 
 def curves(found: Sequence[Curve], title: str, x_title: str) -> Markup:
-    """Lines, each with its mark at the last point."""
-    width, height = 420, 260
+    """Lines, each with its mark at the last point and its name beside it."""
+    width, height = _WIDTH, 260
+    right = max(text_width(curve.label, _FONT) for curve in found) + 22
     values = [(x, y) for curve in found for x, y in curve.values if y is not None]
-    x_scale = _Scale([x for x, _ in values], _LEFT, width - _RIGHT)
-    y_scale = _Scale([y for _, y in values], height - _BOTTOM, _TOP)
-    parts = [_axes(x_scale, y_scale, x_title, title, (width, height), ticks=4)]
-    for number, curve in enumerate(found):
+    x_scale = Scale([x for x, _ in values], _LEFT, width - right, pad=0.0)
+    y_scale = Scale([y for _, y in values], height - _BOTTOM, _TOP)
+    lasts = [[(x, y) for x, y in curve.values if y is not None][-1] for curve in found]
+    heights = apart([y_scale(y) for _, y in lasts], _LINE, _TOP, height - _BOTTOM)
+    parts = [_axes(x_scale, y_scale, x_title, title, (width - right + _RIGHT, height), ticks=4)]
+    for number, (curve, last, at) in enumerate(zip(found, lasts, heights, strict=True)):
         steps, pen = [], "M"
         for x, y in curve.values:
             if y is None:
@@ -137,19 +165,17 @@ def curves(found: Sequence[Curve], title: str, x_title: str) -> Markup:
                 continue
             steps.append(f"{pen}{x_scale(x):.1f} {y_scale(y):.1f}")
             pen = "L"
-        last_x, last = [(x, y) for x, y in curve.values if y is not None][-1]
+        x, y = x_scale(last[0]), y_scale(last[1])
         parts.append(
             Markup(
-                '<g class="mark" {}><path class="line c{}" d="{}"/><g transform="translate({:.1f} {:.1f})">{}</g></g>'
+                '<g class="mark" {}><path class="line c{}" d="{}"/>'
+                '<path class="leader" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/><g transform="translate({:.1f} {:.1f})">{}</g>'
+                '<text x="{:.1f}" y="{:.1f}">{}</text></g>'
             ).format(
-                _named(f"{curve.label}: {last:.6g} at the last point", number),
-                color_of(curve.style),
-                "".join(steps),
-                x_scale(last_x),
-                y_scale(last),
-                _mark(curve.style, False),
+                _named(f"{curve.name}: {last[1]:.6g} at the last point", number), color_of(curve.style), "".join(steps),
+                x, y, width - right + 18, at, x, y, _mark(curve.style, False), width - right + 20, at + 4, curve.label,
             )
-        )
+        )  # fmt: skip
     return _svg(width, height, title, parts)
 
 
@@ -158,36 +184,12 @@ def _named(text: str, number: int) -> Markup:
     return Markup('tabindex="{1}" role="img" aria-label="{0}" data-tip="{0}"').format(text, 0 if number == 0 else -1)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LABEL else text[: _LABEL - 1] + "…"
-
-
 def _svg(width: int, height: int, title: str, parts: Sequence[Markup]) -> Markup:
     head = Markup('<svg class="chart" viewBox="0 0 {} {}" role="group" aria-label="{}">').format(width, height, title)
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
-class _Scale:
-    """Linear: values to pixels, with a margin of `pad` of the range on both sides."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float, pad: float = 0.06) -> None:
-        low, high = min(values), max(values)
-        room = (high - low) * pad or (0.0 if high > low else max(abs(high), 1.0) * 0.1)
-        self.low, self.high, self.start, self.end = low - room, high + room, start, end
-
-    def __call__(self, value: float) -> float:
-        return self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low)
-
-    def ticks(self, n: int) -> list[float]:
-        """Round values within the range, about n."""
-        raw = (self.high - self.low) / n
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
-        first = math.ceil(self.low / step)
-        return [step * k for k in range(first, math.floor(self.high / step) + 1)]
-
-
-def _axes(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str, size: tuple[int, int] = (_WIDTH, _HEIGHT),
+def _axes(x_scale: Scale, y_scale: Scale, x_title: str, y_title: str, size: tuple[float, float] = (_WIDTH, _HEIGHT),
           ticks: int = 6) -> Markup:  # fmt: skip
     width, height = size
     lines: list[Markup] = []
@@ -207,11 +209,3 @@ def _axes(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str, size: tu
     across = Markup('<text class="mid" x="{}" y="{}">{}</text>').format((_LEFT + width) / 2, height - 10, x_title)
     up = Markup('<text class="mid" transform="translate(14 {}) rotate(-90)">{}</text>').format(middle, y_title)
     return Markup("").join([*lines, across, up])
-
-
-def tick_text(value: float) -> str:
-    """A number of an axis: 1.5 G, 300 k, 0.02."""
-    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= limit:
-            return f"{value / (limit if limit > 1e4 else 1e3):.4g}{suffix}"
-    return f"{value:.4g}"

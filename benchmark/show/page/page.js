@@ -115,6 +115,8 @@
   document.addEventListener("focusin", showTip);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
+  addEventListener("beforeprint", () => all(document, ".banner details").forEach((part) => { part.open = true; }));
+
   // One stop of the Tab key a chart: arrows, Home and End move between its marks.
   const moves = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
   const move = (mark, step) => {

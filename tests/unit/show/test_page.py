@@ -76,9 +76,12 @@ def test_the_page_begins_with_the_answer_and_says_each_warning_once(folder: Path
     records, (table,), _ = read_tables(folder)
     banners = tuple(f"banner {number}" for number in range(8))
     text = render_page([dataclasses.replace(table, banners=banners)], records, [], Store(folder), command="x")
-    assert re.findall(r"! (banner \d)", text) == list(banners)
+    assert re.findall(r"banner \d", text) == list(banners)
+    assert text.count('class="banner"') == 1
+    assert "7 more warnings" in text
     glance = glance_of(table)
-    places = [text.index(words) for words in (glance.verdict[0], 'class="glance"', "All numbers", "newest record")]
+    order = (glance.verdict[0], 'class="banner"', 'class="glance"', "All numbers", "newest record")
+    places = [text.index(words) for words in order]
     assert places == sorted(places)
     rows = re.findall(r"<tr><th[^>]*>(?:<strong>)?([^<]*)", text.split('class="glance"')[1].split("</table>")[0])
     assert rows[1:] == [line.title.replace('"', "&#34;") for line in glance.lines]
@@ -93,6 +96,38 @@ def test_every_number_and_every_line_of_the_tables_is_on_it(folder: Path) -> Non
     for line in lines_beneath(table):
         if not line.startswith("audit"):  # shown by colour and in other words
             assert " ".join(line.split()) in words
+
+
+def test_headings_are_words_and_what_methods_report_is_closed_at_start(tmp_path: Path) -> None:
+    """A column's key, by which other forms have it, is one pointer away."""
+    facts = {"density of the graph": {"value": 0.5, "unit": ""}}
+    Store(tmp_path).write(make_record("hard_sharing", 0, audit={"facts": facts}))
+    text = page(tmp_path)
+    head = text.split('class="all"')[1].split("</thead>")[0]
+    headings = re.findall(r"<th[^>]*>([^<]*)</th>", head)
+    assert "Absolute error (metre) ↓" in headings
+    assert not [heading for heading in headings if "_" in heading.replace("Delta_m", "")]
+    assert re.search(r'title="depth\.abs_err"[^>]*>Absolute error', head)
+    (closed,) = re.findall(r"<details>(?:(?!</details>).)*density of the graph", text, re.DOTALL)
+    assert "What the methods report" in closed
+    assert text.count("density of the graph") == 1
+
+
+def test_tasks_are_dots_on_a_cut_axis_with_their_names_beside_them(folder: Path) -> None:
+    """Bars from zero make 93.2 and 91.1 look equal: the smallest dot stands in the first quarter of its axis."""
+    text = page(folder)
+    assert "<rect" not in text
+    assert "they do not begin at zero" in text
+    chart = text.split('data-chart="semseg: mIoU (%) ↑"')[1].split("</svg>")[0]
+    marks = [
+        re.search(r'<g transform="translate\(([\d.]+) [\d.]+\)"', mark)[1] for mark in chart.split('class="mark"')[1:]
+    ]
+    places = [float(place) for place in marks]
+    left, right = re.search(r'class="grid" d="M([\d.]+) [\d.]+H([\d.]+)"', chart).groups()
+    assert min(places) < float(left) + 0.25 * (float(right) - float(left))
+    assert max(places) > float(left) + 0.75 * (float(right) - float(left))
+    assert chart.count('class="line') == 2  # whiskers, but of the row that is equal at every seed
+    assert ">hard_sharing</text>" in chart
 
 
 def test_texts_from_records_are_inert(folder: Path) -> None:
@@ -173,6 +208,30 @@ def rendered(folder: Path, fragment: str = "", then: str = "") -> str:
     )
     assert "</html>" in found.stdout, found.stderr[-500:]
     return found.stdout
+
+
+def test_a_phone_shows_the_answer_and_numbers_first(folder: Path) -> None:
+    """390 x 844: verdict and first row on the first screen, nothing wider than the screen, names within charts."""
+    measure = """
+        const frame = document.createElement("iframe");
+        frame.style = "width: 390px; height: 844px; border: 0";
+        frame.srcdoc = document.documentElement.outerHTML.replace(/<script>[^]*?<\\/script>/g, "");
+        frame.onload = () => {
+          const page = frame.contentDocument;
+          const bottom = (query) => page.querySelector(query).getBoundingClientRect().bottom;
+          const outside = [...page.querySelectorAll("svg.chart text")].filter((text) => {
+            const box = text.getBoundingClientRect(), chart = text.closest("svg").getBoundingClientRect();
+            return box.width && (box.left < chart.left - 1 || box.right > chart.right + 1);
+          });
+          document.title = [bottom(".verdict"), bottom(".glance tbody tr"), page.documentElement.scrollWidth,
+                            outside.map((text) => text.textContent).join("; ")].join("|");
+        };
+        document.documentElement.append(frame);
+    """
+    verdict, row, width, outside = re.findall(r"<title>([^<]*)</title>", rendered(folder, then=measure))[0].split("|")
+    assert float(verdict) < float(row) < 844
+    assert float(width) <= 390
+    assert outside == ""
 
 
 def rows_of(document: str) -> list[str]:

@@ -119,7 +119,7 @@ def test_the_last_line_of_the_accuracy_table_is_a_constant() -> None:
     assert ("together (longer=2.0)" in lines[last - 1], lines[last + 1]) == (True, "")
     words = [line.split() for line in render_terminal(tables).splitlines()]
     assert ["constant", "prediction", "10.00", "1.0000", "\N{EN DASH}"] in words
-    assert r"constant prediction &  & 10.00 & 1.0000 & -- \\" in render_latex(tables)
+    assert r"Constant prediction & 10.00 & 1.0000 & -- &" in render_latex(tables)
     found = [line for line in csv.DictReader(io.StringIO(render_csv(tables))) if line["label"] == "constant prediction"]
     assert [(line["task"], line["quantity"], line["mean"]) for line in found] == [
         ("left", "accuracy", "10.0"),

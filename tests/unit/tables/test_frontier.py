@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
+from benchmark.show.names import Names
 from benchmark.show.page.charts import scatter
-from benchmark.show.table_plots import _against_prices, draw_tables, task_columns
-from benchmark.show.wording import row_title
+from benchmark.show.table_plots import BOTH, COLUMN, _against, _tasks, draw_tables, row_names, task_columns
 from benchmark.tables.frontier import Point, front, points, prices, staircase
 from benchmark.tables.table import aggregate
 from tests.unit.made_records import SINGLE_TASK, make_record
@@ -60,8 +60,10 @@ def test_pictures_of_a_table(tmp_path: Path) -> None:
     assert prices(table)[0].name == "x_backbone"
     assert {(one.x, one.row) for one in points(table, prices(table)[0])} == {(2.0, 0), (1.0, 1)}
     files = list(draw_tables([table], tmp_path))
-    assert {file.suffix for file in files} == {".png", ".svg"}
-    assert len(files) == 4
+    assert {file.suffix for file in files} == {".png", ".svg", ".pdf"}
+    pictures = {file.stem.split("-", 2)[2] for file in files}
+    assert pictures == {"delta-x_backbone", "delta-macs_joint", "tasks"}
+    assert len(files) == 9
     assert all(file.stat().st_size > 1000 for file in files)
     first = {file.name: file.read_bytes() for file in files}
     again = {file.name: file.read_bytes() for file in draw_tables([table], tmp_path)}
@@ -82,18 +84,51 @@ def test_page_and_picture_agree_in_marks_colours_and_the_form_of_the_front() -> 
     found = points(table, price)
     steps = staircase(front(found, lower_is_better=True))
     assert [step for step in steps if step[0] == 2.0] == [(2.0, steps[0][1]), (2.0, 12.5)]  # along, then up
-    drawing = _against_prices(table)
+    drawing = _against(table, price, Names(rows={"middle": "In between"}))
     axis = drawing.axes[0]
     (line,) = [one for one in axis.lines if one.get_linestyle() == "--"]
     assert list(zip(*line.get_data(), strict=True)) == steps
     marks = {one.get_label(): (one.lines[0].get_marker(), one.lines[0].get_color()) for one in axis.containers}
-    svg = str(scatter(found, [""] * len(found), [""] * len(found), [one.row for one in found], "", "", True))
+    svg = str(scatter(found, row_names(table, Names()), [""] * 5, [""] * 5, ("", ""), True)[0])
     assert svg.count("L", svg.index('class="front"'), svg.index("/>", svg.index('class="front"'))) == len(steps) - 1
     for one in found:
         name, outline = SHAPES[shape_of(one.row)]
-        assert marks[row_title(table, one.row)] == (name, LIGHT[color_of(one.row)])
+        assert marks[row_names(table, Names(rows={"middle": "In between"}))[one.row]] == (
+            name,
+            LIGHT[color_of(one.row)],
+        )
         assert f'<path class="c{color_of(one.row)}" d="{outline}"/>' in svg
+    beside = {text.get_text() for text in axis.texts}
+    assert beside >= {"cheap", "In between", "dear", "beaten"}  # in place of a legend
+    assert not drawing.legends
+    assert drawing.get_size_inches()[0] == COLUMN
     plt.close(drawing)
+
+
+def test_pictures_fit_a_column_of_a_paper_and_can_be_read() -> None:
+    """Text of six points at least, and all of it within the picture, which no printer then shrinks."""
+    values = {f"task{n}": {"miou": 40.0} for n in range(6)}
+    records = [
+        make_record("single_task", 0, values, reference=True),
+        *(make_record(f"a_row_{n}", 0, values) for n in range(9)),
+    ]
+    for chosen, width in ((2, COLUMN), (6, BOTH)):
+        kept = [
+            make_record(one.method, 0, dict(list(values.items())[:chosen]), reference=one.method == "single_task")
+            for one in records
+        ]
+        (table,) = aggregate(kept)
+        for drawing in (_tasks(table, Names()), _against(table, prices(table)[0], Names())):
+            drawing.canvas.draw()
+            assert drawing.get_size_inches()[0] in (width, COLUMN)
+            sizes = [text.get_fontsize() for text in drawing.findobj(plt.Text) if text.get_text()]
+            assert min(sizes) >= 6
+            inked = drawing.get_tightbbox()
+            assert min(inked.x0, inked.y0) >= 0
+            across, up = drawing.get_size_inches()
+            assert inked.x1 <= across + 0.01  # a pixel of the canvas
+            assert inked.y1 <= up + 0.01
+            plt.close(drawing)
 
 
 def test_a_staircase_has_a_corner_between_two_points() -> None:

@@ -1,0 +1,63 @@
+"""Labels in a chart: beside their points, over nothing else, and none where there is no room."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmark.show.placing import Box, Scale, apart, beside_points, tick_text
+
+ROOM: Box = (0.0, 0.0, 200.0, 100.0)
+PLACES = st.tuples(st.floats(0, 200), st.floats(0, 100))
+
+
+def cover(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def test_a_lone_point_has_its_label_at_its_right_and_at_its_left_where_the_chart_ends() -> None:
+    (label,) = beside_points([(50.0, 50.0)], [30.0], 10.0, ROOM)
+    assert label is not None
+    assert label.place == (59.0, 50.0)
+    assert (label.anchor, label.leader) == ("start", None)
+    (label,) = beside_points([(190.0, 50.0)], [30.0], 10.0, ROOM)
+    assert label is not None
+    assert label.place == (181.0, 50.0)
+    assert label.anchor == "end"
+
+
+def test_a_label_gives_way_to_a_line() -> None:
+    (label,) = beside_points([(50.0, 50.0)], [30.0], 10.0, ROOM, [((0.0, 50.0), (200.0, 50.0))])
+    assert label is not None
+    assert label.place[1] != 50.0
+
+
+@given(st.lists(st.tuples(PLACES, st.floats(5, 80)), max_size=12))
+def test_no_label_covers_a_mark_another_label_or_the_edge(drawn: list[tuple[tuple[float, float], float]]) -> None:
+    points, widths = [place for place, _ in drawn], [width for _, width in drawn]
+    found = beside_points(points, widths, 10.0, ROOM)
+    boxes = [(n, label.box) for n, label in enumerate(found) if label is not None]
+    for n, box in boxes:
+        assert box[0] >= 0
+        assert box[1] >= 0
+        assert box[2] <= 200
+        assert box[3] <= 100
+        assert not any(cover(box, other) for k, other in boxes if k != n)
+        marks = [(x - 5, y - 5, x + 5, y + 5) for k, (x, y) in enumerate(points) if k != n]
+        assert not any(cover(box, mark) for mark in marks)
+
+
+def test_where_there_is_no_room_there_is_no_label() -> None:
+    assert beside_points([(50.0, 50.0)], [500.0], 10.0, ROOM) == [None]
+    assert beside_points([], [], 10.0, ROOM) == []
+
+
+def test_names_at_the_ends_of_lines_stand_apart_in_the_order_of_the_lines() -> None:
+    assert apart([10.0, 12.0, 50.0], 10.0, 0.0, 100.0) == [10.0, 20.0, 50.0]
+    assert apart([95.0, 90.0], 10.0, 0.0, 95.0) == [95.0, 85.0]
+
+
+def test_axes() -> None:
+    scale = Scale([73.0, 79.0], 0.0, 100.0)
+    assert scale.ticks(4) == [74.0, 76.0, 78.0]
+    assert [tick_text(value) for value in (1.5e9, 3e5, 2e6, 0.02)] == ["1.5 G", "300 k", "2 M", "0.02"]
