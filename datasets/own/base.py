@@ -17,13 +17,14 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 
+from datasets import registry
 from datasets.contracts import DatasetSpec, Split, TaskSpec
 from datasets.errors import DatasetMissingError, ProtocolError, UsageError
 from datasets.on_disk.checks import files_hash
 from datasets.on_disk.files import Array
 from datasets.on_disk.photographs import is_hidden
 from datasets.own.labels import Labels
-from datasets.registry import _DATASETS, DatasetLoader, DatasetOptions
+from datasets.registry import DatasetLoader, DatasetOptions
 from datasets.roles import hold_out
 
 PREFIX = "own-data-v1/"  # of the hash by which a test split is drawn
@@ -73,7 +74,7 @@ class OwnLoader(DatasetLoader):
     @property
     def name(self) -> str:
         """The name that it is registered under."""
-        return next((name for name, loader in _DATASETS.items() if loader is self), type(self).__name__)
+        return next((name for name, loader in registry._DATASETS.items() if loader is self), type(self).__name__)
 
     def place(self) -> Path:
         """The folder. Raises DatasetMissingError where it is absent."""
