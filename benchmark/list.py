@@ -19,7 +19,7 @@ def show(
         str | None,
         typer.Argument(
             help="A method, data set, suite, backbone, board or loss balancing; or `augmentation`, `backbones`, "
-            "`balancing`, `boards`."
+            "`balancing`, `boards`, `heads`, `kinds`, `metrics`."
         ),
     ] = None,
     plugin: PluginOption = None,

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from datasets.on_disk.files import FileError
     from datasets.on_disk.loader import FileLoader, FileOptions
     from datasets.on_disk.sources import Fault, Field, FileInput, Source, field_of_files
+    from datasets.own.arrays import ArrayFiles
+    from datasets.own.folders import ImageFolders
+    from datasets.own.labels import Labels
     from datasets.registry import (
         DatasetLoader,
         DatasetOptions,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SINGLE_INPUT",
+    "ArrayFiles",
     "ArrayInput",
     "CachedSamples",
     "DatasetLoader",
@@ -53,8 +57,10 @@ __all__ = [
     "FileInput",
     "FileLoader",
     "FileOptions",
+    "ImageFolders",
     "IndexArray",
     "InputData",
+    "Labels",
     "MultiTaskDataset",
     "NormalsFrame",
     "ProtocolError",
@@ -79,6 +85,9 @@ _HOMES = {
     "on_disk.files": "FileError",
     "on_disk.loader": "FileLoader FileOptions",
     "on_disk.sources": "Fault Field FileInput Source field_of_files",
+    "own.arrays": "ArrayFiles",
+    "own.folders": "ImageFolders",
+    "own.labels": "Labels",
     "registry": "DatasetLoader DatasetOptions ExpectedFiles dataset_spec get_dataset load register_dataset",
 }
 _HOME_OF = {name: f"datasets.{module}" for module, names in _HOMES.items() for name in names.split()}

@@ -1,4 +1,4 @@
-"""`celeba`: photographs of faces with forty yes-or-no attributes, each a task. Spec: datasets 9.
+"""`celeba`: photographs of faces with forty yes-or-no attributes, each a task, or all of them one. Spec: datasets 9.
 
 Source: Liu et al. 2015, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html. The aligned images (178 x 218) and two lists
 are read, as torchvision leaves them or in the folders of the authors' archive. 162,770 / 19,867 / 19,962 images by the
@@ -59,6 +59,7 @@ _PLACES: Mapping[str, Mapping[str, str]] = {  # layout -> where images and lists
     "archive": {IMAGES: f"Img/{IMAGES}", LABELS: f"Anno/{LABELS}", PARTITION: f"Eval/{PARTITION}"},
 }
 _METRICS = ("accuracy", "balanced_accuracy")  # several attributes are true of one face in twenty, or fewer
+TOGETHER = TaskSpec("attributes", "multilabel", len(ATTRIBUTES), ("mean_average_precision", "f1"), ATTRIBUTES)
 _MAX_LINE = 80  # characters of a bad line that a message shows
 
 
@@ -97,7 +98,7 @@ class CelebA(FileLoader):
     }
 
     def spec(self, protocol: str, options: DatasetOptions, layout: str | None = None) -> DatasetSpec:
-        """One task an attribute, in the order of the list."""
+        """One task an attribute, in the order of the list, and `attributes`, which is all of them."""
         assert isinstance(options, CelebaOptions)
         if protocol != "standard":
             raise ProtocolError(f"celeba has no labels for protocol {protocol!r}; it offers 'standard'.")
@@ -108,7 +109,7 @@ class CelebA(FileLoader):
             version="v1" if options.size is None else f"v1+{options.size}",
             protocol=protocol,
             domains="single",
-            tasks=tuple(TaskSpec(task_name(name), "attribute", 1, _METRICS) for name in ATTRIBUTES),
+            tasks=(*(TaskSpec(task_name(name), "attribute", 1, _METRICS) for name in ATTRIBUTES), TOGETHER),
             splits=SPLITS,
             native_size=size,
             # Of ImageNet: statistics of the whole set have not been measured here.
@@ -118,6 +119,10 @@ class CelebA(FileLoader):
             home="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
             tier="verified on twins",
         )
+
+    def default_tasks(self, spec: DatasetSpec) -> tuple[str, ...]:
+        """The forty."""
+        return tuple(task_name(name) for name in ATTRIBUTES)
 
     def sources(self, folder: Path, split: Split, spec: DatasetSpec, options: FileOptions) -> Mapping[str, Source]:
         """The images of a split by name. Raises FileError for lists that cannot be read or are not the published ones
@@ -133,7 +138,7 @@ class CelebA(FileLoader):
         chosen = sorted(name for name in rows if parts.get(name) == split)
         labels = table.values[[rows[name] for name in chosen]]
         files = [places[IMAGES] / name for name in chosen]
-        listed = [places[LABELS]] * len(chosen)
+        where = ([places[LABELS]] * len(chosen)).__getitem__
         faults = [
             Fault(_below(places[IMAGES] / name, folder), Path(name).stem, "existence", "an image", "none")
             for name in chosen
@@ -142,15 +147,18 @@ class CelebA(FileLoader):
         if split == "train":  # of all splits, and named once
             faults += _without_partner(folder, places, rows, parts, present)
         read = functools.partial(read_face, size=size_of(options))
+        targets = {
+            task_name(name): Field(_Column(labels, number), decode_attribute, where)
+            for number, name in enumerate(ATTRIBUTES)
+        }
+        if TOGETHER.name in spec.task_names:  # prepared copies of the forty have no such field
+            targets[TOGETHER.name] = Field(labels.__getitem__, decode_attribute, where)
         return {
             SINGLE_INPUT: Source(
                 ids=[Path(name).stem for name in chosen],
                 units=[Path(name).stem for name in chosen],  # the lists do not say who it is
                 image=field_of_files(files, read, scale_uint8),
-                targets={
-                    task_name(name): Field(_Column(labels, number), decode_attribute, listed.__getitem__)
-                    for number, name in enumerate(ATTRIBUTES)
-                },
+                targets=targets,
                 faults=faults,
                 meta={"domain": None},
                 content=[places[LABELS], places[PARTITION]],
@@ -177,10 +185,10 @@ def read_face(path: Path, size: tuple[int, int]) -> Array:
 
 
 def decode_attribute(stored: Array) -> Tensor:
-    """uint8 [], 0 or 1 -> float32 []."""
+    """uint8 [] or [40], 0 or 1 -> float32 of that shape."""
     import torch
 
-    return torch.tensor(float(stored), dtype=torch.float32)
+    return torch.tensor(stored.astype(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)

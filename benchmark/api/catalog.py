@@ -9,6 +9,7 @@ from typing import Annotated, get_args, get_origin
 
 from pydantic import BaseModel
 
+from benchmark.api import glossary
 from benchmark.compare import boards
 from benchmark.escape import plain
 from benchmark.plan.plugins import load_plugins
@@ -39,6 +40,9 @@ def _described(name: str | None) -> Iterator[str]:
         "balancing": _all_balancing,
         "backbones": _all_backbones,
         "boards": boards.overview,
+        "heads": glossary.heads,
+        "kinds": glossary.kinds,
+        "metrics": glossary.metrics,
     }
     if name in whole:
         return whole[name]()
@@ -77,6 +81,7 @@ def _overview() -> Iterator[str]:
     yield "Suites"
     for name in suite_names():
         yield f"  {name:<20} {_first_line(read_suite(find_suite(name)).description)}"
+    yield "Tasks: `list kinds` tells what labels hold, `list metrics` how they are judged, `list heads` what draws"
     yield "Augmentation: `list augmentation` names the steps"
     yield "Loss balancing: `list balancing` names the ways"
     yield "Backbones: timm models; `list backbones` names them"

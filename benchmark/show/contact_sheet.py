@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,21 +107,31 @@ def _image(sample: Sample) -> Tensor:
 
 
 def _title(spec: DatasetSpec, sample: Sample) -> str:
-    """Id and the labels without pixels; of many attributes the names of those that are true."""
+    """Id and the labels without pixels; of many yes-or-no labels the names of those that are true."""
     said = [str(sample["meta"]["id"])[-_LONGEST_LABEL:]]
     attributes = [task.name for task in spec.tasks if task.kind == "attribute"]
     many = len(attributes) > _MOST_LINES
     if many:
-        true = [name for name in attributes if bool(sample["targets"][name] == 1)]
-        unknown = [name for name in attributes if bool(sample["targets"][name].isnan())]
-        said += textwrap.wrap(f"true: {', '.join(true) or 'none'}", _LONGEST_LINE)
-        said += textwrap.wrap(f"ignored: {', '.join(unknown)}", _LONGEST_LINE) if unknown else []
+        said += _true_ones({name: float(sample["targets"][name]) for name in attributes})
     for task in spec.tasks:
         if many and task.kind == "attribute":
             continue
         if task.name in sample["targets"] and not get_kind(task.kind).dense:
-            said += [task.name, f"= {_label(sample['targets'][task.name], task)}"]
+            target = sample["targets"][task.name]
+            if task.kind == "multilabel":
+                names = task.class_names or [str(number) for number in range(task.channels)]
+                said += [task.name, *_true_ones(dict(zip(names, target.tolist(), strict=True)))]
+            else:
+                said += [task.name, f"= {_label(target, task)}"]
     return "\n".join(said)
+
+
+def _true_ones(values: Mapping[str, float]) -> list[str]:
+    """Lines that name the labels which are true, and those which are ignored."""
+    true = [name for name, value in values.items() if value == 1]
+    unknown = [name for name, value in values.items() if math.isnan(value)]
+    lines = textwrap.wrap(f"true: {', '.join(true) or 'none'}", _LONGEST_LINE)
+    return lines + (textwrap.wrap(f"ignored: {', '.join(unknown)}", _LONGEST_LINE) if unknown else [])
 
 
 def _label(target: Tensor, task: TaskSpec) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from datasets.errors import UsageError
 from datasets.on_disk.loader import FileLoader, FileOptions, require_whole
+from datasets.on_disk.placed import PlacedLoader, located
 from datasets.on_disk.prepared import copy_of
 from datasets.on_disk.prepared import prepare as write_copy
 from datasets.on_disk.sources import FileInput, Source
-from datasets.registry import chosen_tasks, find_layout, get_dataset, read_options
+from datasets.registry import chosen_tasks, get_dataset, read_options
 
 
 def prepare(
@@ -29,9 +30,9 @@ def prepare(
     Raises UsageError for a set that lies in memory anyway, DatasetMissingError and FileError as loading does.
     """
     loader = get_dataset(name)
-    if not isinstance(loader, FileLoader) or not loader.layouts:
+    if not isinstance(loader, FileLoader) or not (loader.layouts or isinstance(loader, PlacedLoader)):
         raise UsageError(f"Data set {name!r} needs no data root and is kept in memory; there is nothing to prepare.")
-    folder, found = find_layout(name, root, layout)
+    folder, found = located(name, root, layout)
     chosen = read_options(name, options)
     assert isinstance(chosen, FileOptions)
     spec = chosen_tasks(name, loader.spec(protocol, chosen, found), chosen, tasks)

@@ -23,9 +23,10 @@ from datasets.errors import UsageError
 from datasets.kinds import get_kind
 from datasets.on_disk.files import FileError, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions, count_faults
+from datasets.on_disk.placed import PlacedLoader, located
 from datasets.on_disk.sample_checks import faults as sample_faults
 from datasets.on_disk.sources import IMAGE, Fault, FileInput
-from datasets.registry import chosen_tasks, dataset_spec, find_layout, get_dataset, load, read_options, spec_of
+from datasets.registry import chosen_tasks, dataset_spec, get_dataset, load, read_options, spec_of
 
 Level = Literal["quick", "full"]
 MAX_PAIRS = 5  # of equal images that a warning names
@@ -158,7 +159,8 @@ def _listed(
 ) -> tuple[DatasetSpec, list[_Part]]:
     """Spec with the tasks that are looked at, and what every split lists; faults of lists, counts and checksums."""
     loader = get_dataset(name)
-    if not isinstance(loader, FileLoader) or not loader.layouts:  # embedded, or brought by a package
+    placed = isinstance(loader, PlacedLoader)
+    if not isinstance(loader, FileLoader) or not (loader.layouts or placed):  # embedded, or brought by a package
         spec = dataset_spec(name, protocol=protocol, layout=layout, tasks=tasks)
         parts = []
         for split in spec.splits:
@@ -167,11 +169,11 @@ def _listed(
                 faults += sample_faults(loaded)
             parts += [_Part(spec, loaded.split, part, data) for part, data in loaded.inputs.items()]
         return spec, parts
-    folder, found = find_layout(name, root, layout)
+    folder, found = located(name, root, layout)
     options = read_options(name, {"profile": profile})
     assert isinstance(options, FileOptions)
     spec = chosen_tasks(name, spec_of(loader, protocol, options, found), options, tasks)
-    if profile == "real":
+    if profile == "real" and found is not None:
         faults += _checksum_faults(folder, loader.layouts[found].checksums)
     parts = []
     for split in spec.splits:

@@ -40,7 +40,7 @@ FLOORS = {
         "roles registry array_input",
         "on_disk mnist_digits",
         "cifar100_20 celeba cityscapes class_sets decathlon domainnet elpv fashion_products mnist_two_domains "
-        "multi_mnist nyuv2 omniglot oxford_pets pascal_context taskonomy",
+        "multi_mnist nyuv2 omniglot own oxford_pets pascal_context taskonomy",
         "digit_domains",
     ),
     "methods": (

@@ -14,10 +14,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import benchmark
+from benchmark.api import glossary
 from benchmark.api.catalog import describe
 from benchmark.plan.suite_file import suite_names
 from datasets.images.augmentation import STEPS
+from datasets.kinds import get_kind, kind_names
+from datasets.kinds.metrics import METRICS
 from datasets.registry import dataset_names, get_dataset
+from methods.backbones.decoders import HIDDEN, Decoder
 from methods.contracts import Reference
 from methods.registry import get_method, method_names
 
@@ -117,6 +121,23 @@ def test_a_data_set_shows_all_layouts_options_tasks_and_caveats(name: str) -> No
             for caveat in spec.caveats if protocol == loader.protocols[0] else ():
                 assert " ".join(caveat.split()) in text
             break
+
+
+def test_kinds_metrics_and_heads_are_listed_with_their_meaning() -> None:
+    kinds = describe("kinds")
+    assert "\nsemantic: one of C classes per pixel; labels int64 [B, H, W] in 0 .. C - 1, 255 ignored." in kinds
+    assert "metrics: mean_average_precision, f1" in kinds
+    for name in kind_names():
+        assert f"\n{name}: " in kinds
+        assert f"ignored: {get_kind(name).ignore}" in kinds
+    metrics, heads = describe("metrics"), describe("heads")
+    assert set(METRICS) == set(glossary.METRICS)
+    for name, meaning in glossary.METRICS.items():
+        assert f"\n{name}: {meaning[:40]}" in metrics
+    assert set(get_args(Decoder)) == set(glossary.HEADS)
+    for name, width in HIDDEN.items():
+        assert f"\n{name}: {glossary.HEADS[name][:40]}" in heads
+        assert f"hidden = {width} channels" in heads.split(f"\n{name}: ")[1].splitlines()[1]
 
 
 def test_every_step_of_augmentation_is_listed_with_its_options() -> None:

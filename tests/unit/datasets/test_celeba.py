@@ -55,7 +55,8 @@ def rewrite(path: Path, old: str, new: str) -> None:
 
 def test_the_spec_has_a_bit_a_task() -> None:
     spec = dataset_spec("celeba")
-    assert len(spec.tasks) == len(set(ATTRIBUTES)) == 40
+    assert spec.task_names == tuple(map(task_name, ATTRIBUTES))
+    assert len(set(ATTRIBUTES)) == 40
     assert sum(spec.splits.values()) == 202599
     assert spec.native_size == (218, 178)
     assert {(task.kind, task.weight) for task in spec.tasks} == {("attribute", 1.0)}
@@ -109,6 +110,16 @@ def test_tasks_do_not_change_the_images(roots: dict[str, Path]) -> None:
     assert nine.ids == every.ids
     assert nine.content_hash() == every.content_hash()
     assert tuple(nine[0]["targets"]) == NINE
+
+
+def test_all_attributes_are_one_task_too(roots: dict[str, Path]) -> None:
+    (task,) = dataset_spec("celeba", tasks=["attributes"]).tasks
+    assert (task.kind, task.channels, task.class_names) == ("multilabel", 40, ATTRIBUTES)
+    data = registry.load("celeba", roots["archive"], "test", tasks=["attributes"], options=TWIN).inputs["image"]
+    for row, name in enumerate(face_names()["test"]):
+        target = data[row]["targets"]["attributes"]
+        assert target.dtype == torch.float32
+        assert target.tolist() == list(face_labels(name))
 
 
 # Lists

@@ -49,6 +49,19 @@ def test_attributes_get_the_prior() -> None:
     assert scored(task, torch.zeros(2), torch.ones(1))["the prior"][0] == [-SURE]
 
 
+def test_several_labels_get_their_priors_and_yes_everywhere() -> None:
+    task = TaskSpec("face", "multilabel", 3, ("mean_average_precision", "f1"))
+    fit = torch.tensor([[1.0, 0.0, NAN], [1.0, 1.0, NAN], [1.0, 0.0, NAN], [0.0, 0.0, NAN]])
+    report = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, NAN]])
+    found = scored(task, fit, report)
+    assert found["the priors"][0] == [pytest.approx(math.log(3)), pytest.approx(-math.log(3)), 0.0]
+    # Ties: the precision of yes for all, 1/2 and 1/2. Label 0 is said of both: F1 2/3; label 1 of none: 0.
+    assert found["the priors"][1] == pytest.approx({"mean_average_precision": 50.0, "f1": 100 / 3})
+    # Of both labels and of label 2, which nobody has.
+    expected = {"mean_average_precision": 50.0, "f1": 100 * (2 / 3 + 2 / 3 + 0) / 3}
+    assert found["all on"] == ([SURE] * 3, pytest.approx(expected))
+
+
 def test_semantic_gets_the_majority_everywhere() -> None:
     task = TaskSpec("semseg", "semantic", 3, ("miou", "pixel_acc"))
     fit = torch.tensor([[[1, 1], [0, 255]], [[1, 2], [255, 255]]])

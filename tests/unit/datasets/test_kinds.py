@@ -30,8 +30,9 @@ ENCODED = dataclasses.replace(NORMALS, frame="encoded")
 KEYPOINT = TaskSpec("keypoint", "dense", 2, ("abs_err",))
 SMILING = TaskSpec("smiling", "attribute", 1, ("accuracy",))
 AGE = TaskSpec("age", "scalar", 1, ("abs_err",), unit="year")
+FACE = TaskSpec("face", "multilabel", 3, ("f1",))
 DENSE_TASKS = [SEMSEG, DEPTH, EDGE, NORMALS, KEYPOINT]
-TASKS = [DIGIT, SMILING, AGE, *DENSE_TASKS]
+TASKS = [DIGIT, SMILING, AGE, FACE, *DENSE_TASKS]
 
 
 def batch(task: TaskSpec, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,8 @@ def batch(task: TaskSpec, seed: int = 0) -> tuple[Tensor, Tensor]:
         return prediction, 1 + torch.rand(shape, generator=generator)
     if task.kind == "attribute":
         return prediction, torch.tensor([0.0, 1.0, 1.0])
+    if task.kind == "multilabel":
+        return prediction, torch.randint(0, 2, shape, generator=generator).float()
     return prediction, torch.randint(0, max(task.channels, 2), (3, *size), generator=generator)
 
 
@@ -56,7 +59,7 @@ def ignore_value(task: TaskSpec) -> float:
 
 
 def test_the_kinds_and_the_nearest_name() -> None:
-    kinds = {"attribute", "binary_map", "class", "dense", "depth", "normals", "scalar", "semantic"}
+    kinds = {"attribute", "binary_map", "class", "dense", "depth", "multilabel", "normals", "scalar", "semantic"}
     assert kinds <= set(kind_names())
     with pytest.raises(UnknownNameError, match="Nearest: 'semantic'"):
         get_kind("semantics")
@@ -154,6 +157,9 @@ def test_attribute_and_scalar_losses() -> None:
     expected = (-math.log(3 / 4) - math.log(1 / 2)) / 2
     assert get_kind("attribute").loss(logits, label, SMILING).item() == pytest.approx(expected)
     assert get_kind("scalar").loss(torch.tensor([[3.0], [9.0]]), torch.tensor([1.0, math.nan]), AGE).item() == 2.0
+    logits = torch.tensor([[math.log(3), 0.0, 9.0], [9.0, 9.0, 9.0]])  # known labels count alike, in whichever sample
+    label = torch.tensor([[1.0, 0.0, math.nan], [math.nan, math.nan, math.nan]])
+    assert get_kind("multilabel").loss(logits, label, FACE).item() == pytest.approx(expected)
 
 
 # What holds for all of them
@@ -253,6 +259,7 @@ def test_only_inverse_depth_may_be_zero() -> None:
         (KEYPOINT, torch.tensor([[math.inf, math.nan, 1.0]]), "1 illegal labels, the first is inf"),
         (SMILING, torch.tensor([0.0, 0.5, math.nan, -1.0]), r"2 illegal labels, the first is 0\.5"),
         (AGE, torch.tensor([-3.0, -math.inf]), "1 illegal labels, the first is -inf"),
+        (FACE, torch.tensor([[0.0, math.nan, 2.0]]), r"1 illegal labels, the first is 2\.0; expected 0 or 1, or NaN"),
     ],
     ids=lambda value: value.name if isinstance(value, TaskSpec) else "",
 )
@@ -284,6 +291,8 @@ def test_colours_are_never_compared_as_vectors_nor_vectors_as_colours() -> None:
         (SMILING, torch.zeros(2), torch.zeros(2)),
         (SMILING, torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)),
         (AGE, torch.zeros(3, 1), torch.zeros(2)),
+        (FACE, torch.zeros(2, 2), torch.zeros(2, 2)),
+        (FACE, torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)),
         (SEMSEG, torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)),
         (SEMSEG, torch.zeros(1, 4, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.int64)),
         (SEMSEG, torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4)),

@@ -37,6 +37,7 @@ RAW = get_protocol("adashare", "nyuv2")
 KEYPOINT = TaskSpec("keypoint", "dense", 2, ("abs_err", "mse", "rmse"))
 SMILING = TaskSpec("smiling", "attribute", 1, ("accuracy", "balanced_accuracy", "auroc"))
 AGE = TaskSpec("age", "scalar", 1, ("abs_err", "mse", "rmse"), unit="year")
+FACE = TaskSpec("face", "multilabel", 3, ("mean_average_precision", "f1"))
 PAIR = TaskSpec("pair", "class", 2, ("accuracy", "balanced_accuracy", "auroc"))
 
 
@@ -475,6 +476,28 @@ def test_an_attribute_is_predicted_where_its_logit_is_positive() -> None:
         evaluate(SMILING, (logits[:1], torch.tensor([0.5]))).result()
 
 
+@pytest.mark.usefixtures("float64")
+def test_several_labels_by_hand_and_by_scikit_learn() -> None:
+    # Label 0 in the order of the logits: yes, no, yes: AP 1/2 * 1 + 1/2 * 2/3. Label 1 has no yes and one that is said.
+    # Label 2 is known once, yes, and found.
+    logits = torch.tensor([[3.0, -1.0, 1.0], [2.0, -1.0, 1.0], [-1.0, 1.0, 1.0]])
+    label = torch.tensor([[1.0, 0.0, math.nan], [0.0, 0.0, math.nan], [1.0, 0.0, 1.0]])
+    results = evaluate(FACE, (logits, label)).result()
+    assert results["mean_average_precision"].value == pytest.approx(100 * (5 / 6 + 1) / 2)
+    assert results["mean_average_precision"].detail == {"labels": [0, 2]}
+    assert results["f1"].value == pytest.approx(100 * (1 / 2 + 0 + 1) / 3)
+    assert results["f1"].n_units == 7
+    logits, label = random_batch(FACE, 40, seed=17)
+    known = [label[:, number].isfinite() for number in range(3)]
+    columns = [(label[keep, number], logits[keep, number]) for number, keep in enumerate(known)]
+    precision = [sklearn_metrics.average_precision_score(*column) for column in columns]
+    f1 = [sklearn_metrics.f1_score(truth, shown > 0) for truth, shown in columns]
+    found = values(FACE, (logits, label))
+    assert found == pytest.approx({"mean_average_precision": 100 * np.mean(precision), "f1": 100 * np.mean(f1)})
+    with pytest.raises(LabelError):
+        evaluate(FACE, (logits[:1], torch.tensor([[0.0, 0.5, 1.0]]))).result()
+
+
 # Independent implementations: torchmetrics and mmsegmentation
 
 
@@ -491,6 +514,13 @@ def test_metrics_equal_torchmetrics() -> None:
     known = truth.isfinite()
     auroc = torchmetrics.classification.BinaryAUROC()(logit[known, 0].sigmoid(), truth[known].long())
     assert values(SMILING, (logit, truth))["auroc"] == pytest.approx(100 * float(auroc), rel=1e-6)
+    logits, truth = random_batch(FACE, 40, seed=18)
+    coded = truth.nan_to_num(nan=-1).long()  # torchmetrics ignores a number, not NaN
+    options: dict[str, Any] = {"num_labels": 3, "average": "macro", "ignore_index": -1}
+    precision = torchmetrics.classification.MultilabelAveragePrecision(**options)(logits.sigmoid(), coded)
+    f1 = torchmetrics.classification.MultilabelF1Score(**options)(logits, coded)
+    found = values(FACE, (logits, truth))
+    assert found == pytest.approx({"mean_average_precision": 100 * float(precision), "f1": 100 * float(f1)}, rel=1e-6)
 
 
 def mmseg_metric(name: str, **options: Any) -> Any:
@@ -560,6 +590,9 @@ def random_batch(task: TaskSpec, n: int, seed: int) -> tuple[Tensor, Tensor]:
         return prediction, vectors.masked_fill(ignored, 0)
     if task.kind in ("scalar", "attribute"):  # as for classes
         return prediction, torch.tensor([0.0, math.nan, *[i % 2 for i in range(1, n - 1)]])
+    if task.kind == "multilabel":
+        label = torch.randint(0, 2, shape, generator=generator).float()
+        return prediction, label.masked_fill(ignored, math.nan)
     if task.kind == "class":  # so few that chance might leave out a class
         return prediction, torch.tensor([0, -1, *[i % task.channels for i in range(1, n - 1)]])
     n_classes = 2 if task.kind == "binary_map" else task.channels
@@ -567,7 +600,7 @@ def random_batch(task: TaskSpec, n: int, seed: int) -> tuple[Tensor, Tensor]:
     return prediction, label.masked_fill(ignored, 255)
 
 
-TASKS = [SEMSEG, DEPTH, ALL_MAPS, NORMALS, KEYPOINT, DIGIT, PAIR, SMILING, AGE]
+TASKS = [SEMSEG, DEPTH, ALL_MAPS, NORMALS, KEYPOINT, DIGIT, PAIR, SMILING, AGE, FACE]
 CASES = [(task, tag) for task in TASKS for tag in ("standard", "adashare") if (task, tag) != (NORMALS, "adashare")]
 CASES.append((ENCODED, "adashare"))
 IDS = [f"{task.name}-{tag}" for task, tag in CASES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import benchmark
@@ -73,36 +74,58 @@ def test_the_method_of_the_readme_runs_and_shares_what_it_says(tmp_path: Path) -
     assert record.versions["method_hash"]
 
 
-def photographs(folder: Path) -> None:
-    """What the data set of the README reads: noise, the label of the one task in its brightness."""
+def parts(folder: Path) -> None:
+    """What `ArrayFiles` of the README reads: noise, the label of the one task in its brightness."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    for split, n in (("train", 2000), ("val", 300), ("test", 500)):
+    for split, n in (("train", 200), ("val", 30), ("test", 50)):
         labels = {"defect": random.integers(0, 2, n), "material": random.integers(0, 3, n)}
         images = random.integers(0, 100, (n, 64, 64, 3)) + 70 * labels["defect"][:, None, None, None]
         np.savez(folder / f"{split}.npz", images=images.astype(np.uint8), **labels)
 
 
-def test_the_data_set_of_the_readme_is_verified_and_run(tmp_path: Path) -> None:
-    (tmp_path / "plugin.py").write_text(example_of_the_readme("@register_dataset"), encoding="utf-8")
-    photographs(tmp_path / "data" / "photographs")
-    suite = read_suite(suite_with(tmp_path, "hard_sharing", "{dataset: photographs, tasks: [defect, material]}"))
+def streets(folder: Path) -> None:
+    """What `ImageFolders` of the README reads: photographs of many sizes, the label in the brightness."""
+    random = np.random.default_rng(0)
+    for name in ("photos", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(40):
+        ids = np.kron(random.integers(0, 4, (5, 6)), np.ones((20 + number, 20), int)).astype(np.uint8)
+        photo = np.stack([ids * 60 + random.integers(0, 20, ids.shape)] * 3, axis=-1).astype(np.uint8)
+        Image.fromarray(photo).save(folder / "photos" / f"{number}.jpg")
+        Image.fromarray(ids).save(folder / "masks" / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("made", "base", "name", "task", "counts"),
+    [
+        (parts, "ArrayFiles", "parts", "material", "train: 200 samples, val: 30 samples, test: 50 samples"),
+        (streets, "ImageFolders", "streets", "semseg", "train: 32 samples, test: 8 samples"),
+    ],
+)
+def test_the_data_sets_of_the_readme_are_verified_and_run(
+    made: Callable[[Path], None], base: str, name: str, task: str, counts: str, tmp_path: Path
+) -> None:
+    example = example_of_the_readme(f"({base}):")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    (tmp_path / "plugin.py").write_text(example, encoding="utf-8")
+    made(tmp_path / name)
+    suite = read_suite(suite_with(tmp_path, "hard_sharing", name))
     load_plugins(suite.plugins)
-    cell = plan(suite, data_root=tmp_path / "data")[0]
-    record = run_cell(cell, RunSettings(tmp_path / "out", data_root=tmp_path / "data", plugins=suite.plugins))
+    record = run_cell(plan(suite)[0], RunSettings(tmp_path / "out", plugins=suite.plugins))
     assert record.status == "done", record.error
-    assert record.cell["data"]["dataset"] == "photographs"
-    assert set(record.metrics) == {"defect", "material"}
-    named = ["photographs", "--data-root", str(tmp_path / "data"), "--plugin", str(tmp_path / "plugin.py")]
-    verified = CliRunner().invoke(data_app, ["verify", *named])
+    assert task in record.metrics
+    named = [name, "--plugin", str(tmp_path / "plugin.py")]
+    verified = CliRunner().invoke(data_app, ["verify", *named, "--full"])
     assert verified.exit_code == 0, verified.output
-    assert "train: 2000 samples" in verified.output
+    for count in counts.split(", "):
+        assert count in verified.output
     shown = CliRunner().invoke(data_app, ["show", *named, "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    assert "Data set photographs" in CliRunner().invoke(list_app, ["photographs", *named[-2:]]).output
-    (tmp_path / "data" / "photographs" / "test.npz").unlink()
-    with pytest.raises(UsageError, match=r"photographs.*test\.npz"):
-        plan(suite, data_root=tmp_path / "data")
+    assert f"Data set {name}" in CliRunner().invoke(list_app, named).output
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=rf"Data set '{name}': no folder .*{name}; `folder` of its class"):
+        plan(suite)
 
 
 @pytest.mark.usefixtures("toy_data")
@@ -151,7 +174,7 @@ def test_a_missing_plugin_is_one_line(tmp_path: Path) -> None:
 
 
 def test_loading_twice_registers_once(tmp_path: Path) -> None:
-    (tmp_path / "plugin.py").write_text(example_of_the_readme("@register_dataset"), encoding="utf-8")
+    (tmp_path / "plugin.py").write_text(example_of_the_readme("(ArrayFiles):"), encoding="utf-8")
     load_plugins([str(tmp_path / "plugin.py")] * 2)
     load_plugins([str(tmp_path / "plugin.py")])
 
