@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -223,6 +224,8 @@ class InputLoader:
             num_workers=self.workers,
             collate_fn=functools.partial(_collate, self.valid),
             pin_memory=self.form.device.type == "cuda",
+            # A worker of a run was spawned, and its children would be: without the plug-ins that it has imported.
+            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else the loader draws from the global stream
         )
         device = self.form.device

@@ -70,11 +70,12 @@ def thread_variables(threads: int) -> Iterator[None]:
 
 def spawned(target: Any, threads: int, *arguments: object) -> tuple[BaseProcess, Connection]:
     """A fresh process that runs `target(its end of a pipe, *arguments)`, and our end, at which its death is an end of
-    file. threads: of the libraries that it loads.
+    file. threads: of the libraries that it loads. It is no daemon, which could have no loader processes of its own
+    (`recipe.workers`); whoever starts it ends it.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_body, args=(target, theirs, *arguments), daemon=True)
+    process = context.Process(target=_body, args=(target, theirs, *arguments))
     with thread_variables(threads), without_main(), interrupts_wait():
         process.start()
     theirs.close()

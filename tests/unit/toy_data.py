@@ -14,6 +14,7 @@ import torch
 from datasets import (
     SINGLE_INPUT,
     ArrayInput,
+    CachedSamples,
     DatasetLoader,
     DatasetOptions,
     DatasetSpec,
@@ -30,13 +31,19 @@ LABELS = (0, 1, 0, 2, 0, 1, 0, 3, 1, 2)  # no two classes are equally frequent: 
 
 
 class ToyOptions(DatasetOptions):
-    """multi: each task has images of its own."""
+    """multi: each task has images of its own. one_by_one: images are given one at a time, as files are read."""
 
     multi: bool = False
+    one_by_one: bool = False
 
 
 class ToyInput(ArrayInput):
     """Images from which all labels follow, whichever tasks are read."""
+
+    one_by_one = False
+
+    def cached(self) -> CachedSamples | None:
+        return None if self.one_by_one else super().cached()
 
     def content_hash(self) -> str:
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
@@ -68,6 +75,7 @@ class Toy(DatasetLoader):
         )
 
     def load(self, root: Path | None, split: Split, spec: DatasetSpec, options: DatasetOptions) -> MultiTaskDataset:
+        assert isinstance(options, ToyOptions)
         inputs = {}
         for name in spec.inputs:
             random = np.random.RandomState(list(SPLITS).index(split) + len(name))
@@ -81,4 +89,5 @@ class Toy(DatasetLoader):
                 spec,
                 [f"{split}-{name}-{number}" for number in range(len(labels))],
             )
+            inputs[name].one_by_one = options.one_by_one
         return MultiTaskDataset(spec, split, inputs)

@@ -195,6 +195,20 @@ def test_the_console_script_has_the_same_commands() -> None:
     assert CliRunner().invoke(sharebench.app, ["list", "hard_sharing"]).exit_code == 0
 
 
+def test_a_worker_may_have_loader_processes_of_its_own(suite: Path, toy_data: Path, tmp_path: Path) -> None:
+    """A daemon may not: suites with `workers` on files that are read one by one failed in their first batch."""
+    from benchmark.plan.cells import plan
+    from benchmark.train.cell import RunSettings
+    from benchmark.workers.executors import LocalExecutor
+
+    chosen = select(str(suite), SuiteChoices(methods=["hard_sharing"], settings=["recipe.workers=1"]))
+    running.check_names(chosen)
+    data = chosen.data[0].model_copy(update={"options": {"one_by_one": True}})
+    executor = LocalExecutor(RunSettings(tmp_path / "out", plugins=(str(toy_data),)), jobs=1)
+    events = executor.run(plan(chosen.model_copy(update={"data": (data,)})))
+    assert [(event.status, event.message) for event in events if event.kind == "finished"] == [("done", "")]
+
+
 @pytest.mark.usefixtures("quick_workers")
 def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, toy_data: Path, tmp_path: Path) -> None:
     from benchmark.plan.cells import plan
