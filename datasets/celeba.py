@@ -83,7 +83,7 @@ class CelebA(FileLoader):
             f"{{{IMAGES}/*.jpg, {LABELS}, {PARTITION}}} ({IMAGES}.zip, unpacked; md5 00d2c5bc6d35e252742224ab0c1e8fcb)",
             "1.4 GB",
             tuple(_PLACES["torchvision"].values()),
-            source="the Google Drive of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+            source="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (its Google Drive)",
             commands=(
                 "pip install gdown",
                 'python -c "import os; from torchvision.datasets import CelebA; '

@@ -130,14 +130,16 @@ class Cityscapes(FileLoader):
             "0.65 or 2.4 GB",
             _numbered_marks(),
             unless=(ADASHARE_LIST,),
-            source="Dropbox sh/gaw6vh6qusoyms6/AADwWi0Tp3E3M4B2xzeGlsEna at 128 x 256, "
-            "sh/vj349qgg57nthi9/AACdZmIuK-Qb_gP6w1HrA43ta at 256 x 512; linked by github.com/lorenmt/mtan",
+            source="https://www.dropbox.com/sh/gaw6vh6qusoyms6/AADwWi0Tp3E3M4B2xzeGlsEna at 128 x 256, "
+            "https://www.dropbox.com/sh/vj349qgg57nthi9/AACdZmIuK-Qb_gP6w1HrA43ta at 256 x 512 (linked by "
+            "github.com/lorenmt/mtan)",
         ),
         "adashare": ExpectedFiles(
             f"{ADASHARE_LIST} and the .npy files it lists",
             "size not published",
             (ADASHARE_LIST,),
-            source="Google Drive 1WrVMA_UZpoj7voajf60yIVaS_Ggl0jrH, linked by github.com/sunxm2357/AdaShare",
+            source="https://drive.google.com/open?id=1WrVMA_UZpoj7voajf60yIVaS_Ggl0jrH (linked by "
+            "github.com/sunxm2357/AdaShare)",
         ),
     }
 

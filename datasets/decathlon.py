@@ -61,11 +61,15 @@ LISTS, IMAGES = "decathlon-1.0/annotations", "decathlon-1.0-data"
 IMAGENET_TAR = "decathlon-1.0-data-imagenet.tar"  # ImageNet's part comes on its own
 _BASE = "https://www.robots.ox.ac.uk/~vgg/share"
 _FETCH = (
-    f"{_BASE}; in the data root: mkdir -p decathlon/{IMAGES} && cd decathlon && B={_BASE}/decathlon-1.0 && "
-    f"wget -c $B-devkit.tar.gz $B-data.tar.gz && tar -xzf decathlon-1.0-devkit.tar.gz && "
-    f"tar -xzf decathlon-1.0-data.tar.gz -C {IMAGES} && "
-    f"for t in {IMAGES}/*.tar; do tar -xf $t -C {IMAGES} && rm $t; done; "
-    f"for imagenet besides: wget -c https://image-net.org/data/{IMAGENET_TAR} && tar -xf {IMAGENET_TAR} -C {IMAGES}"
+    f"mkdir -p {{folder}}/{IMAGES}",
+    "cd {folder}",
+    f"B={_BASE}/decathlon-1.0",
+    "wget -c $B-devkit.tar.gz $B-data.tar.gz",
+    "tar -xzf decathlon-1.0-devkit.tar.gz",
+    f"tar -xzf decathlon-1.0-data.tar.gz -C {IMAGES}",
+    f"for t in {IMAGES}/*.tar; do tar -xf $t -C {IMAGES} && rm $t; done",
+    f"wget -c https://image-net.org/data/{IMAGENET_TAR}",  # for the task imagenet alone
+    f"tar -xf {IMAGENET_TAR} -C {IMAGES}",
 )
 _SIZE = "0.43 GB, and 6.5 GB of ImageNet"
 _CHECKSUMS = {  # published sha256 of the archives, where they are kept
@@ -98,7 +102,8 @@ class Decathlon(FileLoader):
             _SIZE,
             (LISTS, "|".join(_FOLDERS)),
             checksums=_CHECKSUMS,
-            source=_FETCH,
+            source=_BASE,
+            commands=_FETCH,
         ),
         "tars": ExpectedFiles(
             f"{{{LISTS}/NAME_{{train,val}}.json, {IMAGES}/NAME.tar}}, of ImageNet {IMAGES}/{IMAGENET_TAR}",

@@ -69,9 +69,11 @@ UNCLEANED: Mapping[str, Mapping[str, int]] = {
 }
 _BASE = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 _FETCH = (
-    f"{_BASE}; in the data root: mkdir -p domainnet && cd domainnet && B={_BASE} && for d in real quickdraw infograph "
-    "sketch groundtruth/clipart groundtruth/painting; do n=$(basename $d); wget -c $B/$d.zip "
-    "$B/domainnet/txt/${n}_train.txt $B/domainnet/txt/${n}_test.txt && unzip -q $n.zip; done"
+    "mkdir -p {folder}",
+    "cd {folder}",
+    f"B={_BASE}",
+    "for d in real quickdraw infograph sketch groundtruth/clipart groundtruth/painting; do n=$(basename $d); "
+    "wget -c $B/$d.zip $B/domainnet/txt/${n}_train.txt $B/domainnet/txt/${n}_test.txt && unzip -q $n.zip; done",
 )
 
 
@@ -94,7 +96,8 @@ class DomainNet(FileLoader):
             f"({', '.join(DOMAINS)})",
             "6.1, 3.7, 0.5, 1.3 and 4.3 GB to download, of sketch not stated",
             ("|".join(f"{domain}_train.txt" for domain in DOMAINS),),
-            source=_FETCH,
+            source=_BASE,
+            commands=_FETCH,
         ),
         "adashare": ExpectedFiles(
             "{train,test}.txt and the images that they name, DOMAIN/...",

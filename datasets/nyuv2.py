@@ -113,21 +113,23 @@ class NyuV2(FileLoader):
             f"{ADASHARE_LIST} and the images it lists, {{img,seg,normal_mask}}/ID.png and depth/ID.npy",
             "size not published",
             (f"{ADASHARE_LIST}|normal_mask",),
-            source="Google Drive 11pWuQXMFBNMIIB4VYMzi9RPE-nMOBU8g, linked by github.com/sunxm2357/AdaShare",
+            source="https://drive.google.com/open?id=11pWuQXMFBNMIIB4VYMzi9RPE-nMOBU8g (linked by "
+            "github.com/sunxm2357/AdaShare)",
         ),
         "mat": ExpectedFiles(
             f"{FILE}, {LISTS} and {MAP_40}",
             "2.8 GB",
             (FILE, LISTS, MAP_40),
             checksums=CHECKSUMS,
-            source=f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{FILE}, the other two from "
-            "github.com/ankurhanda/nyuv2-meta-data",
+            source=f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{FILE} (the other two: "
+            "https://github.com/ankurhanda/nyuv2-meta-data)",
         ),
         "mtan_npy": ExpectedFiles(
             "{train,val}/{image,label,depth,normal}/N.npy",
             "size not published",
             tuple(f"{part}/{name}" for part in ("train", "val") for name in MTAN_FOLDERS),
-            source="Dropbox sh/86nssgwm6hm3vkb/AACrnUQ4GxpdrBbLjb6n-mWNa, linked by github.com/lorenmt/mtan",
+            source="https://www.dropbox.com/sh/86nssgwm6hm3vkb/AACrnUQ4GxpdrBbLjb6n-mWNa (linked by "
+            "github.com/lorenmt/mtan)",
         ),
     }
 

@@ -56,7 +56,7 @@ LISTS = {"train": "trainval", "test": "test"}
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 TORCHVISION = "oxford-iiit-pet"
 _MD5 = {"images": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations": "95a8c909bbe2e81eed6a22bccdf3f68f"}  # torchvision
-_DOWNLOAD = " && ".join(
+_DOWNLOAD = tuple(
     f"wget {HOME}data/{name}.tar.gz && echo '{md5}  {name}.tar.gz' | md5sum -c && tar xzf {name}.tar.gz"
     for name, md5 in _MD5.items()
 )
@@ -173,20 +173,21 @@ class OxfordPets(FileLoader):
             "{images/NAME.jpg, annotations/trimaps/NAME.png, annotations/trainval.txt, annotations/test.txt}",
             "0.8 GB",
             _MARKS,
-            source=f"{HOME}, in the data root by: mkdir -p oxford_pets && cd oxford_pets && {_DOWNLOAD}",
+            commands=("mkdir -p {folder}", "cd {folder}", *_DOWNLOAD),
         ),
         "torchvision": ExpectedFiles(
             f"{TORCHVISION}/{{images, annotations}} as in the layout 'official'",
             "0.8 GB",
             tuple(f"{TORCHVISION}/{mark}" for mark in _MARKS),
-            source=f'{HOME}, in the data root by: python -c "from torchvision.datasets import OxfordIIITPet; '
-            "OxfordIIITPet('oxford_pets', download=True)\"",
+            commands=(
+                'python -c "import sys; from torchvision.datasets import OxfordIIITPet; '
+                'OxfordIIITPet(sys.argv[1], download=True)" {folder}',
+            ),
         ),
         "tars": ExpectedFiles(
             "{trainval,test}.tar, each with its part of {images, annotations}, not compressed",
             "0.8 GB, a part of the data less",
             tuple(f"{name}.tar" for name in LISTS.values()),
-            source="files that you have packed so",
         ),
     }
 

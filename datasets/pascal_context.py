@@ -107,8 +107,8 @@ class PascalContext(FileLoader):
             f"{{{PARTS}, {LABEL_MAPS}}}/ID.mat and {' and '.join(LISTS.values())}",
             "10,103 .jpg, 33,224 .png and 20,206 .mat; size not published",
             (*LISTS.values(), IMAGES, "|".join(SEMSEG), PARTS, SALIENCY, NORMALS, LABEL_MAPS),
-            source='its archive by the command `mkdir -p "$SHAREBENCH_DATA/pascal_context" && '
-            f'wget -O - {URL} | tar -xz -C "$SHAREBENCH_DATA/pascal_context" --strip-components=1`',
+            source=URL,
+            commands=("mkdir -p {folder}", f"wget -O - {URL} | tar -xz -C {{folder}} --strip-components=1"),
         )
     }
 

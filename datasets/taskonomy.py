@@ -113,7 +113,7 @@ class Taskonomy(FileLoader):
             tuple(place for place, _ in PLACES.values()),
             unless=(LIST,),
             checksums={LISTS: "58e353198de5b85feb4f51b81762bd43bb9aaacc17879d4ce58270900770c0c5"},
-            source="omnidata-tools (docs.omnidata.vision; needs aria2)",
+            source="https://docs.omnidata.vision (omnidata-tools; needs aria2)",
             commands=(
                 "pip install omnidata-tools",
                 f"omnitools.download {' '.join(place for place, _ in PLACES.values())} --components taskonomy "
@@ -124,7 +124,7 @@ class Taskonomy(FileLoader):
             f"{LIST} and the images it lists",
             "size not published",
             (LIST,),
-            source="the authors' link for Taskonomy at github.com/sunxm2357/AdaShare",
+            source="https://github.com/sunxm2357/AdaShare (the authors' link for Taskonomy)",
         ),
     }
 

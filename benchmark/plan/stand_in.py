@@ -136,7 +136,7 @@ def _legal(task: TaskSpec, size: tuple[int, int], generator: torch.Generator) ->
     """A label of the task. Raises UsageError for a kind that finds none of the candidates legal."""
     kind = get_kind(task.kind)
     for candidate in _candidates(kind.target_shape(task, size), kind.floating, task.channels, generator):
-        if bool(kind.legal(candidate, task).all()):
+        if bool(kind.legal(candidate, task).all() and kind.valid(candidate).any()):
             return candidate
     raise UsageError(f"No stand-in has a legal label of kind {task.kind!r}; {kind.legal_values(task)} are legal.")
 
