@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from datasets import (
     SINGLE_INPUT,
@@ -91,6 +91,14 @@ class MultiMnistOptions(DatasetOptions):
     size: Literal[36, 18] = Field(
         default=36, description="height and width of a canvas; at 18, digits are averaged over 2 x 2 pixels"
     )
+
+    @model_serializer(mode="wrap")
+    def _keys_stay(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Cells had keys before there were sizes; those of the first size keep them."""
+        found: dict[str, object] = serialise(self)
+        if self.size == 36:
+            found.pop("size", None)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
