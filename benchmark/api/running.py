@@ -196,7 +196,7 @@ def execute(
     jobs: worker processes, None for one a core, or one on CUDA. Raises UsageError before the first step.
     """
     from benchmark.plan.own_rows import plan_with_own_rows
-    from benchmark.plan.remarks import does_not_apply, notes_of
+    from benchmark.plan.remarks import left_out, notes_of
     from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
     from benchmark.records.evidence import write_leaderboard, write_misfits
@@ -209,8 +209,8 @@ def execute(
     keys = [cell.key for cell in cells]
     store = Store(settings.out)
     store.require_writable()
-    left_out = [(misfit.table, misfit.title, misfit.why) for misfit in planned.misfits]
-    write_misfits(settings.out, left_out, {cell.row_title for cell in cells})
+    misfits = ((misfit.table, misfit.title, misfit.why) for misfit in planned.misfits)
+    write_misfits(settings.out, misfits, {cell.row_title for cell in cells})
     if suite.leaderboard:
         write_leaderboard(settings.out, suite.name, {cell.table_key for cell in cells})
     pending = pending_cells(cells, store, Present(splits), settings.refresh_stale, console)
@@ -223,7 +223,7 @@ def execute(
     )
     if _lacks_reference(cells, store):
         say(console, "Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
-    for line in [*does_not_apply(planned.misfits), *own_rows, *notes_of(pending)]:
+    for line in [*left_out(planned.misfits), *own_rows, *notes_of(pending)]:
         say(console, f"Note: {line}")
     if pending:
         with RunView(console, [cell.title for cell in pending]) as view:

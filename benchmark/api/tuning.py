@@ -59,7 +59,7 @@ def tune(request: TuneRequest, console: Console) -> int:
     """
     suite, settings, splits, planned, tables = _planned(request)
 
-    from benchmark.plan.remarks import does_not_apply, notes_of
+    from benchmark.plan.remarks import left_out, notes_of
     from benchmark.plan.staleness import Present
     from benchmark.plan.tuned_page import TunedPage
     from benchmark.plan.tuning import TUNING_SEED
@@ -73,7 +73,7 @@ def tune(request: TuneRequest, console: Console) -> int:
         f"Tuning of suite {suite.name}: {len(planned.cells)} rows, {n_trials} trials at seed {TUNING_SEED}, judged on "
         f"select. Results: {settings.out}",
     )
-    for line in [*does_not_apply(planned.misfits), *notes_of(planned.cells)]:
+    for line in [*left_out(planned.misfits), *notes_of(planned.cells)]:
         say(console, f"Note: {line}")
     found = _tuned_tables(tables, trainer)
     if found is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from xml.etree import ElementTree
 
 from benchmark.compare.gate import Exit, Finding, Verdict
-from benchmark.compare.gate_text import by_cell, change_of, summary
+from benchmark.compare.gate_text import by_cell, change_of, named, summary, told
 from benchmark.escape import markdown_row, markdown_text, plain
 
 _LEVEL: Mapping[Verdict, str] = {
@@ -19,17 +19,22 @@ _LEVEL: Mapping[Verdict, str] = {
     Verdict.INCONCLUSIVE: "warning",
     Verdict.NOT_JUDGED: "notice",
 }
+_CASE: Mapping[Verdict, str] = {
+    Verdict.REGRESSION: "failure",
+    Verdict.MISSING: "error",
+    Verdict.INCONCLUSIVE: "skipped",
+    Verdict.NOT_JUDGED: "skipped",
+}
 _HEAD = ("cell", "value", "verdict", "baseline", "now", "rule")
 
 
 def annotation_lines(findings: Sequence[Finding], strict: bool = False) -> Iterator[str]:
     """A workflow command for each finding that is not equal."""
     for finding in findings:
-        if finding.verdict in _LEVEL:
-            level = "error" if strict and finding.verdict is Verdict.INCONCLUSIVE else _LEVEL[finding.verdict]
-            title = f"{_cell(finding)}: {finding.verdict.value}"
-            text = f"{finding.kind} {finding.name}{change_of(finding)} (rule: {finding.rule})"
-            yield f"::{level} title={_escaped(title, ':,')}::{_escaped(' '.join([text, *finding.details]))}"
+        level = _LEVEL.get(_counted(finding, strict))
+        if level is not None:
+            title = f"{named(finding.cell)}: {finding.verdict.value}"
+            yield f"::{level} title={_escaped(title, ':,')}::{_escaped(' '.join([told(finding), *finding.details]))}"
 
 
 def step_summary(findings: Sequence[Finding], code: Exit, strict: bool = False) -> str:
@@ -40,7 +45,7 @@ def step_summary(findings: Sequence[Finding], code: Exit, strict: bool = False) 
         lines += [markdown_row(_HEAD), markdown_row(["---"] * len(_HEAD))]
     for finding in found:
         name, verdict = f"{finding.kind} {finding.name}", finding.verdict.value
-        cells = (_cell(finding), name, verdict, finding.old, finding.new, finding.rule)
+        cells = (named(finding.cell), name, verdict, finding.old, finding.new, finding.rule)
         lines.append(markdown_row([markdown_text(cell) for cell in cells]))
     return "\n".join([*lines, ""])
 
@@ -51,12 +56,12 @@ def junit(findings: Sequence[Finding], strict: bool = False) -> bytes:
     """
     root = ElementTree.Element("testsuites", name="sharebench")
     for found in by_cell(findings).values():
-        suite = ElementTree.SubElement(root, "testsuite", name=plain(_cell(found[0])))
+        suite = ElementTree.SubElement(root, "testsuite", name=plain(named(found[0].cell)))
         counts = dict.fromkeys(("failure", "error", "skipped"), 0)
         for finding in found:
             name = plain(f"{finding.kind} {finding.name}")
-            case = ElementTree.SubElement(suite, "testcase", classname=plain(_cell(finding)), name=name)
-            kind = _case(finding.verdict, strict)
+            case = ElementTree.SubElement(suite, "testcase", classname=plain(named(finding.cell)), name=name)
+            kind = _CASE.get(_counted(finding, strict))
             if kind is None:
                 continue
             counts[kind] += 1
@@ -68,16 +73,9 @@ def junit(findings: Sequence[Finding], strict: bool = False) -> bytes:
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def _case(verdict: Verdict, strict: bool) -> str | None:
-    if verdict is Verdict.SAME:
-        return None
-    if verdict is Verdict.REGRESSION or (strict and verdict is Verdict.INCONCLUSIVE):
-        return "failure"
-    return "error" if verdict is Verdict.MISSING else "skipped"
-
-
-def _cell(finding: Finding) -> str:
-    return finding.cell or "the run as a whole"
+def _counted(finding: Finding, strict: bool) -> Verdict:
+    """The verdict; under strict noise counts as a regression."""
+    return Verdict.REGRESSION if strict and finding.verdict is Verdict.INCONCLUSIVE else finding.verdict
 
 
 def _escaped(text: str, more: str = "") -> str:

@@ -12,15 +12,14 @@ def lines(findings: Sequence[Finding]) -> list[str]:
     """The findings cell by cell: equal values in one line, differences in full."""
     text: list[str] = []
     for cell, found in by_cell(findings).items():
-        text.append(cell or "the run as a whole")
+        text.append(named(cell))
         same = [finding for finding in found if finding.verdict is Verdict.SAME]
         if equal := [f"{finding.kind} {finding.name}" for finding in same if not finding.new]:
             text.append(f"  same: {'; '.join(equal)}")
         text += [f"  same: {near.kind} {near.name}: {near.old} -> {near.new}" for near in same if near.new]
         for finding in found:
             if finding.verdict is not Verdict.SAME:
-                name = f"{finding.kind} {finding.name}{change_of(finding)}"
-                text.append(f"  {finding.verdict.value}: {name} (rule: {finding.rule})")
+                text.append(f"  {finding.verdict.value}: {told(finding)}")
                 text += [f"      {detail}" for detail in finding.details]
     return text
 
@@ -31,6 +30,16 @@ def by_cell(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
     for finding in findings:
         cells.setdefault(finding.cell, []).append(finding)
     return cells
+
+
+def named(cell: str) -> str:
+    """The title of a finding's cell, for people."""
+    return cell or "the run as a whole"
+
+
+def told(finding: Finding) -> str:
+    """What was compared, both values and the rule."""
+    return f"{finding.kind} {finding.name}{change_of(finding)} (rule: {finding.rule})"
 
 
 def change_of(finding: Finding) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from benchmark.plan.cells import PlannedCell, method_params
 from benchmark.plan.misfits import Misfit
+from benchmark.records.evidence import does_not_apply
 from benchmark.records.keys import row_key
 from methods.registry import get_method
 
 
-def does_not_apply(misfits: Sequence[Misfit]) -> list[str]:
+def left_out(misfits: Sequence[Misfit]) -> list[str]:
     """A line for each row that is left out."""
-    return [f"does not apply: {misfit.title}: {misfit.why}" for misfit in misfits]
+    return [does_not_apply(misfit.title, misfit.why) for misfit in misfits]
 
 
 def notes_of(cells: Sequence[PlannedCell]) -> list[str]:

@@ -138,6 +138,11 @@ def write_misfits(root: Path, misfits: Iterable[tuple[str, str, str]], fitting: 
             write_atomic(root / MISFITS / f"{table}.json", canonical_json(dataclasses.asdict(content)))
 
 
+def does_not_apply(title: str, why: str) -> str:
+    """A row that a table lacks, as plans and tables say it."""
+    return f"does not apply: {title}: {why}"
+
+
 def read_misfits(root: Path) -> tuple[dict[str, Mapping[str, str]], tuple[str, ...]]:
     """({table: {title of a row that does not apply: why}}, a line for each file that was not read)."""
     found: dict[str, Mapping[str, str]] = {}

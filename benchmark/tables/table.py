@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from benchmark.records.delta import Variant, primary_metric
+from benchmark.records.evidence import does_not_apply
 from benchmark.records.keys import EQUAL_BALANCING
 from benchmark.records.record import INVALID, Record
 from benchmark.tables.audit import Audit, audit_rows
@@ -176,7 +177,7 @@ def _table(
         *_sparse_notes(labels, groups),
         *_speed_notes(records, speed_of),
         *evidence.notes,
-        *(f"does not apply: {title}: {why}" for title, why in misfits.items()),
+        *(does_not_apply(title, why) for title, why in misfits.items()),
     ]
     banners = [TEST_SELECTED] if records[0].selects_on_test else []
     banners += [TRIALS] if records[0].is_trial else []

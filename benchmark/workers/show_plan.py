@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmark.cli import say
 from benchmark.plan.cells import Plan, PlannedCell
 from benchmark.plan.estimate import PROBE_STEPS, Estimate, estimates_from, from_record, kind_of, total
-from benchmark.plan.remarks import does_not_apply, missing_evidence, notes_of
+from benchmark.plan.remarks import left_out, missing_evidence, notes_of
 from benchmark.plan.stand_in import evaluation_factor
 from benchmark.records.store import Store
 from benchmark.tables.labels import DASH
@@ -34,7 +34,7 @@ def show_plan(plan: Plan, store: Store, settings: RunSettings, jobs: int, probe:
             estimates |= probed(list(unknown.values()), settings, failures)
     console.print(_table(cells, pending, estimates))
     _summarise(pending, estimates, jobs, console)
-    for line in [*does_not_apply(plan.misfits), *missing_evidence(cells), *notes_of(cells), *failures]:
+    for line in [*left_out(plan.misfits), *missing_evidence(cells), *notes_of(cells), *failures]:
         say(console, line)
     return 1 if failures else 0
 

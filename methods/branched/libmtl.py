@@ -10,6 +10,7 @@ Symbols: T tasks, E cycles, e the current one from 0; theta [6, T, T] of ones, o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -132,8 +133,7 @@ def _chain(graph: TaskGraph, network: LibmtlNetwork, t: int, level: int, stream:
     """The operations of an encoder's level, with the statistics that its input has gathered."""
     trained = list(network.part(t, level, stream).children())
     for operation, module in zip(network.operations[t][level], trained, strict=True):
-        own = Operation(operation.kind, operation.config, module, operation.origin, origins=operation.origins)
-        value = graph.add(own, value)
+        value = graph.add(dataclasses.replace(operation, module=module), value)
     return value
 
 
