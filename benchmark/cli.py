@@ -101,6 +101,18 @@ PluginOption = Annotated[
     ),
 ]
 
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="Where cells run: local worker processes, or ray (extra `ray`).")
+]
+AddressOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--address", help="With --executor ray: auto or HOST:PORT of a cluster. Default: start one here."),
+]
+GpusOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--gpus-per-cell", help="With --executor ray on CUDA: 1, or a fraction that shares a GPU."),
+]
+
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:

@@ -9,6 +9,9 @@ import typer
 
 from benchmark.api import running
 from benchmark.cli import (
+    AddressOption,
+    ExecutorOption,
+    GpusOption,
     PluginOption,
     make_console,
     resumable,
@@ -17,6 +20,7 @@ from benchmark.cli import (
     start,
     usage_errors,
 )
+from benchmark.workers.executors import ExecutorChoice
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,6 +47,9 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Worker processes. Default: one per core it may use, one on a GPU.")
     ] = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    gpus_per_cell: GpusOption = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set.")] = None,
     refresh_stale: Annotated[bool, typer.Option(help="Run cells again whose record other code made.")] = False,
     plan_only: Annotated[
@@ -79,6 +86,7 @@ def run(
             out=out,
             device=device,
             jobs=jobs,
+            executor=ExecutorChoice(executor, address, gpus_per_cell),
             data_root=data_root,
             refresh_stale=refresh_stale,
             speed=speed,

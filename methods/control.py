@@ -51,6 +51,11 @@ class RandomArchitecture(Generic[A_co]):
     deviation: float
 
 
+def deviation(size: ArchitectureSize, target: ArchitectureSize) -> float:
+    """The larger of the relative differences from a target, in parameters and in MACs."""
+    return max(abs(size.parameters - target.parameters) / target.parameters, abs(size.macs - target.macs) / target.macs)
+
+
 def random_architecture(
     space: ArchitectureSpace[A], target: ArchitectureSize, rng: torch.Generator, n_draws: int = N_DRAWS
 ) -> RandomArchitecture[A]:
@@ -64,11 +69,9 @@ def random_architecture(
     for _ in range(n_draws):
         architecture = space.draw(rng)
         size = space.size(architecture)
-        deviation = max(
-            abs(size.parameters - target.parameters) / target.parameters, abs(size.macs - target.macs) / target.macs
-        )
-        if best is None or deviation < best.deviation:
-            best = RandomArchitecture(architecture, size, deviation)
+        missed = deviation(size, target)
+        if best is None or missed < best.deviation:
+            best = RandomArchitecture(architecture, size, missed)
     if best is None:
         raise UsageError(f"n_draws is {n_draws}; expected at least 1.")
     return best

@@ -12,6 +12,7 @@ from benchmark.cli import EXIT_NOT_DONE, data_root_of_environment, make_console,
 from benchmark.plan.suite import BudgetSettings, Suite
 from benchmark.plan.suite_file import SuiteChoices, select
 from benchmark.records.store import StorageError, Store, write_atomic
+from benchmark.workers.executors import ExecutorChoice, n_workers
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ class RunRequest:
     """What to run, where and how.
 
     suite: name of a shipped suite, path of a YAML file, or a Suite, which takes no choices. out: folder of the results,
-    None for results/runs/SUITE. device: auto, cpu, cuda or cuda:N. jobs: worker processes, None for one a core, or one
-    on CUDA. data_root: folder with a folder per data set, None for SHAREBENCH_DATA. refresh_stale: train cells again
-    whose record other code made. speed: measure throughput at the end. smoke: three steps per stage, into OUT/smoke,
-    without speed.
+    None for results/runs/SUITE. device: auto, cpu, cuda or cuda:N. jobs: cells at once, None for one a core, or one on
+    CUDA. executor: where they run. data_root: folder with a folder per data set, None for SHAREBENCH_DATA.
+    refresh_stale: train cells again whose record other code made. speed: measure throughput at the end. smoke: three
+    steps per stage, into OUT/smoke, without speed.
     """
 
     suite: str | os.PathLike[str] | Suite = "quick"
@@ -46,6 +47,7 @@ class RunRequest:
     out: Path | None = None
     device: str = "auto"
     jobs: int | None = None
+    executor: ExecutorChoice = ExecutorChoice()
     data_root: Path | None = None
     refresh_stale: bool = False
     speed: bool = True
@@ -65,6 +67,7 @@ def run_suite(
     tuned: str | os.PathLike[str] | None = None,
     device: str = "auto",
     jobs: int | None = None,
+    executor: ExecutorChoice = ExecutorChoice(),
     data_root: str | os.PathLike[str] | None = None,
     refresh_stale: bool = False,
     speed: bool = True,
@@ -75,7 +78,8 @@ def run_suite(
     suite: name of a shipped suite, path of a YAML file, or a Suite. out: folder of the results, by default
     results/runs/SUITE. methods, datasets, tasks, backbones, seeds: lists that narrow the suite. settings: texts such as
     `recipe.batch_size=32`. tuned: page of `benchmark.tune` whose settings the rows take. device: auto, cpu, cuda or
-    cuda:N. jobs: worker processes, None for one a core, or one on CUDA. data_root: None takes SHAREBENCH_DATA.
+    cuda:N. jobs: cells at once, None for one a core, or one on CUDA. executor: where they run, such as
+    ExecutorChoice("ray"). data_root: None takes SHAREBENCH_DATA.
     refresh_stale: train cells again whose record other code made. speed: measure throughput at the end. show: print
     progress.
     Raises UsageError before the first step for what cannot be run. A cell that fails later says so in its record.
@@ -92,12 +96,13 @@ def run_suite(
         out=None if out is None else Path(out),
         device=device,
         jobs=jobs,
+        executor=executor,
         data_root=None if data_root is None else Path(data_root),
         refresh_stale=refresh_stale,
         speed=speed,
     )
     chosen, run_settings = prepare(request)
-    keys = execute(chosen, run_settings, console, jobs=jobs, speed=speed, print_tables=False)
+    keys = execute(chosen, run_settings, console, jobs=jobs, executor=executor, speed=speed, print_tables=False)
     return Results(run_settings.out, keys)
 
 
@@ -107,7 +112,8 @@ def run(request: RunRequest, console: Console) -> int:
     Raises UsageError before the first step.
     """
     suite, settings = prepare(request)
-    keys = execute(suite, settings, console, jobs=request.jobs, speed=request.speed and not request.smoke)
+    speed = request.speed and not request.smoke
+    keys = execute(suite, settings, console, jobs=request.jobs, executor=request.executor, speed=speed)
     return 0 if all(map(Store(settings.out).is_done, keys)) else EXIT_NOT_DONE
 
 
@@ -188,19 +194,20 @@ def execute(
     console: Console,
     *,
     jobs: int | None = None,
+    executor: ExecutorChoice = ExecutorChoice(),
     speed: bool = True,
     print_tables: bool = True,
 ) -> list[str]:
     """Train what has no record yet, measure speed, write tables and figures; returns the keys of the suite's cells.
 
-    jobs: worker processes, None for one a core, or one on CUDA. Raises UsageError before the first step.
+    jobs: cells at once, None for one a core, or one on CUDA; on a Ray cluster for all that have room. executor: where
+    they run. Raises UsageError before the first step.
     """
     from benchmark.plan.own_rows import plan_with_own_rows
     from benchmark.plan.remarks import left_out, notes_of
     from benchmark.plan.role_data import Splits
     from benchmark.plan.staleness import Present
     from benchmark.records.evidence import write_leaderboard, write_misfits
-    from benchmark.workers.executors import LocalExecutor
     from benchmark.workers.progress import RunView
 
     splits = Splits(settings.data_root)
@@ -215,11 +222,10 @@ def execute(
         write_leaderboard(settings.out, suite.name, {cell.table_key for cell in cells})
     pending = pending_cells(cells, store, Present(splits), settings.refresh_stale, console)
     del splits  # workers load what they train on; this process needs it no more
-    n_jobs = n_workers(jobs, settings.device)
     say(
         console,
         f"Suite {suite.name}: {len(cells)} cells, {len(cells) - len(pending)} with a record, {len(pending)} to run "
-        f"({min(n_jobs, max(1, len(pending)))} workers on {settings.device}). Results: {settings.out}",
+        f"({executor.words(settings, jobs, len(pending))}). Results: {settings.out}",
     )
     if _lacks_reference(cells, store):
         say(console, "Note: some cells have no single-task baseline in this suite; their Δm will be a dash.")
@@ -227,7 +233,7 @@ def execute(
         say(console, f"Note: {line}")
     if pending:
         with RunView(console, [cell.title for cell in pending]) as view:
-            for event in LocalExecutor(settings, n_jobs).run(pending):
+            for event in executor.executor(settings, jobs).run(pending):
                 view.show(event)
     if not store.holds_records():
         say(console, "No cell left a record; there is nothing to print.")
@@ -251,17 +257,6 @@ def _lacks_reference(cells: Sequence[PlannedCell], store: Store) -> bool:
     known = {(record.table_key, record.seed) for record in records}
     known |= {(cell.table_key, cell.settings.seed) for cell in cells if cell.is_reference}
     return any((cell.table_key, cell.settings.seed) not in known for cell in cells)
-
-
-def n_workers(jobs: int | None, device: str) -> int:
-    """One worker per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
-    if jobs is not None:
-        return jobs
-    if device != "cpu":
-        return 1
-    import joblib
-
-    return int(joblib.cpu_count())
 
 
 def pending_cells(

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.api.running import RunRequest, n_workers, pending_cells, prepare
+from benchmark.api.running import RunRequest, pending_cells, prepare
 from benchmark.cli import EXIT_NOT_DONE, say
 from benchmark.plan.suite_file import SuiteChoices
 from benchmark.records.provenance import installed
 from benchmark.records.store import Store, write_atomic
 from benchmark.version import __version__
+from benchmark.workers.executors import ExecutorChoice, n_workers
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from benchmark.plan.tuned_page import TunedPage, TunedTable
     from benchmark.plan.tuning import Records, TuningTable
     from benchmark.train.cell import RunSettings
+    from benchmark.workers.executors import Executor
 
 PAGE, JOURNAL = "tuned.yaml", "journal.log"
 _LIBRARIES = ("optuna", "scipy", "torch", "timm")
@@ -40,7 +42,7 @@ class TuneRequest:
     """What to tune, where and how.
 
     suite: name of a shipped suite, or path of a YAML file. trials: settings that every row may try. out: folder of the
-    tuning, None for results/tuning/SUITE. device, jobs, data_root, refresh_stale: as of `RunRequest`.
+    tuning, None for results/tuning/SUITE. device, jobs, executor, data_root, refresh_stale: as of `RunRequest`.
     """
 
     suite: str
@@ -49,6 +51,7 @@ class TuneRequest:
     out: Path | None = None
     device: str = "auto"
     jobs: int | None = None
+    executor: ExecutorChoice = ExecutorChoice()
     data_root: Path | None = None
     refresh_stale: bool = False
 
@@ -66,7 +69,8 @@ def tune(request: TuneRequest, console: Console) -> int:
 
     store = Store(settings.out)
     store.require_writable()
-    trainer = _Trials(settings, n_workers(request.jobs, settings.device), store, Present(splits), console)
+    executor = request.executor.executor(settings, request.jobs)
+    trainer = _Trials(settings, executor, store, Present(splits), console)
     n_trials = sum(len(row.settings) for table in tables for row in (table.reference, *table.rows))
     say(
         console,
@@ -147,7 +151,7 @@ class _Trials:
     """Where trials are kept, and how they are trained."""
 
     settings: RunSettings
-    jobs: int
+    executor: Executor
     store: Store
     present: Present
     console: Console
@@ -155,7 +159,6 @@ class _Trials:
     def records(self, trials: Sequence[PlannedCell]) -> Records | None:
         """{key: record} of trials, trained now where they have none; None where some did not end."""
         from benchmark.plan.tuning import has_ended
-        from benchmark.workers.executors import LocalExecutor
         from benchmark.workers.progress import RunView
 
         unfinished = pending_cells(trials, self.store, self.present, self.settings.refresh_stale, self.console)
@@ -163,7 +166,7 @@ class _Trials:
         say(self.console, f"{len(trials)} trials, {len(trials) - len(pending)} with a record, {len(pending)} to run")
         if pending:
             with RunView(self.console, [cell.title for cell in pending]) as view:
-                for event in LocalExecutor(self.settings, self.jobs).run(pending):
+                for event in self.executor.run(pending):
                     view.show(event)
         found = {cell.key: record for cell in trials if (record := self.store.read(cell.key)) is not None}
         return found if all(cell.key in found and has_ended(found[cell.key]) for cell in trials) else None
@@ -188,6 +191,8 @@ def _write_journal(file: Path, tables: Sequence[TuningTable], page: TunedPage) -
     storage = JournalStorage(JournalFileBackend(str(file)))
     for table, tuned in zip(tables, page.tables, strict=True):
         for row, found in zip((table.reference, *table.rows), (tuned.single_task, *tuned.rows), strict=True):
+            if found.settings_of is not None:
+                continue
             name = f"{found.title} ({found.row})"
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
             known = {trial.user_attrs.get("cell") for trial in study.get_trials(deepcopy=False)}

@@ -49,7 +49,8 @@ class TunedRow(Settings):
     """What was chosen for a row. chosen: {name: value}, of single-task networks {task: factor on the learning rate}.
 
     trials: how many were allowed; a small space is exhausted before. edges: names of what was chosen at an edge of its
-    range. steps: optimizer steps of all trials.
+    range. steps: optimizer steps of all trials. settings_of: of a control, the row of its search, whose trials these
+    are.
     """
 
     row: str
@@ -59,6 +60,7 @@ class TunedRow(Settings):
     edges: tuple[str, ...]
     steps: int
     tried: tuple[Tried, ...]
+    settings_of: str | None = None
 
     @property
     def factors(self) -> dict[str, float]:
@@ -70,6 +72,8 @@ class TunedRow(Settings):
         values = ", ".join(
             f"{name} {'null' if value is None else f'{value:.3g}'}" for name, value in self.chosen.items()
         )
+        if self.settings_of is not None:
+            return f"{values} (the control of {self.settings_of}, whose settings it takes)"
         scores = [tried.score for tried in self.tried if tried.score is not None]
         spread = f", scores {min(scores):+.2f} to {max(scores):+.2f} %" if scores else ""
         edges = f", at the edge of its range: {', '.join(self.edges)}" if self.edges else ""

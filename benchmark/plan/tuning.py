@@ -6,6 +6,9 @@ set itself. The first trial is the row as the suite has it. The others go round 
 parameters are points of a scrambled Sobol sequence, which Optuna draws from a seed made of names. None depends on a
 score, so all trials of a row can be trained at once and a killed tuning proposes the same again. If the learning rate
 is all there is, the rest of the grid is tried. Source: evidence 4; the number of trials is AlgoPerf's.
+
+The control of a search has no trials of its own. It draws an architecture of the size that its search finds and trains
+it alike (measurement 4c), so it takes what was chosen for its search: under other settings it would have another size.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from benchmark.plan.cells import PlannedCell, resolve
+from benchmark.plan.cells import PlannedCell, method_params, resolve
 from benchmark.plan.suite import Cell, MethodSettings, Suite, TuningSettings
 from benchmark.plan.tuned_page import LR_FACTOR, Setting, Tried, TunedRow, TunedTable, row_hash
 from benchmark.records.delta import delta_m, delta_task
@@ -49,20 +52,24 @@ Records = Mapping[str, Record]  # {key: record}
 class TunableRow:
     """A row and the settings to try. cell: the row as the suite has it, at `TUNING_SEED`. space: of the parameters.
 
-    settings: all that are tried, the suite's own first, without repetition.
+    settings: all that are tried, the suite's own first, without repetition. search: of a control, the row whose
+    settings it takes; it tries none.
     """
 
     cell: PlannedCell
     trials: int
     space: Mapping[str, Tuned]
     settings: tuple[Setting, ...]
+    search: PlannedCell | None = None
 
     @classmethod
-    def of(cls, cell: PlannedCell, trials: int) -> TunableRow:
+    def of(cls, cell: PlannedCell, trials: int, search: PlannedCell | None = None) -> TunableRow:
         """The row of a planned cell. Raises UsageError where Optuna is needed and is not installed."""
         given = cell.settings.method.params
         marked = get_method(cell.settings.method.name).Params.tuned()
         space = {name: mark for name, mark in marked.items() if name not in given}
+        if search is not None:
+            return cls(cell, trials, space, (), search)
         params = cell.document["method"]["params"]
         first: dict[str, float | None] = {LR_FACTOR: 1.0}
         for name in space:
@@ -146,16 +153,29 @@ class TuningTable:
     def tuned_rows(
         self, trials: Mapping[str, Sequence[PlannedCell]], records: Records, baseline: Metrics
     ) -> Iterator[TunedRow]:
-        """The choice for every other row. Raises UsageError for a row that no trial has a score of."""
+        """The choice for every other row, in their order. Raises UsageError for a row that no trial has a score of."""
+        chosen = {
+            row_hash(row.cell.document): self._tuned_row(row, trials, records, baseline)
+            for row in self.rows
+            if row.search is None
+        }
         for row in self.rows:
-            cells = trials[row_hash(row.cell.document)]
-            made = [records[cell.key] for cell in cells]
-            scores = [score_of(record, baseline, self.tasks) for record in made]
-            best = _best(scores)
-            if best is None:
-                raise UsageError(f"{row.cell.title}: no trial has a score; leave the row out (--methods).")
-            chosen = row.settings[best]
-            yield _tuned(row, cells, made, [{DELTA_M: score} for score in scores], chosen, row.edges(chosen))
+            if row.search is None:
+                yield chosen[row_hash(row.cell.document)]
+            else:
+                yield _as_its_search(row, chosen[row_hash(row.search.document)])
+
+    def _tuned_row(
+        self, row: TunableRow, trials: Mapping[str, Sequence[PlannedCell]], records: Records, baseline: Metrics
+    ) -> TunedRow:
+        cells = trials[row_hash(row.cell.document)]
+        made = [records[cell.key] for cell in cells]
+        scores = [score_of(record, baseline, self.tasks) for record in made]
+        best = _best(scores)
+        if best is None:
+            raise UsageError(f"{row.cell.title}: no trial has a score; leave the row out (--methods).")
+        chosen = row.settings[best]
+        return _tuned(row, cells, made, [{DELTA_M: score} for score in scores], chosen, row.edges(chosen))
 
     def page(self, reference: TunedRow, rows: Sequence[TunedRow]) -> TunedTable:
         """What a page says of the table."""
@@ -202,9 +222,41 @@ def tables_of(cells: Sequence[PlannedCell], trials: int) -> list[TuningTable]:
                 f"Tuning judges rows by their gain over the single-task networks; expected one row of these on "
                 f"{where}, not {len(references)}. Name their method among the suite's methods, and in --methods."
             )
-        rows = [TunableRow.of(cell, trials) for cell in group if not cell.is_reference]
+        rows = [TunableRow.of(cell, trials, _search_of(cell, group)) for cell in group if not cell.is_reference]
         tables.append(TuningTable(key, TunableRow.of(references[0], trials), tuple(rows)))
     return tables
+
+
+def _search_of(cell: PlannedCell, rows: Sequence[PlannedCell]) -> PlannedCell | None:
+    """Of a row that draws its architecture, the row of its method that searches and differs from it least; None where
+    there is none, or several differ as little.
+    """
+    if not _is_random(cell):
+        return None
+    searches = [
+        other
+        for other in rows
+        if other.settings.method.name == cell.settings.method.name
+        and other.settings.balancing == cell.settings.balancing
+        and not _is_random(other)
+    ]
+    ours = _flat(cell.document["method"]["params"])
+    distances = [len(ours ^ _flat(other.document["method"]["params"])) for other in searches]
+    nearest = [other for other, n in zip(searches, distances, strict=True) if n == min(distances)]
+    return nearest[0] if len(nearest) == 1 else None
+
+
+def _is_random(cell: PlannedCell) -> bool:
+    method = get_method(cell.settings.method.name)
+    return method(method_params(method, cell.settings.method.name, cell.settings.method.params)).is_random_architecture
+
+
+def _flat(params: Mapping[str, object], place: str = "") -> frozenset[tuple[str, str]]:
+    """{(name, value as text)} of nested parameters."""
+    found: set[tuple[str, str]] = set()
+    for name, value in params.items():
+        found |= _flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {(place + name, repr(value))}
+    return frozenset(found)
 
 
 def has_ended(record: Record) -> bool:
@@ -291,6 +343,15 @@ def _gains(made: Sequence[Record], task: str) -> list[float | None]:
         if base is not None and delta_task(base, base).value is not None:
             return [None if entry is None else delta_task(entry, base).value for entry in entries]
     return [None] * len(entries)
+
+
+def _as_its_search(row: TunableRow, tuned: TunedRow) -> TunedRow:
+    """The row of a control. tuned: of its search."""
+    known = {LR_FACTOR, *row.space}
+    chosen = {name: value for name, value in tuned.chosen.items() if name in known}
+    edges = tuple(name for name in tuned.edges if name in known)
+    own = {"row": row_hash(row.cell.document), "title": row.cell.row_title, "chosen": chosen, "edges": edges}
+    return tuned.model_copy(update={**own, "settings_of": tuned.title})
 
 
 def _tuned(

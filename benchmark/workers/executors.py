@@ -1,4 +1,5 @@
-"""Where cells run: one door. Local worker processes, started fresh (`spawn`), one cell at a time each.
+"""Where cells run: one door. Behind it local worker processes, started fresh (`spawn`), one cell at a time each, or a
+Ray cluster (`ray_executor`).
 
 A worker that dies takes its own cell with it and nothing else: the cell is reported as failed and another worker
 starts. torch is only imported in the workers.
@@ -11,13 +12,14 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from benchmark.workers.processes import end_of, spawned
+from datasets.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from benchmark.plan.cells import PlannedCell
@@ -26,23 +28,112 @@ if TYPE_CHECKING:
     from benchmark.train.stage import Progress
 
 
+EXECUTORS = ("local", "ray")
+
+
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """A message of a worker. kind: `started`, `progress` or `finished`.
+    """A message of a worker. kind: `started`, `progress`, `finished`, or `note` for a line about no cell.
 
-    stage, done, steps: of progress. status, message, seconds: of the end; status as in records, or `skipped` where
-    another process holds the cell.
+    stage, done, steps: of progress. status, message, seconds: of the end; status as in records. message: also of a
+    note.
     """
 
     kind: str
-    cell: int
-    worker: int
+    cell: int = -1
+    worker: int = -1
     stage: str = ""
     done: int = 0
     steps: int = 0
     status: str = ""
     message: str = ""
     seconds: float = 0.0
+
+
+class Executor(Protocol):
+    """Runs cells somewhere."""
+
+    def run(self, cells: Sequence[PlannedCell]) -> Iterator[Event]:
+        """Run the cells in order, as there is room; yields what happens. What still runs is stopped when left.
+
+        Raises UsageError before the first cell where nothing can run.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutorChoice:
+    """Where cells run. name: `local` or `ray`. address: of a Ray cluster, `auto` or HOST:PORT; None starts one on this
+    machine. gpus_per_cell: of a Ray cluster where the device is CUDA; a fraction shares a GPU between cells.
+
+    Raises UsageError for another name, and for options of Ray without it.
+    """
+
+    name: str = "local"
+    address: str | None = None
+    gpus_per_cell: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in EXECUTORS:
+            raise unknown("executor", self.name, EXECUTORS)
+        options = {"address": self.address, "gpus-per-cell": self.gpus_per_cell}
+        if self.name != "ray" and (given := [name for name, value in options.items() if value is not None]):
+            raise UsageError(f"--{given[0]} is of the executor ray; say --executor ray.")
+        if self.gpus_per_cell is not None and not self.gpus_per_cell > 0:
+            raise UsageError(f"--gpus-per-cell {self.gpus_per_cell:g}: expected a number above 0, such as 0.5.")
+
+    def executor(self, settings: RunSettings, jobs: int | None) -> Executor:
+        """The executor. jobs: cells at once, None for what there is room for."""
+        if self.name == "local":
+            return LocalExecutor(settings, n_workers(jobs, settings.device))
+        from benchmark.workers.ray_executor import RayExecutor
+
+        return RayExecutor(settings, jobs, self.address, 1.0 if self.gpus_per_cell is None else self.gpus_per_cell)
+
+    def words(self, settings: RunSettings, jobs: int | None, n_cells: int) -> str:
+        """For the first line of a run: `2 workers on cpu`."""
+        if self.name == "local":
+            return f"{min(n_workers(jobs, settings.device), max(1, n_cells))} workers on {settings.device}"
+        return f"on {settings.device} of {'a Ray cluster' if self.address else 'Ray on this machine'}"
+
+
+def n_workers(jobs: int | None, device: str) -> int:
+    """One worker process per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
+    if jobs is not None:
+        return jobs
+    if device != "cpu":
+        return 1
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a cell ended. status: as in records. message: one line, empty where all is well. seconds: with its waiting
+    for others.
+    """
+
+    status: str
+    message: str
+    seconds: float
+
+
+def carry_out(planned: PlannedCell, settings: RunSettings, report_progress: Callable[[Progress], None]) -> Outcome:
+    """Run a cell in this process, which is one of workers: its threads are set, plug-ins are loaded."""
+    from benchmark.plan.plugins import load_plugins
+    from benchmark.records.store import StorageError
+    from benchmark.train.cell import configure_process, run_cell
+
+    started = time.monotonic()
+    configure_process(settings.threads)
+    status, message = "failed", ""
+    try:
+        load_plugins(settings.plugins)
+        record = run_cell(planned, settings, report_progress)
+        status, message = record.status, _told(record, settings.out)
+    except (StorageError, UsageError) as error:
+        message = str(error)
+    return Outcome(status, message, time.monotonic() - started)
 
 
 class _Orphaned(BaseException):
@@ -83,27 +174,19 @@ def _receive(connection: Connection) -> tuple[int, PlannedCell] | None:
 
 def _serve(connection: Connection, settings: RunSettings) -> None:
     """Receive (number, cell), run it, report; None ends."""
-    from benchmark.plan.plugins import load_plugins
-    from benchmark.records.store import StorageError
-    from benchmark.train.cell import configure_process, run_cell
-    from datasets.errors import UsageError
-
-    configure_process(settings.threads)
-    load_plugins(settings.plugins)
     while (job := _receive(connection)) is not None:
         number, planned = job
-        started = time.monotonic()
-        status, message = "failed", ""
-        try:
-            record = run_cell(planned, settings, functools.partial(_send_progress, connection, number))
-            status, message = record.status, _told(record, settings.out)
-        except (StorageError, UsageError) as error:
-            message = str(error)
-        _send(connection, ("finished", number, status, message, time.monotonic() - started))
+        outcome = carry_out(planned, settings, functools.partial(_send_progress, connection, number))
+        _send(connection, ("finished", number, outcome))
 
 
 def _send_progress(connection: Connection, number: int, progress: Progress) -> None:
     _send(connection, ("progress", number, progress.stage, progress.done, progress.steps))
+
+
+def finished(cell: int, worker: int, outcome: Outcome) -> Event:
+    """The last event of a cell."""
+    return Event("finished", cell, worker, status=outcome.status, message=outcome.message, seconds=outcome.seconds)
 
 
 @dataclasses.dataclass
@@ -123,19 +206,19 @@ class LocalExecutor:
         self._workers: list[_Worker] = []
 
     def run(self, cells: Sequence[PlannedCell]) -> Iterator[Event]:
-        """Run the cells in order, as workers become free; yields what happens. Stops all workers when left."""
+        """As of `Executor`."""
         waiting = deque(range(len(cells)))
-        finished = 0
+        n_finished = 0
         try:
             self._workers = [self._start(number) for number in range(min(self.jobs, len(cells)))]
-            while finished < len(cells):
+            while n_finished < len(cells):
                 for worker in self._workers:
                     if worker.cell is None and waiting:
                         worker.cell, worker.started = waiting.popleft(), time.monotonic()
                         worker.connection.send((worker.cell, cells[worker.cell]))
                         yield Event("started", worker.cell, worker.number)
                 for event in self._events():
-                    finished += event.kind == "finished"
+                    n_finished += event.kind == "finished"
                     yield event
         finally:
             self._stop()
@@ -154,8 +237,7 @@ class LocalExecutor:
                 yield Event("progress", message[1], worker.number, *message[2:5])
             else:
                 worker.cell = None
-                _, number, status, text, seconds = message
-                yield Event("finished", number, worker.number, status=status, message=text, seconds=seconds)
+                yield finished(message[1], worker.number, message[2])
 
     def _died(self, worker: _Worker) -> Iterator[Event]:
         """A worker ended without a word: fail its cell, start another."""
@@ -164,14 +246,8 @@ class LocalExecutor:
         self._workers[self._workers.index(worker)] = self._start(worker.number)
         if worker.cell is None:
             raise RuntimeError(f"A worker process could take no cell: it ended with {how}.")
-        yield Event(
-            "finished",
-            worker.cell,
-            worker.number,
-            status="failed",
-            message=f"The worker process ended with {how}.",
-            seconds=time.monotonic() - worker.started,
-        )
+        seconds = time.monotonic() - worker.started
+        yield finished(worker.cell, worker.number, Outcome("failed", f"The worker process ended with {how}.", seconds))
 
     def _start(self, number: int) -> _Worker:
         return _Worker(number, *spawned(_work, self.settings.threads, self.settings))

@@ -46,6 +46,8 @@ class RunView:
         """React to one event."""
         if event.kind == "finished":
             self._finish(event)
+        elif event.kind == "note":
+            say(self.console, f"Note: {event.message}")
         elif self.live:
             self._advance(event)
 

@@ -89,6 +89,8 @@ def _table(rows: Sequence[_Row]) -> Table:
         left = head in ("row", "from")
         table.add_column(head, justify="left" if left else "right", no_wrap=head != "row", overflow="fold")
     for row in rows:
+        if not row.trials:  # the control of a search, whose settings it takes
+            continue
         estimate, seconds = row.estimate, row.seconds
         table.add_row(
             row.planned.row_title,

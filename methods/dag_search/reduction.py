@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from methods.control import ArchitectureSize, deviation, random_architecture
 from methods.dag_search.flow import (
     BoolArray,
     FloatArray,
@@ -25,28 +26,41 @@ from methods.dag_search.space import DagSpace
 
 _SCORES = {"contribution": contribution, "ratio": ratio, "magnitude": magnitude}
 MAX_DRAWS = 5000  # random scores are drawn again until the counts match, so often at most
+MATCHING_DRAWS = 100  # of each task, to choose among for the size of all
+
+Cut = Sequence[BoolArray]  # the live edges of each task
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """kept: the live edges of each task. flow: F of each edge. missed: tasks whose random draw never matched."""
+    """kept: the live edges of each task. flow: F of each edge. missed: tasks whose random draw never matched.
+
+    deviation: of a random cut, the relative difference from the size of the searched one.
+    """
 
     kept: list[BoolArray]
     flow: list[FloatArray]
     missed: tuple[int, ...] = ()
+    deviation: float | None = None
 
 
 def reduce(
-    space: DagSpace, sigma: FloatArray, params: ReductionParams, kappa: int, size: float | None, rng: torch.Generator
+    space: DagSpace,
+    sigma: FloatArray,
+    params: ReductionParams,
+    kappa: int,
+    size: float | None,
+    rng: torch.Generator,
+    size_of: Callable[[Cut], ArchitectureSize],
 ) -> Reduction:
     """Cut the searched gates of all tasks. sigma: [K, edges]; size: parameters that the union may have, under
-    `budget_unit: union_params`.
+    `budget_unit: union_params`; size_of: size of the network that a cut deploys.
     """
     graph = space.graph
     x = [np.where(space.exists, row, 0.0) for row in sigma.astype(np.float64)]
     flow = [contribution(graph, row) for row in x]
     if params.score == "random":
-        return _random(space, x, flow, params, kappa, size, rng)
+        return _random(space, x, flow, params, kappa, size, rng, size_of)
     kept = _cut(space, x, [_SCORES[params.score](graph, row) for row in x], params, kappa, size)
     return Reduction(kept, flow)
 
@@ -77,42 +91,65 @@ def _random(
     kappa: int,
     size: float | None,
     rng: torch.Generator,
+    size_of: Callable[[Cut], ArchitectureSize],
 ) -> Reduction:
-    """The control: the same loop on random scores, with as many inner edges, read-ins and read-outs as the searched
-    cut of the same gates by contribution. The nearest draw where none matches.
+    """The control: the same loop on random scores. Each task has as many inner edges, read-ins and read-outs as in the
+    searched cut of the same gates by contribution, or the nearest numbers that are drawn; of such cuts of all tasks the
+    one nearest in size to the searched cut, since what tasks share decides how large their union is.
     """
     graph, exists = space.graph, space.exists
+    searched = _cut(space, x, flow, params, kappa, size)
     if size is not None:  # the union's size is what is held equal
         scores = [_draw(len(row), rng) for row in x]
-        return Reduction(_cut(space, x, scores, params, kappa, size), flow)
-    kept, missed = [], []
-    for task, row in enumerate(x):
-        wanted = graph.counts(cut_to_budget(graph, contribution(graph, row), exists, kappa, params.max_reads))
-        drawn, distance = _nearest_draw(graph, exists, wanted, kappa, params.max_reads, rng)
-        kept.append(drawn)
+        drawn = _cut(space, x, scores, params, kappa, size)
+        return Reduction(drawn, flow, deviation=deviation(size_of(drawn), size_of(searched)))
+    pools, missed = [], []
+    for task, row in enumerate(searched):
+        pool, distance = _nearest_draws(graph, exists, graph.counts(row), kappa, params.max_reads, rng)
+        pools.append(pool)
         missed += [task] if distance else []
-    return Reduction(kept, flow, tuple(missed))
+    found = random_architecture(_Cuts(pools, size_of), size_of(searched), rng)
+    return Reduction(list(found.architecture), flow, tuple(missed), found.deviation)
 
 
-def _nearest_draw(
+@dataclasses.dataclass(frozen=True)
+class _Cuts:
+    """Cuts of all tasks, as `random_architecture` draws them. pools: the draws of each task."""
+
+    pools: Sequence[Sequence[BoolArray]]
+    size_of: Callable[[Cut], ArchitectureSize]
+
+    def draw(self, rng: torch.Generator) -> Cut:
+        """One of the draws of each task."""
+        return [pool[int(torch.randint(len(pool), (), generator=rng))] for pool in self.pools]
+
+    def size(self, architecture: Cut) -> ArchitectureSize:
+        """Its size."""
+        return self.size_of(architecture)
+
+
+def _nearest_draws(
     graph: FlowGraph,
     exists: BoolArray,
     wanted: tuple[int, int, int],
     kappa: int,
     max_reads: int | None,
     rng: torch.Generator,
-) -> tuple[BoolArray, int]:
-    """(edges, distance in counts) of the first draw with the wanted counts, else of the first nearest one."""
-    nearest: tuple[BoolArray, int] | None = None
+) -> tuple[list[BoolArray], int]:
+    """(draws, distance of all in counts): those with the wanted counts, else the nearest ones."""
+    nearest: list[BoolArray] = []
+    least: int | None = None
     for _ in range(MAX_DRAWS):
         drawn = cut_to_budget(graph, _draw(len(graph.edges), rng), exists, kappa, max_reads)
         distance = sum(abs(a - b) for a, b in zip(graph.counts(drawn), wanted, strict=True))
-        if nearest is None or distance < nearest[1]:
-            nearest = (drawn, distance)
-        if distance == 0:
+        if least is None or distance < least:
+            nearest, least = [], distance
+        if distance == least:
+            nearest.append(drawn)
+        if distance == 0 and len(nearest) == MATCHING_DRAWS:
             break
-    assert nearest is not None
-    return nearest
+    assert least is not None
+    return nearest, least
 
 
 def _draw(n: int, rng: torch.Generator) -> FloatArray:

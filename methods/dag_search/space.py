@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,9 @@ import numpy as np
 from datasets.contracts import DatasetSpec
 from methods.backbones.alignment import Aligner
 from methods.backbones.backbone import Backbone, create_backbone
+from methods.control import ArchitectureSize
 from methods.dag_search.flow import BoolArray, Edge, FlowGraph, flow_edges
+from methods.graph.cost import CostTable, Shape, compute
 from methods.graph.operations import Operation, parameterless
 from methods.graph.task_graph import TaskGraph, Value
 
@@ -85,6 +87,23 @@ class DagSpace:
             feature = self._task(graph, graph.input(data.input_of(name)), edges, functools.partial(own, task=task))
             graph.output(name, graph.add(head(name), feature))
         return graph
+
+    def sizes(
+        self, data: DatasetSpec, backbone: Backbone, heads: Mapping[str, Operation]
+    ) -> Callable[[Sequence[BoolArray]], ArchitectureSize]:
+        """A function from the edges of all tasks to the size of their network: parameters and MACs, joint or the sum
+        where tasks have their own images. What is costly is measured once.
+        """
+        table, n_heads = CostTable(), sum(p.numel() for head in heads.values() for p in head.module.parameters())
+        shape: Shape = (1, backbone.config.in_chans, *data.native_size)
+
+        def size_of(kept: Sequence[BoolArray]) -> ArchitectureSize:
+            graph = self.task_graph(data, kept, heads.__getitem__)
+            counted = compute(graph, dict.fromkeys(data.inputs, shape), table)
+            macs = counted.macs_sum if counted.macs_joint is None else counted.macs_joint
+            return ArchitectureSize(self.n_parameters(kept) + n_heads, macs)
+
+        return size_of
 
     def _task(self, graph: TaskGraph, image: Value, kept: BoolArray, own: Callable[[Operation], Operation]) -> Value:
         """One task's feature after the tail."""

@@ -11,37 +11,44 @@ import numpy as np
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.contracts import Role, Trainer
+from methods.control import AMBER_DEVIATION
 from methods.dmo.difficulty import CROSS_ENTROPIES, difficulties, mean_loss, sample_losses
 from methods.dmo.grouping import Groups, groups_of, maximal_cliques, random_groups, read_groups
 from methods.dmo.parameters import DmoParams, kept_fraction
 from methods.dmo.pictures import similarity_figure
-from methods.dmo.pruning import Survivors, survivors
+from methods.dmo.pruning import Survivors, n_union, survivors
 from methods.dmo.similarity import combined, loss_similarity, resolved_threshold, weight_similarity
 from methods.dmo.singles import Single
 from methods.dmo.telling import tell_cliques, tell_similarity
 
+_HALVINGS = 30  # of the range of a factor
+_ALIKE = 0.001  # relative difference of numbers of weights that counts as none
 
-def find_groups(p: DmoParams, trainer: Trainer, singles: Sequence[Single]) -> Groups:
-    """The groups of tasks that share a network: those that are given, or maximal cliques of similar tasks."""
+
+def find_groups(p: DmoParams, trainer: Trainer, singles: Sequence[Single]) -> tuple[Groups, Groups]:
+    """The groups of tasks that share a network, and those that were found: other ones under `random_groups`. Found are
+    those that are given, or maximal cliques of similar tasks.
+    """
     tasks = trainer.data.task_names
     if p.groups is not None:
-        return read_groups(p.groups, tasks)
+        given = read_groups(p.groups, tasks)
+        return given, given
     if len(tasks) == 1:
-        return ((0,),)
+        return ((0,),), ((0,),)
     s_w = weight_similarity([list(single.weights.values()) for single in singles])
     s_l = loss_similarity([single.loss for single in singles])
     s = combined(s_w, s_l, p.alpha)
     known = np.nan_to_num(s, nan=0.0)
     tau_sim = resolved_threshold(known, p.threshold)
     cliques = maximal_cliques(known, tau_sim, p.clique_order)
-    groups = groups_of(cliques)
+    groups = found = groups_of(cliques)
     matrices = {"S_W": s_w, "S_L": s_l, "S": s}
     tell_similarity(trainer, matrices, p)
     tell_cliques(trainer, matrices, tau_sim, cliques, p)
     if p.random_groups:
-        groups = random_groups(groups, trainer.rng("groups"))
+        groups = random_groups(found, trainer.rng("groups"))
     trainer.figure("similarity", similarity_figure(matrices, groups, tasks))
-    return groups
+    return groups, found
 
 
 def difficulties_of(p: DmoParams, trainer: Trainer, singles: Sequence[Single]) -> list[float]:
@@ -77,8 +84,13 @@ def _scale(p: DmoParams, data: DatasetSpec, single: Single) -> float:
     return first
 
 
-def prune(p: DmoParams, trainer: Trainer, singles: Sequence[Single], d: Sequence[float]) -> list[Survivors]:
-    """The surviving weights of each single-task network. d: difficulty of each task."""
+def prune(
+    p: DmoParams, trainer: Trainer, singles: Sequence[Single], d: Sequence[float], groups: Groups, found: Groups
+) -> list[Survivors]:
+    """The surviving weights of each single-task network. d: difficulty of each task. groups, found: as `find_groups`
+    gives them. Where they differ, all networks keep as much more or less as it takes for the groups to keep as many
+    weights as those that were found would.
+    """
     tasks = trainer.data.task_names
     q = [kept_fraction(value, p.tau) for value in d]
     if p.pruning == "equal":
@@ -87,15 +99,49 @@ def prune(p: DmoParams, trainer: Trainer, singles: Sequence[Single], d: Sequence
         q = [1.0] * len(q)
     floored = sum(value < p.keep_floor for value in q)
     q = [max(value, p.keep_floor) for value in q]
-    found = [
-        survivors(list(single.weights.values()), value, p.prune_scope, p.layer_floor)
-        for single, value in zip(singles, q, strict=True)
-    ]
-    for task, one, value in zip(tasks, found, q, strict=True):
+    if groups != found:
+        q = _of_equal_size(p, trainer, singles, q, groups, found)
+    kept = _survivors(p, singles, q)
+    for task, one, value in zip(tasks, kept, q, strict=True):
         trainer.fact(f"kept, {task}", 100 * value, "percent")
         trainer.fact(f"survivors, {task}", sum(one.counts))
     trainer.fact("networks at keep_floor", floored, f"of {len(tasks)}")
-    trainer.fact("tensors at layer_floor", sum(one.n_floored for one in found))
+    trainer.fact("tensors at layer_floor", sum(one.n_floored for one in kept))
     trainer.artifact("q", np.array(q))
-    trainer.artifact("survivors", np.array([one.counts for one in found]))  # int [T, tensors]
-    return found
+    trainer.artifact("survivors", np.array([one.counts for one in kept]))  # int [T, tensors]
+    return kept
+
+
+def _survivors(p: DmoParams, singles: Sequence[Single], q: Sequence[float]) -> list[Survivors]:
+    """q: kept fraction of each network."""
+    return [
+        survivors(list(single.weights.values()), value, p.prune_scope, p.layer_floor)
+        for single, value in zip(singles, q, strict=True)
+    ]
+
+
+def _of_equal_size(
+    p: DmoParams, trainer: Trainer, singles: Sequence[Single], q: Sequence[float], groups: Groups, found: Groups
+) -> list[float]:
+    """Kept fractions with which `groups` keep as many weights as `found` do with q: q times one factor, by bisection.
+    Tells how far the numbers are apart.
+    """
+
+    def kept(factor: float, groups: Groups) -> int:
+        one = _survivors(p, singles, [min(1.0, factor * value) for value in q])
+        return sum(n_union([one[task].masks for task in members]) for members in groups)
+
+    wanted = kept(1.0, found)
+    low, high = 0.0, 1.0 / min(q)
+    factor, n = 1.0, kept(1.0, groups)
+    for _ in range(_HALVINGS):
+        if abs(n - wanted) <= _ALIKE * wanted:
+            break
+        low, high = (factor, high) if n < wanted else (low, factor)
+        factor = (low + high) / 2
+        n = kept(factor, groups)
+    missed = abs(n - wanted) / wanted
+    trainer.fact("deviation from the size asked for", 100 * missed, "percent")
+    if missed > AMBER_DEVIATION:
+        trainer.flag(f"The random groups are {100 * missed:.1f} % from the size that they should have.")
+    return [min(1.0, factor * value) for value in q]

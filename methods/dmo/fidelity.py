@@ -41,5 +41,7 @@ FIDELITY = Fidelity(
         Statement("derived", "Groups share no parameter, so they are trained one after another."),
         Statement("default", "Controls: pruning none or equal, random_groups, groups of single tasks. Masks are "
                   "unstructured: nothing is saved in memory or time without sparse kernels."),
+        Statement("default", "random_groups: as many weights as the groups that were found would keep; all networks "
+                  "keep as much more or less as that takes."),
     ),
 )  # fmt: skip

@@ -96,9 +96,9 @@ class Dmo(Method[DmoParams]):
 
         p = self.params
         singles = [train_single(p, trainer, task) for task in trainer.data.task_names]
-        groups = find_groups(p, trainer, singles)
+        groups, found = find_groups(p, trainer, singles)
         d = difficulties_of(p, trainer, singles)
-        pruned = prune(p, trainer, singles, d)
+        pruned = prune(p, trainer, singles, d, groups, found)
         graphs, kept = [], []
         for members in groups:
             graph, masks = merge(p, trainer, singles, pruned, d, members)

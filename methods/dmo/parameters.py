@@ -99,7 +99,9 @@ class DmoParams(MethodParams):
         default="difficulty",
         description="controls: `equal` keeps one fraction of every network, `none` prunes nothing",
     )
-    random_groups: bool = Field(default=False, description="control: random groups of the sizes that were found")
+    random_groups: bool = Field(
+        default=False, description="control: random groups of the sizes that were found, which keep as many weights"
+    )
     published: PublishedParams | None = Field(
         default=None, description="the article's recipe, read under `recipe: published`"
     )

@@ -80,6 +80,11 @@ def survivors(weights: Sequence[Tensor], q: float, scope: PruneScope, layer_floo
     return Survivors(masks, n_floored)
 
 
+def n_union(masks: Sequence[Masks]) -> int:
+    """Weights that at least one of several networks keeps."""
+    return sum(int(torch.stack(kept).any(0).sum()) for kept in zip(*masks, strict=True))
+
+
 def _largest(magnitudes: Tensor, k: int) -> Tensor:
     """bool [n] with exactly k True: the k largest, of equal ones the first."""
     threshold = magnitudes.kthvalue(magnitudes.numel() - k + 1).values

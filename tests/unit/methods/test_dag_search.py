@@ -18,9 +18,12 @@ from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone
 from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role
+from methods.control import AMBER_DEVIATION, RandomArchitecture, deviation
 from methods.dag_search import stages
+from methods.dag_search.flow import cut_to_budget
 from methods.dag_search.method import DagSearch
 from methods.dag_search.params import DagSearchParams
+from methods.dag_search.reduction import reduce
 from methods.dag_search.space import DagSpace, build_space
 from methods.dag_search.supernet import Gates, Supernet
 from methods.figures import Figure
@@ -574,7 +577,53 @@ def test_a_random_architecture_has_the_searched_counts(tmp_path: Path) -> None:
                        "read-outs per task")}, trainer.elements, trainer.flags))  # fmt: skip
     assert facts[0][0] == facts[1][0]
     assert facts[0][1] != facts[1][1]
-    assert not facts[1][2]
+    assert not [flag for flag in facts[1][2] if "searched counts" in flag]
+
+
+def test_the_size_of_a_cut_is_that_of_its_network(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path)
+    backbone = trainer.backbone()
+    space = space_of(backbone, 3)
+    heads = {task: trainer.head(task) for task in trainer.data.task_names}
+    size_of = space.sizes(trainer.data, backbone, heads)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        kept = [cut_to_budget(space.graph, random.random(len(space.exists)), space.exists, 3, None) for _ in heads]
+        graph = space.task_graph(trainer.data, kept, heads.__getitem__)
+        counted = compute(graph, {"image": (1, 3, *trainer.data.native_size)})
+        found = size_of(kept)
+        assert found.parameters == size(graph, backbone.n_parameters()).total
+        assert found.macs == counted.macs_joint
+
+
+def test_a_random_cut_is_the_nearest_in_size_of_those_with_the_searched_counts(tmp_path: Path) -> None:
+    """Tasks that share no edge have a union of twice the edges: equal counts alone are no equal size."""
+    trainer = toy_trainer(tmp_path)
+    space = space_of(trainer.backbone(), 3)
+    heads = {task: trainer.head(task) for task in trainer.data.task_names}
+    size_of = space.sizes(trainer.data, trainer.backbone(), heads)
+    sigma = np.random.default_rng(1).random((1, len(space.exists))).repeat(2, axis=0).astype(np.float32)
+    params = DagSearchParams(reduction={"score": "random"}).reduction
+    searched = reduce(space, sigma, DagSearchParams().reduction, 4, None, torch.Generator(), size_of)
+    deviations = []
+    for seed in range(5):
+        drawn = reduce(space, sigma, params, 4, None, torch.Generator().manual_seed(seed), size_of)
+        assert [space.graph.counts(row) for row in drawn.kept] == [space.graph.counts(row) for row in searched.kept]
+        assert drawn.deviation == deviation(size_of(drawn.kept), size_of(searched.kept))
+        deviations.append(drawn.deviation)
+    assert max(deviations) <= AMBER_DEVIATION
+    assert searched.deviation is None
+
+
+def test_a_random_cut_that_is_too_large_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "methods.dag_search.reduction.random_architecture",
+        lambda space, target, rng: RandomArchitecture(space.draw(rng), target, 0.25),
+    )
+    trainer = toy_trainer(tmp_path, steps=8)
+    method_of(reduction={"score": "random"}).run(trainer)
+    assert trainer.facts["deviation from the size asked for"] == {"value": 25.0, "unit": "percent"}
+    assert "The random cut is 25.0 % from the size that it should have." in trainer.flags
 
 
 def test_reinit_trains_the_found_network_from_initial_weights(tmp_path: Path) -> None:

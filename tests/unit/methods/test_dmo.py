@@ -380,6 +380,45 @@ def test_random_groups_have_the_sizes_that_were_found() -> None:
     assert len(draws) == 4
 
 
+@dataclasses.dataclass
+class Weights:
+    """What pruning reads of a single-task network."""
+
+    weights: dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_random_groups_keep_as_many_weights_as_the_groups_that_were_found(scope: str, tmp_path: Path) -> None:
+    """Two networks are alike and a third is not, so that a group of the two has the smallest union."""
+    random = torch.Generator().manual_seed(0)
+    common = torch.randn(5000, generator=random)
+    vectors = [common, common + 0.1 * torch.randn(5000, generator=random), torch.randn(5000, generator=random)]
+    singles = [Weights({"stem": vector[:1000], "block": vector[1000:]}) for vector in vectors]
+    found, drawn = ((0, 1), (2,)), ((0, 2), (1,))
+    p, d = DmoParams(prune_scope=scope, tau_sim=0.5), [0.3, 0.2, 0.5]
+
+    def kept(groups: tuple[tuple[int, ...], ...], used: list[Any]) -> int:
+        return sum(
+            int(functools.reduce(torch.logical_or, (used[task].masks[n] for task in members)).sum())
+            for members in groups
+            for n in range(2)
+        )
+
+    trainers = [toy_trainer(tmp_path / name) for name in ("found", "drawn")]
+    for trainer in trainers:
+        trainer.context = dataclasses.replace(trainer.context, data=three_tasks(trainer.data))
+    plain = prune(p, trainers[0], singles, d, found, found)
+    control = prune(p, trainers[1], singles, d, drawn, found)
+    assert kept(drawn, plain) > 1.1 * kept(found, plain)  # what groups of equal sizes alone would have
+    assert kept(drawn, control) == pytest.approx(kept(found, plain), rel=2e-3)
+    assert trainers[1].facts["deviation from the size asked for"]["value"] < 0.2
+    assert "deviation from the size asked for" not in trainers[0].facts
+    assert not trainers[1].flags
+    # One that keeps nearly all of its weights cannot keep more: the number is missed, and that is said.
+    full = prune(p.model_copy(update={"pruning": "none"}), trainers[1], singles, d, ((0,), (1,), (2,)), found)
+    assert kept(((0,), (1,), (2,)), full) == pytest.approx(2 * 5000, rel=2e-3)
+
+
 def test_given_groups_must_be_a_partition() -> None:
     tasks = ("a", "b", "c")
     assert read_groups((("c", "a"), ("b",)), tasks) == ((0, 2), (1,))
@@ -683,7 +722,7 @@ def test_what_is_not_prunable_comes_from_the_hardest_task_and_heads_start_anew(t
         for name, value in operation.module.state_dict(prefix=str(operation.config)).items()
         if "bn" in name
     }
-    pruned = prune(method.params, trainer, singles, d)
+    pruned = prune(method.params, trainer, singles, d, ((0, 1),), ((0, 1),))
     graph, masks = merge(method.params, trainer, singles, pruned, d, (0, 1))
     found = {
         name: value
@@ -709,7 +748,9 @@ def test_the_twin_restarts_under_the_same_masks(tmp_path: Path) -> None:
     method, fresh = Dmo(DmoParams(**TOGETHER, reinit=True)), toy_trainer(tmp_path / "x", steps=4)
     singles = [train_single(method.params, fresh, task) for task in ("a", "b")]
     d = difficulties_of(method.params, fresh, singles)
-    _, masks = merge(method.params, fresh, singles, prune(method.params, fresh, singles, d), d, (0, 1))
+    _, masks = merge(
+        method.params, fresh, singles, prune(method.params, fresh, singles, d, ((0, 1),), ((0, 1),)), d, (0, 1)
+    )
     initial = prunable(body_of(fresh.backbone())).values()
     assert all(torch.equal(w, start * mask) for (w, mask), start in zip(masks, initial, strict=True))
 

@@ -182,6 +182,50 @@ def test_a_row_without_any_score_is_named() -> None:
         found.tuned_reference(records)
 
 
+CONTROL = {"name": "dag_search", "params": {"reduction": {"score": "random"}}}
+
+
+def test_a_control_takes_what_was_chosen_for_its_search() -> None:
+    """Under other settings it would draw architectures of another size than those that it stands beside."""
+    found = table(methods=["single_task", CONTROL, "hard_sharing", "dag_search"])
+    assert [len(row.settings) for row in found.rows] == [0, 3, 5]
+    control, _, search = page_of(found).tables[0].rows
+    assert (control.chosen, control.trials, control.steps, control.tried) == (
+        search.chosen, search.trials, search.steps, search.tried,
+    )  # fmt: skip
+    assert control.settings_of == search.title
+    assert control.row != search.row
+    assert control.title.startswith("dag_search (reduction.score=random)")
+    assert control.summary().endswith(f"(the control of {search.title}, whose settings it takes)")
+
+
+def test_a_control_keeps_what_the_suite_sets_for_it(tmp_path: Path) -> None:
+    given = {**CONTROL, "params": {**CONTROL["params"], "squeeze_weight": 0.5}}
+    methods = ["single_task", "hard_sharing", "dag_search", given]
+    page = page_of(table(methods=methods))
+    assert set(page.tables[0].rows[2].chosen) == {LR_FACTOR, "gate_lr"}
+    path = tmp_path / "tuned.yaml"
+    path.write_text(page.text(), encoding="utf-8")
+    search, control = plan(suite(tuned=str(path), methods=methods))[2:]
+    ours, theirs = (cell.document["method"]["params"] for cell in (control, search))
+    assert ours["squeeze_weight"] == 0.5
+    assert ours["gate_lr"] == theirs["gate_lr"] == row("dag_search").settings[2]["gate_lr"]
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        [CONTROL],
+        [CONTROL, {"name": "dag_search", "params": {"kappa": 2}}, {"name": "dag_search", "params": {"kappa": 3}}],
+        ["random_tree"],
+    ],
+)
+def test_a_control_without_a_search_that_is_certainly_its_own_is_tuned_itself(methods: list[Any]) -> None:
+    first = table(methods=["single_task", *methods]).rows[0]
+    assert first.search is None
+    assert len(first.settings) >= 3
+
+
 # what a suite takes
 
 
