@@ -237,7 +237,7 @@ def _search_of(cell: PlannedCell, rows: Sequence[PlannedCell]) -> PlannedCell | 
         other
         for other in rows
         if other.settings.method.name == cell.settings.method.name
-        and other.settings.balancing == cell.settings.balancing
+        and other.settings.recipe.balancing == cell.settings.recipe.balancing
         and not _is_random(other)
     ]
     ours = _flat(cell.document["method"]["params"])

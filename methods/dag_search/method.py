@@ -112,6 +112,7 @@ class DagSearch(Method[DagSearchParams]):
         size = None if budget is None else budget * backbone.n_parameters()
         space = space_of(params, trainer, M)
         heads = {task: trainer.head(task) for task in trainer.data.task_names}
+        size_of = space.sizes(trainer.data, backbone, heads)
         gates = Gates(space.graph, len(heads), trainer.budget.cycles, params.gate_init).to(trainer.device)
         supernet = Supernet(
             space, trainer.data, heads, gates, batch_norm=params.batch_norm, recompute=params.search.recompute
@@ -122,7 +123,6 @@ class DagSearch(Method[DagSearchParams]):
         gates.remember(trainer.budget.cycles)
         path = gates.remembered().numpy()
 
-        size_of = space.sizes(trainer.data, backbone, heads)
         found = reduce(space, path[-1], params.reduction, kappa, size, trainer.rng("reduction"), size_of)
         graph = cut(trainer, supernet, heads, found)
         tell(params, trainer, space, backbone, path, gates, found)

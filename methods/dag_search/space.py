@@ -92,7 +92,7 @@ class DagSpace:
         self, data: DatasetSpec, backbone: Backbone, heads: Mapping[str, Operation]
     ) -> Callable[[Sequence[BoolArray]], ArchitectureSize]:
         """A function from the edges of all tasks to the size of their network: parameters and MACs, joint or the sum
-        where tasks have their own images. What is costly is measured once.
+        where tasks have their own images. To be asked for before a supernet puts norms of its own into the operations.
         """
         table, n_heads = CostTable(), sum(p.numel() for head in heads.values() for p in head.module.parameters())
         shape: Shape = (1, backbone.config.in_chans, *data.native_size)
@@ -103,6 +103,7 @@ class DagSpace:
             macs = counted.macs_sum if counted.macs_joint is None else counted.macs_joint
             return ArchitectureSize(self.n_parameters(kept) + n_heads, macs)
 
+        size_of([self.exists] * len(heads))  # measures every operation, once
         return size_of
 
     def _task(self, graph: TaskGraph, image: Value, kept: BoolArray, own: Callable[[Operation], Operation]) -> Value:
