@@ -80,7 +80,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a cell without a GPU sees what we see
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE} if address is None else {}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="warning", **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         where = "on this machine" if address is None else f"at {address}"

@@ -1,0 +1,257 @@
+"""Cells on a Ray cluster: the records are those of local workers, and whatever dies takes no finished work with it.
+
+A cluster of several nodes is one of several raylets on this machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.plan.cells import PlannedCell
+from benchmark.records.store import Store
+from benchmark.train.cell import RunSettings, run_cell
+from benchmark.workers import ray_executor
+from benchmark.workers.executors import Event, ExecutorChoice, LocalExecutor
+from benchmark.workers.ray_executor import RayExecutor, unfit
+from datasets.errors import UsageError
+from tests.unit.cells import toy_cells
+
+pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+LONG = {"budget": {"steps": 200, "cycles": 10}}  # seconds, so that there is something to kill
+
+
+def cells(**changes: Any) -> list[PlannedCell]:
+    return toy_cells(**{"seeds": [0, 1], **changes})
+
+
+def settings_of(folder: Path, toy_data: Path) -> RunSettings:
+    return RunSettings(folder, plugins=(str(toy_data),), checkpoint_steps=50)
+
+
+def hashes(folder: Path) -> dict[str, str | None]:
+    return {record.key: record.result_hash for record in Store(folder).load_all() if record.status == "done"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _normal_priority() -> Iterator[None]:
+    """Ray gives its workers a low priority, under which they wait for all other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def expected(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[list[PlannedCell]], dict[str, str | None]]]:
+    """What cells end with in this process."""
+    folder = tmp_path_factory.mktemp("straight")
+
+    def run(wanted: list[PlannedCell]) -> dict[str, str | None]:
+        return {cell.key: run_cell(cell, RunSettings(folder)).result_hash for cell in wanted}
+
+    return run
+
+
+class Nodes:
+    """A cluster of raylets on this machine, the first of which takes no cells."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.address: str = self.cluster.address
+        self.added: list[Any] = []
+
+    def add(self, cpus: int = 1) -> Any:
+        self.added.append(self.cluster.add_node(num_cpus=cpus))
+        return self.added[-1]
+
+    def kill(self, node: Any) -> None:
+        self.added.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    found = Nodes()
+    yield found
+    found.cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Nodes) -> Iterator[Nodes]:
+    """The cluster with the nodes that the test adds."""
+    yield cluster
+    for node in list(cluster.added):
+        cluster.kill(node)
+
+
+def statuses(events: list[Event]) -> dict[int, tuple[str, str]]:
+    return {event.cell: (event.status, event.message) for event in events if event.kind == "finished"}
+
+
+def process_of(folder: Path, key: str) -> int:
+    """The process that holds the lock of a cell."""
+    inode = (folder / "locks" / f"{key}.lock").stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+            return int(fields[4])
+    raise AssertionError(f"nobody holds {key}")
+
+
+def test_what_a_cluster_on_this_machine_trains_is_what_local_workers_train(
+    tmp_path: Path, toy_data: Path, expected: Callable[..., dict[str, str | None]]
+) -> None:
+    wanted = cells()
+    events = list(ExecutorChoice("ray").executor(settings_of(tmp_path, toy_data), None).run(wanted))
+    assert statuses(events) == dict.fromkeys(range(4), ("done", ""))
+    assert next(event.kind for event in events if event.cell == 0) == "started"
+    assert hashes(tmp_path) == expected(wanted)
+    assert [record.attempts for record in Store(tmp_path).load_all()] == [1] * 4
+    assert len(list((tmp_path / "single_task").glob("*/*/summary.json"))) == 4  # two tasks, two seeds: each once
+    assert not list(tmp_path.glob(".shared-*"))
+
+
+def test_a_killed_worker_fails_its_cell_and_no_other(
+    tmp_path: Path, toy_data: Path, nodes: Nodes, expected: Callable[..., dict[str, str | None]]
+) -> None:
+    nodes.add(2)
+    wanted, events = cells(methods=["hard_sharing"], **LONG), []
+    for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
+        events.append(event)
+        if event.kind == "started" and event.cell == 0:
+            os.kill(process_of(tmp_path, wanted[0].key), signal.SIGKILL)
+    assert statuses(events)[0] == ("failed", "The worker process ended (out of memory, or a crash in native code).")
+    assert statuses(events)[1] == ("done", "")
+    list(RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted[:1]))
+    assert hashes(tmp_path) == expected(wanted)
+
+
+def test_cells_of_a_lost_node_go_on_at_one_that_joined_later(
+    tmp_path: Path, toy_data: Path, nodes: Nodes, expected: Callable[..., dict[str, str | None]]
+) -> None:
+    first = nodes.add(1)
+    wanted, events, killed = cells(methods=["hard_sharing"], **LONG), [], False
+    for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
+        events.append(event)
+        if event.kind == "progress" and not killed:
+            killed = True
+            nodes.kill(first)
+            nodes.add(1)
+    assert statuses(events) == dict.fromkeys(range(2), ("done", ""))
+    assert [event.message for event in events if event.kind == "note"] == [
+        "A node was lost; its cells go on elsewhere."
+    ]
+    assert hashes(tmp_path) == expected(wanted)
+
+
+def test_nothing_runs_on_once_the_events_are_left(tmp_path: Path, toy_data: Path, nodes: Nodes) -> None:
+    """As at an interrupt: the cell's process is gone, its lock free, and a later run takes it up."""
+    nodes.add(1)
+    wanted = cells(methods=["hard_sharing"], seeds=[0], **LONG)
+    executor = RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0)
+    for event in (events := executor.run(wanted)):
+        if event.kind == "progress":
+            break
+    events.close()
+    with Store(tmp_path).lock(wanted[0].key, timeout_s=10):
+        assert not hashes(tmp_path)
+    assert not list(tmp_path.glob(".shared-*"))
+
+
+def test_a_node_that_joins_later_and_has_other_code_takes_no_cells(
+    tmp_path: Path, toy_data: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's code is another one than the nodes' after they were looked at."""
+    nodes.add(1)
+    executor = RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0)
+    monkeypatch.setattr(ray_executor, "package_hash", lambda: "other")
+    with pytest.raises(UsageError, match="has other code of sharebench than this machine: install the same"):
+        list(executor.run(cells(methods=["hard_sharing"])))
+    monkeypatch.setattr(ray_executor._Work, "require_fit_nodes", lambda work: None)
+    notes = []
+    for event in (events := executor.run(cells(methods=["hard_sharing"]))):
+        if event.kind == "note":
+            notes.append(event.message)
+            break
+    events.close()
+    assert notes[0].endswith("install the same. It takes no cells.")
+    assert not hashes(tmp_path)
+
+
+def test_a_cluster_without_room_for_a_cell_is_refused(tmp_path: Path, toy_data: Path, nodes: Nodes) -> None:
+    settings = dataclasses.replace(settings_of(tmp_path, toy_data), threads=3)
+    nodes.add(2)
+    with pytest.raises(UsageError, match="No node of the Ray cluster has the 3 CPUs of a cell"):
+        list(RayExecutor(settings, None, nodes.address, 1.0).run(cells()))
+    settings = dataclasses.replace(settings_of(tmp_path, toy_data), device="cuda")
+    with pytest.raises(UsageError, match=r"has the 1 CPUs and 0\.5 GPUs of a cell"):
+        list(RayExecutor(settings, None, nodes.address, 0.5).run(cells()))
+
+
+# Without a cluster
+
+
+def test_what_must_be_alike_on_all_nodes(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.touch()
+    here = ray_executor._fitness(token)
+    assert unfit(here, here, tmp_path) is None
+    for changes, words in (
+        ({"sees_results": False}, f"does not see {tmp_path}: the results folder must be one that all nodes share"),
+        ({"code": "other"}, "has other code of sharebench"),
+        ({"versions": {**here.versions, "torch": "1.0"}}, "has torch 1.0, this machine"),
+        ({"versions": {**here.versions, "timm": None}}, "has timm None, this machine"),
+    ):
+        why = unfit(dataclasses.replace(here, host="far", **changes), here, tmp_path)
+        assert why is not None
+        assert why.startswith("Node far ")
+        assert words in why
+        assert "\n" not in why
+    assert not ray_executor._fitness(tmp_path / "absent").sees_results
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"name": "rai"}, "Unknown executor 'rai'. Nearest: 'ray'"),
+        ({"address": "auto"}, "--address is of the executor ray; say --executor ray"),
+        ({"gpus_per_cell": 0.5}, "--gpus-per-cell is of the executor ray"),
+        ({"name": "ray", "gpus_per_cell": 0.0}, "expected a number above 0"),
+        ({"name": "ray", "gpus_per_cell": float("nan")}, "expected a number above 0"),
+    ],
+)
+def test_a_choice_that_means_nothing_is_refused(choice: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ExecutorChoice(**choice)
+
+
+def test_the_choice_makes_the_executor_and_names_it(tmp_path: Path) -> None:
+    settings = RunSettings(Path("out"), Path("data"))
+    local = ExecutorChoice().executor(settings, 3)
+    assert isinstance(local, LocalExecutor)
+    assert local.jobs == 3
+    assert ExecutorChoice().words(settings, 3, 2) == "2 workers on cpu"
+    ray = ExecutorChoice("ray", "auto", 0.25).executor(dataclasses.replace(settings, device="cuda"), 3)
+    assert isinstance(ray, RayExecutor)
+    assert (ray.jobs, ray.address, ray.gpus) == (3, "auto", 0.25)
+    assert (ray.settings.out, ray.settings.data_root) == (Path.cwd() / "out", Path.cwd() / "data")
+    assert ExecutorChoice("ray").executor(settings, None).gpus == 0.0
+    assert ExecutorChoice("ray").words(settings, None, 2) == "on cpu of Ray on this machine"
+    assert ExecutorChoice("ray", "auto").words(settings, None, 2) == "on cpu of a Ray cluster"
+
+
+def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path) -> None:
+    for address in ("auto", "no address"):
+        with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`") as error:
+            list(RayExecutor(settings_of(tmp_path, toy_data), None, address, 1.0).run(cells()))
+        assert "\n" not in str(error.value)
