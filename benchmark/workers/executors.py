@@ -97,14 +97,27 @@ class ExecutorChoice:
 
 
 def n_workers(jobs: int | None, device: str) -> int:
-    """One worker process per core that this process may use on a CPU, one on a GPU, unless asked otherwise."""
+    """One worker process per core that this process may use on a CPU, one a GPU, unless asked otherwise."""
     if jobs is not None:
         return jobs
     if device != "cpu":
-        return 1
+        return max(1, _n_gpus()) if device == "cuda" else 1
     import joblib
 
     return int(joblib.cpu_count())
+
+
+def spread(device: str, number: int) -> str:
+    """The device of a worker: of several GPUs, where none is named, one after another."""
+    n = _n_gpus() if device == "cuda" else 0
+    return f"cuda:{number % n}" if n > 1 else device
+
+
+@functools.cache
+def _n_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +146,10 @@ def carry_out(planned: PlannedCell, settings: RunSettings, report_progress: Call
         status, message = record.status, _told(record, settings.out)
     except (StorageError, UsageError) as error:
         message = str(error)
+    if settings.device != "cpu":  # others on this GPU may need what the cell no longer does
+        import torch
+
+        torch.cuda.empty_cache()
     return Outcome(status, message, time.monotonic() - started)
 
 
@@ -199,7 +216,9 @@ class _Worker:
 
 
 class LocalExecutor:
-    """Worker processes on this machine. jobs: how many; each computes with `settings.threads` threads."""
+    """Worker processes on this machine. jobs: how many; each computes with `settings.threads` threads. On `cuda` they
+    take turns on the GPUs that there are. A cell that runs out of memory while others run is tried again alone.
+    """
 
     def __init__(self, settings: RunSettings, jobs: int) -> None:
         self.settings, self.jobs = settings, jobs
@@ -207,21 +226,34 @@ class LocalExecutor:
 
     def run(self, cells: Sequence[PlannedCell]) -> Iterator[Event]:
         """As of `Executor`."""
-        waiting = deque(range(len(cells)))
+        waiting, crowded = deque(range(len(cells))), deque[int]()
+        had_company: set[int] = set()
         n_finished = 0
         try:
             self._workers = [self._start(number) for number in range(min(self.jobs, len(cells)))]
             while n_finished < len(cells):
                 for worker in self._workers:
-                    if worker.cell is None and waiting:
-                        worker.cell, worker.started = waiting.popleft(), time.monotonic()
+                    if worker.cell is None and (waiting or (crowded and not self._busy())):
+                        worker.cell = waiting.popleft() if waiting else crowded.popleft()
+                        worker.started = time.monotonic()
                         worker.connection.send((worker.cell, cells[worker.cell]))
+                        had_company |= self._busy() if len(self._busy()) > 1 else set()
                         yield Event("started", worker.cell, worker.number)
                 for event in self._events():
+                    if event.status == "oom" and event.cell in had_company:
+                        had_company.discard(event.cell)
+                        crowded.append(event.cell)
+                        text = f"{cells[event.cell].title} ran out of memory beside others; it is tried again alone."
+                        yield Event("note", message=text)
+                        continue
                     n_finished += event.kind == "finished"
                     yield event
         finally:
             self._stop()
+
+    def _busy(self) -> set[int]:
+        """Cells that run."""
+        return {worker.cell for worker in self._workers if worker.cell is not None}
 
     def _events(self) -> Iterator[Event]:
         """Everything that has arrived, waiting a moment for it."""
@@ -250,7 +282,8 @@ class LocalExecutor:
         yield finished(worker.cell, worker.number, Outcome("failed", f"The worker process ended with {how}.", seconds))
 
     def _start(self, number: int) -> _Worker:
-        return _Worker(number, *spawned(_work, self.settings.threads, self.settings))
+        settings = dataclasses.replace(self.settings, device=spread(self.settings.device, number))
+        return _Worker(number, *spawned(_work, settings.threads, settings))
 
     def _stop(self) -> None:
         for worker in self._workers:
