@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.records.provenance import VARIABLES, installed, package_hash
 from benchmark.records.store import write_atomic
 from benchmark.version import __version__
-from benchmark.workers.executors import Event, Outcome, carry_out, finished
+from benchmark.workers.executors import Event, Outcome, carry_out, finished, n_workers
 from benchmark.workers.processes import THREAD_VARIABLES
 from datasets.errors import UsageError
 
@@ -78,7 +78,9 @@ def connected(address: str | None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a cell without a GPU sees what we see
-    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE} if address is None else {}
+    own: dict[str, Any] = {}
+    if address is None:
+        own = {"num_cpus": n_workers(None, "cpu"), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
