@@ -21,6 +21,7 @@ _FAR = (1.7, 2.6, 3.6, 4.8)  # with a leader
 _WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # right, left, up or down, corners
 _ANCHORS: dict[int, tuple[Anchor, float]] = {1: ("start", 0.0), 0: ("middle", 0.5), -1: ("end", 1.0)}
 _CROSSING = 4.0  # what covering a line costs, in heights of a line
+_MISLEADING = 3.0  # what standing nearer to another mark costs a label without a leader
 
 
 class Scale:
@@ -99,6 +100,10 @@ def beside_points(
         best = math.inf
         for cost, label in _candidates(points[n], widths[n], height):
             cost += _CROSSING * sum(_overlap(label.box, line) for line in thin)
+            if label.leader is None and _distance(label.box, points[n]) >= min(
+                (_distance(label.box, other) for k, other in enumerate(points) if k != n), default=math.inf
+            ):
+                cost += _MISLEADING
             if cost < best and _within(label.box, room) and not any(_overlap(label.box, box) for box in taken):
                 best, placed[n] = cost, label
     return [placed.get(n) for n in range(len(points))]
@@ -124,6 +129,12 @@ def _candidates(point: tuple[float, float], width: float, height: float) -> Iter
 
 def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _distance(box: Box, point: tuple[float, float]) -> float:
+    """From the nearest place of a box to a point."""
+    left, low, right, high = box
+    return math.hypot(max(left - point[0], 0.0, point[0] - right), max(low - point[1], 0.0, point[1] - high))
 
 
 def _within(box: Box, room: Box) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,21 @@ def test_a_lone_point_has_its_label_at_its_right_and_at_its_left_where_the_chart
     assert label is not None
     assert label.place == (181.0, 50.0)
     assert label.anchor == "end"
+
+
+def test_a_label_stands_nearest_to_its_own_mark_or_has_a_leader() -> None:
+    """One mark just above another: a name beside the upper one would be read as its name."""
+    lines = [((0.0, 50.0), (200.0, 50.0))]  # what keeps the lower label from standing at its own height
+    for dx, dy in itertools.product((0.0, 0.5, 2.0), (3.0, 5.0, 7.0, 9.0)):
+        points = [(100.0, 50.0), (100.0 + dx, 50.0 + dy)]
+        for n, label in enumerate(beside_points(points, [40.0, 45.0], 10.0, ROOM, lines)):
+            assert label is not None
+            if label.leader is None:
+                left, low, right, high = label.box
+                away = [
+                    max(left - x, 0, x - right) ** 2 + max(low - y, 0, y - high) ** 2 for x, y in points
+                ]  # fmt: skip
+                assert away[n] < away[1 - n]
 
 
 def test_a_label_gives_way_to_a_line() -> None:
