@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli import EXIT_NOT_DONE, data_root_of_environment, make_console, pick_device, say
+from benchmark.cli import EXIT_NOT_DONE, data_root_of_environment, make_console, say
 from benchmark.plan.suite import BudgetSettings, Suite
 from benchmark.plan.suite_file import SuiteChoices, select
 from benchmark.records.store import StorageError, Store, write_atomic
-from benchmark.workers.executors import ExecutorChoice, n_workers
+from benchmark.workers.executors import ExecutorChoice, has_cuda, n_workers
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def run_suite(
     tuned: str | os.PathLike[str] | None = None,
     device: str = "auto",
     jobs: int | None = None,
-    executor: ExecutorChoice = ExecutorChoice(),
+    executor: str = "local",
+    address: str | None = None,
+    gpus_per_cell: float | None = None,
     data_root: str | os.PathLike[str] | None = None,
     refresh_stale: bool = False,
     speed: bool = True,
@@ -78,8 +80,8 @@ def run_suite(
     suite: name of a shipped suite, path of a YAML file, or a Suite. out: folder of the results, by default
     results/runs/SUITE. methods, datasets, tasks, backbones, seeds: lists that narrow the suite. settings: texts such as
     `recipe.batch_size=32`. tuned: page of `benchmark.tune` whose settings the rows take. device: auto, cpu, cuda or
-    cuda:N. jobs: cells at once, None for one a core, or one on CUDA. executor: where they run, such as
-    ExecutorChoice("ray"). data_root: None takes SHAREBENCH_DATA.
+    cuda:N. jobs: cells at once, None for one a core, or one on CUDA. executor, address,
+    gpus_per_cell: where they run, as of `ExecutorChoice`. data_root: None takes SHAREBENCH_DATA.
     refresh_stale: train cells again whose record other code made. speed: measure throughput at the end. show: print
     progress.
     Raises UsageError before the first step for what cannot be run. A cell that fails later says so in its record.
@@ -96,13 +98,13 @@ def run_suite(
         out=None if out is None else Path(out),
         device=device,
         jobs=jobs,
-        executor=executor,
+        executor=ExecutorChoice(executor, address, gpus_per_cell),
         data_root=None if data_root is None else Path(data_root),
         refresh_stale=refresh_stale,
         speed=speed,
     )
     chosen, run_settings = prepare(request)
-    keys = execute(chosen, run_settings, console, jobs=jobs, executor=executor, speed=speed, print_tables=False)
+    keys = execute(chosen, run_settings, console, jobs=jobs, executor=request.executor, speed=speed, print_tables=False)
     return Results(run_settings.out, keys)
 
 
@@ -153,7 +155,7 @@ def prepare(request: RunRequest) -> tuple[Suite, RunSettings]:
     else:
         raise UsageError("A Suite is run as it is; methods=, seeds= and the like go with a name or a file.")
     check_names(suite)
-    device = pick_device(request.device)
+    device = request.executor.device(request.device)
 
     from benchmark.train.cell import RunSettings
 
@@ -286,6 +288,12 @@ def _measure_speed(store: Store, keys: Sequence[str], settings: RunSettings, con
 
     done = {key for key in keys if store.is_done(key)}
     if not done:
+        return
+    if settings.device != "cpu" and not has_cuda():
+        say(
+            console,
+            "Speed was not measured: no CUDA device is here; `benchmark.throughput` measures where there is one.",
+        )
         return
     say(console, "Measuring throughput; keep the machine quiet for a moment ...")
     try:

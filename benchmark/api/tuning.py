@@ -114,6 +114,7 @@ def _planned(request: TuneRequest) -> tuple[Suite, RunSettings, Splits, Plan, li
             request.choices,
             out=request.out,
             device=request.device,
+            executor=request.executor,
             data_root=request.data_root,
             refresh_stale=request.refresh_stale,
         )

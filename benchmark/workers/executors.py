@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from benchmark.cli import pick_device
 from benchmark.workers.processes import end_of, spawned
 from datasets.errors import UsageError, unknown
 
@@ -81,6 +82,16 @@ class ExecutorChoice:
         if self.gpus_per_cell is not None and not self.gpus_per_cell > 0:
             raise UsageError(f"--gpus-per-cell {self.gpus_per_cell:g}: expected a number above 0, such as 0.5.")
 
+    def device(self, name: str) -> str:
+        """The device of the cells; `auto` is what this machine has. CUDA devices of a cluster need not be here. Raises
+        UsageError for a device that is not there, and for one of several where Ray decides.
+        """
+        if self.name == "local" or not name.startswith("cuda"):
+            return pick_device(name)
+        if name != "cuda":
+            raise UsageError(f"--device {name}: with --executor ray it is cuda; Ray says which of a node's GPUs.")
+        return name
+
     def executor(self, settings: RunSettings, jobs: int | None) -> Executor:
         """The executor. jobs: cells at once, None for what there is room for."""
         if self.name == "local":
@@ -111,6 +122,11 @@ def spread(device: str, number: int) -> str:
     """The device of a worker: of several GPUs, where none is named, one after another."""
     n = _n_gpus() if device == "cuda" else 0
     return f"cuda:{number % n}" if n > 1 else device
+
+
+def has_cuda() -> bool:
+    """Whether this machine has a CUDA device."""
+    return _n_gpus() > 0
 
 
 @functools.cache

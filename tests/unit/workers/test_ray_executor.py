@@ -250,6 +250,17 @@ def test_the_choice_makes_the_executor_and_names_it(tmp_path: Path) -> None:
     assert ExecutorChoice("ray", "auto").words(settings, None, 2) == "on cpu of a Ray cluster"
 
 
+def test_the_gpus_of_a_cluster_need_not_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    choice = ExecutorChoice("ray", "auto")
+    assert [choice.device(name) for name in ("cuda", "cpu", "auto")] == ["cuda", "cpu", "cpu"]
+    with pytest.raises(UsageError, match="--device cuda:1: with --executor ray it is cuda"):
+        choice.device("cuda:1")
+    with pytest.raises(UsageError, match="PyTorch sees 0 CUDA devices here"):
+        ExecutorChoice().device("cuda")
+
+
 def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path) -> None:
     for address in ("auto", "no address"):
         with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`") as error:
