@@ -79,8 +79,9 @@ class ExecutorChoice:
         options = {"address": self.address, "gpus-per-cell": self.gpus_per_cell}
         if self.name != "ray" and (given := [name for name, value in options.items() if value is not None]):
             raise UsageError(f"--{given[0]} is of the executor ray; say --executor ray.")
-        if self.gpus_per_cell is not None and not self.gpus_per_cell > 0:
-            raise UsageError(f"--gpus-per-cell {self.gpus_per_cell:g}: expected a number above 0, such as 0.5.")
+        gpus = self.gpus_per_cell
+        if gpus is not None and not (0 < gpus <= 1 or (gpus > 1 and gpus.is_integer())):
+            raise UsageError(f"--gpus-per-cell {gpus:g}: expected a whole number, or one between 0 and 1, such as 0.5.")
 
     def device(self, name: str) -> str:
         """The device of the cells; `auto` is what this machine has. CUDA devices of a cluster need not be here. Raises

@@ -226,8 +226,9 @@ def test_what_must_be_alike_on_all_nodes(tmp_path: Path) -> None:
         ({"name": "rai"}, "Unknown executor 'rai'. Nearest: 'ray'"),
         ({"address": "auto"}, "--address is of the executor ray; say --executor ray"),
         ({"gpus_per_cell": 0.5}, "--gpus-per-cell is of the executor ray"),
-        ({"name": "ray", "gpus_per_cell": 0.0}, "expected a number above 0"),
-        ({"name": "ray", "gpus_per_cell": float("nan")}, "expected a number above 0"),
+        ({"name": "ray", "gpus_per_cell": 0.0}, "expected a whole number, or one between 0 and 1"),
+        ({"name": "ray", "gpus_per_cell": 1.5}, "--gpus-per-cell 1.5: expected a whole number"),
+        ({"name": "ray", "gpus_per_cell": float("nan")}, "expected a whole number"),
     ],
 )
 def test_a_choice_that_means_nothing_is_refused(choice: dict[str, Any], words: str) -> None:
