@@ -73,7 +73,7 @@ class DagSearch(Method[DagSearchParams]):
             Statement("default", "Reduction by contribution to a budget of kappa inner edges per task."),
             Statement(
                 "default",
-                "score: random, the control: the searched counts of edges per task; of 1,000 such cuts the nearest in "
+                "score: random, the control: the searched counts of edges per task; of 20,000 such cuts the nearest in "
                 "parameters and MACs.",
             ),
             Statement(

@@ -27,6 +27,7 @@ from methods.dag_search.space import DagSpace
 _SCORES = {"contribution": contribution, "ratio": ratio, "magnitude": magnitude}
 MAX_DRAWS = 5000  # random scores are drawn again until the counts match, so often at most
 MATCHING_DRAWS = 100  # of each task, to choose among for the size of all
+CUTS = 20_000  # of all tasks, of which the nearest in size is taken; a thousand often leave more than 5 %
 
 Cut = Sequence[BoolArray]  # the live edges of each task
 
@@ -108,7 +109,7 @@ def _random(
         pool, distance = _nearest_draws(graph, exists, graph.counts(row), kappa, params.max_reads, rng)
         pools.append(pool)
         missed += [task] if distance else []
-    found = random_architecture(_Cuts(pools, size_of), size_of(searched), rng)
+    found = random_architecture(_Cuts(pools, size_of), size_of(searched), rng, CUTS)
     return Reduction(list(found.architecture), flow, tuple(missed), found.deviation)
 
 

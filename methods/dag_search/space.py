@@ -11,17 +11,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from torch import nn
 
 from datasets.contracts import DatasetSpec
 from methods.backbones.alignment import Aligner
 from methods.backbones.backbone import Backbone, create_backbone
 from methods.control import ArchitectureSize
 from methods.dag_search.flow import BoolArray, Edge, FlowGraph, flow_edges
-from methods.graph.cost import CostTable, Shape, compute
+from methods.graph.cost import CostTable, Shape
 from methods.graph.operations import Operation, parameterless
 from methods.graph.task_graph import TaskGraph, Value
 
@@ -64,6 +65,14 @@ class DagSpace:
 
     def n_parameters(self, kept: Sequence[BoolArray]) -> int:
         """Backbone and added parameters of the union of all tasks' edges."""
+        return self._parameters_of(self._parts(kept))
+
+    def _parameters_of(self, parts: Iterable[Operation]) -> int:
+        weights = {id(p): p.numel() for part in parts for p in part.module.parameters()}
+        return sum(weights.values())
+
+    def _parts(self, kept: Sequence[BoolArray]) -> list[Operation]:
+        """The operations of the union of all tasks' edges."""
         union = np.logical_or.reduce(kept).tolist()
         n, inner = self.graph.n_states, len(self.graph.inner)
         parts = [self.stem, self.tail]
@@ -71,8 +80,7 @@ class DagSpace:
         for edge in itertools.compress(self.edges, union[n : n + inner]):
             parts += [edge.align, edge.block]
         parts += itertools.compress(self.read_out, union[n + inner :])
-        weights = {id(p): p.numel() for part in parts for p in part.module.parameters()}
-        return sum(weights.values())
+        return parts
 
     def task_graph(
         self,
@@ -94,16 +102,23 @@ class DagSpace:
         """A function from the edges of all tasks to the size of their network: parameters and MACs, joint or the sum
         where tasks have their own images. To be asked for before a supernet puts norms of its own into the operations.
         """
-        table, n_heads = CostTable(), sum(p.numel() for head in heads.values() for p in head.module.parameters())
         shape: Shape = (1, backbone.config.in_chans, *data.native_size)
+        whole = self.task_graph(data, [self.exists] * len(heads), heads.__getitem__)
+        costs = CostTable().graph(whole, dict.fromkeys(data.inputs, shape))
+        macs = {id(node.operation.module): costs[node.name].macs for node in whole.reachable()}
+        n_heads = sum(p.numel() for head in heads.values() for p in head.module.parameters())
+        n_of = {id(part.module): self._parameters_of([part]) for part in self.operations()}
+        apart = sum(n_of.values()) == self._parameters_of(self.operations())  # no weight belongs to two operations
+        inputs = [data.input_of(task) for task in data.task_names]
 
         def size_of(kept: Sequence[BoolArray]) -> ArchitectureSize:
-            graph = self.task_graph(data, kept, heads.__getitem__)
-            counted = compute(graph, dict.fromkeys(data.inputs, shape), table)
-            macs = counted.macs_sum if counted.macs_joint is None else counted.macs_joint
-            return ArchitectureSize(self.n_parameters(kept) + n_heads, macs)
+            network = _Counted(self, macs)
+            for name, edges in zip(inputs, kept, strict=True):
+                network.add(name, edges.tolist())
+            n_macs = network.macs + sum(macs[id(head.module)] for head in heads.values())
+            n = sum(n_of[id(part.module)] for part in self._parts(kept)) if apart else self.n_parameters(kept)
+            return ArchitectureSize(n + n_heads, n_macs)
 
-        size_of([self.exists] * len(heads))  # measures every operation, once
         return size_of
 
     def _task(self, graph: TaskGraph, image: Value, kept: BoolArray, own: Callable[[Operation], Operation]) -> Value:
@@ -128,6 +143,49 @@ class DagSpace:
         """Their mean, or their sum under `aggregate: sum`."""
         kind = "add" if self.aggregate == "sum" else "mean"
         return values[0] if len(values) == 1 else graph.add(parameterless(kind), *values)
+
+
+class _Counted:
+    """Multiply-accumulates of the tasks' features, each operation on equal inputs once, without building a network.
+
+    macs: of the operations of `cost` that were added, which gives them by the id of their module.
+    """
+
+    def __init__(self, space: DagSpace, cost: Mapping[int, int]) -> None:
+        self.space, self.cost = space, cost
+        self.macs = 0
+        self._known: dict[tuple[object, ...], int] = {}  # {(operation, its inputs): number of the value}
+
+    def _value(self, operation: Operation | None, *inputs: int) -> int:
+        """The number of a value. operation: None for a mean or sum, which costs nothing."""
+        if operation is not None and isinstance(operation.module, nn.Identity):
+            return inputs[0]
+        key = (None if operation is None else id(operation.module), *inputs)
+        if key not in self._known:
+            self._known[key] = len(self._known)
+            self.macs += 0 if operation is None else self.cost[id(operation.module)]
+        return self._known[key]
+
+    def _combined(self, values: Sequence[int]) -> int:
+        return values[0] if len(values) == 1 else self._value(None, *values)
+
+    def add(self, name: str, kept: Sequence[bool]) -> None:
+        """A task's edges. name: of its input."""
+        space, n = self.space, self.space.graph.n_states
+        v0 = self._value(space.stem, self._known.setdefault((name,), len(self._known)))
+        entering: list[list[int]] = [[] for _ in range(n + 1)]
+        states: dict[int, int] = {}
+        for j in range(1, n + 1):
+            if kept[j - 1]:
+                entering[j].append(self._value(space.read_in[j - 1], v0))
+            for e, (i, target) in enumerate(space.graph.inner):
+                if target == j and kept[n + e]:
+                    edge = space.edges[e]
+                    entering[j].append(self._value(edge.block, self._value(edge.align, states[i])))
+            if entering[j]:
+                states[j] = self._combined(entering[j])
+        reads = [self._value(space.read_out[i - 1], states[i]) for i in range(1, n + 1) if kept[len(kept) - n + i - 1]]
+        self._value(space.tail, self._combined(reads))
 
 
 def build_space(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 import statistics
 from pathlib import Path
@@ -20,12 +19,12 @@ from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone
 from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role
-from methods.control import RandomArchitecture, deviation, random_architecture
+from methods.control import RandomArchitecture, deviation
 from methods.dag_search import stages
 from methods.dag_search.flow import cut_to_budget
 from methods.dag_search.method import DagSearch
 from methods.dag_search.params import DagSearchParams
-from methods.dag_search.reduction import reduce
+from methods.dag_search.reduction import CUTS, reduce
 from methods.dag_search.space import DagSpace, build_space
 from methods.dag_search.supernet import Gates, Supernet
 from methods.figures import Figure
@@ -582,8 +581,9 @@ def test_a_random_architecture_has_the_searched_counts(tmp_path: Path) -> None:
     assert not [flag for flag in facts[1][2] if "searched counts" in flag]
 
 
-def test_the_size_of_a_cut_is_that_of_its_network(tmp_path: Path) -> None:
-    trainer = toy_trainer(tmp_path)
+@pytest.mark.parametrize("domains", ["single", "multi"])
+def test_the_size_of_a_cut_is_that_of_its_network(domains: str, tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, domains=domains)
     backbone = trainer.backbone()
     space = space_of(backbone, 3)
     heads = {task: trainer.head(task) for task in trainer.data.task_names}
@@ -592,10 +592,10 @@ def test_the_size_of_a_cut_is_that_of_its_network(tmp_path: Path) -> None:
     for _ in range(20):
         kept = [cut_to_budget(space.graph, random.random(len(space.exists)), space.exists, 3, None) for _ in heads]
         graph = space.task_graph(trainer.data, kept, heads.__getitem__)
-        counted = compute(graph, {"image": (1, 3, *trainer.data.native_size)})
+        counted = compute(graph, dict.fromkeys(graph.inputs, (1, 3, *trainer.data.native_size)))
         found = size_of(kept)
         assert found.parameters == size(graph, backbone.n_parameters()).total
-        assert found.macs == counted.macs_joint
+        assert found.macs == (counted.macs_joint if domains == "single" else counted.macs_sum)
 
 
 def test_a_random_cut_is_the_nearest_in_size_of_those_with_the_searched_counts(
@@ -610,10 +610,8 @@ def test_a_random_cut_is_the_nearest_in_size_of_those_with_the_searched_counts(
     params = DagSearchParams(reduction={"score": "random"}).reduction
     searched = reduce(space, sigma, DagSearchParams().reduction, 4, None, torch.Generator(), size_of)
     nearest, first = [], []
-    for n_draws, deviations in ((1000, nearest), (1, first)):
-        monkeypatch.setattr(
-            "methods.dag_search.reduction.random_architecture", functools.partial(random_architecture, n_draws=n_draws)
-        )
+    for n_draws, deviations in ((CUTS, nearest), (1, first)):
+        monkeypatch.setattr("methods.dag_search.reduction.CUTS", n_draws)
         for seed in range(5):
             drawn = reduce(space, sigma, params, 4, None, torch.Generator().manual_seed(seed), size_of)
             assert [space.graph.counts(row) for row in drawn.kept] == [space.graph.counts(row) for row in searched.kept]
@@ -627,7 +625,7 @@ def test_a_random_cut_is_the_nearest_in_size_of_those_with_the_searched_counts(
 def test_a_random_cut_that_is_too_large_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "methods.dag_search.reduction.random_architecture",
-        lambda space, target, rng: RandomArchitecture(space.draw(rng), target, 0.25),
+        lambda space, target, rng, n_draws: RandomArchitecture(space.draw(rng), target, 0.25),
     )
     trainer = toy_trainer(tmp_path, steps=8)
     method_of(reduction={"score": "random"}).run(trainer)
