@@ -74,7 +74,8 @@ def print_glance(console: Console, glance: Glance) -> None:
     titles = fitting_titles(glance, max(_LEAST_TITLE, room - sum(widths)))
     drawn.add_column(Text("row"), overflow="fold", vertical="bottom")
     for words, n in zip(glance.titles, widths, strict=True):
-        header = Text("\n".join(map(plain, words)))
+        # A task a line under each other needs no slash, which would stand on a line of its own.
+        header = Text("\n".join(plain(word).removesuffix(" /") for word in words))
         drawn.add_column(header, justify="right", width=n, overflow="fold", vertical="bottom")
     for title, line in zip(titles, glance.lines, strict=True):
         style = "bold" if line.best else ""
