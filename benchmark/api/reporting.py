@@ -70,8 +70,13 @@ def report_folder(request: ReportRequest, console: Console) -> str:
     if request.out is not None:
         write_atomic(request.out, text.encode("utf-8"))
     if request.figures is not None:
-        drawn = draw(request.directory, request.figures, paper.names)
+        drawn, absent = draw(request.directory, request.figures, paper.names)
         say(console, f"Figures: {len(drawn)} files in {request.figures}")
+        if absent:
+            counted = (
+                "1 figure of what methods found is" if absent == 1 else f"{absent} figures of what methods found are"
+            )
+            say(console, f"{counted} not in {request.directory}.")
     return text if request.out is None else ""
 
 
@@ -199,12 +204,13 @@ def page_of(directory: Path, read: ReadTables, options: TableOptions) -> str:
     return render_page(tables, records, invalid, Store(directory), command=command, sections=sections)
 
 
-def draw(directory: Path, folder: Path, names: Names = Names()) -> list[Path]:
+def draw(directory: Path, folder: Path, names: Names = Names()) -> tuple[list[Path], int]:
     """Pictures of the tables, as PNG, SVG and PDF, and of what the methods found, as PNG and SVG; returns the new
-    files.
+    files, and how many figures of methods the directory does not hold.
     """
-    from benchmark.show.plots import draw_records
+    from benchmark.show.plots import absent_figures, draw_records
     from benchmark.show.table_plots import draw_tables
 
     records, tables, _ = read_tables(directory)
-    return [*draw_tables(tables, folder, names), *draw_records(records, Store(directory), folder)]
+    store = Store(directory)
+    return [*draw_tables(tables, folder, names), *draw_records(records, store, folder)], absent_figures(records, store)

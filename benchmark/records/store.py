@@ -260,6 +260,10 @@ class Store:
         write_atomic(self.root / file, data)
         return ArtifactEntry(kind=kind, file=file, sha256=hashlib.sha256(data).hexdigest())
 
+    def holds(self, entry: ArtifactEntry) -> bool:
+        """Whether there is a file of an artifact."""
+        return (self.root / entry["file"]).is_file()
+
     def read_artifact(self, entry: ArtifactEntry) -> bytes:
         """The bytes of an artifact. Raises StorageError if they are missing, changed, or outside of the store."""
         path = self.root / entry["file"]

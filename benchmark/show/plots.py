@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.records.documents import ArtifactEntry
 from benchmark.records.record import Record
 from benchmark.records.store import Store, safe_name
 from benchmark.show.drawing import FORMATS, save_drawing
@@ -32,16 +33,27 @@ _SHARED = "#dddddd"  # far from the grey that the eighth task has in the palette
 def draw_records(records: Sequence[Record], store: Store, folder: Path) -> Iterator[Path]:
     """Draw the figures of the done records into a folder, those that are not there yet; gives the new files.
 
-    A file's name says method, key, seed and figure. Raises StorageError where an artifact is missing or changed.
+    A file's name says method, key, seed and figure. What the store does not hold, as where records are shipped alone,
+    is left out: `absent_figures`. Raises StorageError where an artifact has changed.
     """
+    for record, name, entry in _figures(records):
+        stem = folder / figure_stem(record, name.removeprefix("figure-"))
+        files = [stem.with_suffix(f".{form}") for form in FORMATS]
+        if store.holds(entry) and not all(file.exists() for file in files):
+            figure = Figure.model_validate_json(store.read_artifact(entry))
+            yield from save(figure, stem, subtitle(record))
+
+
+def absent_figures(records: Sequence[Record], store: Store) -> int:
+    """How many figures of the done records the store does not hold."""
+    return sum(not store.holds(entry) for _, _, entry in _figures(records))
+
+
+def _figures(records: Sequence[Record]) -> Iterator[tuple[Record, str, ArtifactEntry]]:
     for record in records:
         for name, entry in sorted(record.artifacts.items()):
             if record.status == "done" and entry["kind"] == "figure":
-                stem = folder / figure_stem(record, name.removeprefix("figure-"))
-                files = [stem.with_suffix(f".{form}") for form in FORMATS]
-                if not all(file.exists() for file in files):
-                    figure = Figure.model_validate_json(store.read_artifact(entry))
-                    yield from save(figure, stem, subtitle(record))
+                yield record, name, entry
 
 
 def figure_stem(record: Record, name: str) -> str:

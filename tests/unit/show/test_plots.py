@@ -10,10 +10,12 @@ import matplotlib.pyplot as plt
 import pytest
 from pydantic import ValidationError
 from seaborn.utils import relative_luminance
+from typer.testing import CliRunner
 
 from benchmark.records.record import Record
 from benchmark.records.store import StorageError, Store
-from benchmark.show.plots import FORMATS, MAX_NAMED, draw, draw_records, ink_on, save, task_colors
+from benchmark.report import app
+from benchmark.show.plots import FORMATS, MAX_NAMED, absent_figures, draw, draw_records, ink_on, save, task_colors
 from methods.figures import Branch, Edge, Figure, Heatmap, Layered, Lines, Series, State, Tree
 from tests.unit.made_records import make_record
 
@@ -138,6 +140,19 @@ def test_figures_of_records_are_drawn_once_and_named_after_their_cell(tmp_path: 
     assert list(draw_records([record], store, tmp_path / "figures")) == []
     drawn[0].unlink()
     assert len(list(draw_records([record], store, tmp_path / "figures"))) == 2
+
+
+def test_what_the_folder_does_not_hold_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Records are shipped without the files of what methods found; `report --figures` ended in an error."""
+    store = Store(tmp_path / "run")
+    record = stored(store, FIGURES["heatmap"])
+    assert absent_figures([record], store) == 0
+    (store.root / record.artifacts["figure-found"]["file"]).unlink()
+    assert list(draw_records([record], store, tmp_path / "figures")) == []
+    assert absent_figures([record], store) == 1
+    result = CliRunner().invoke(app, [str(store.root), "--figures", str(tmp_path / "figures")])
+    assert result.exit_code == 0
+    assert f"1 figure of what methods found is not in {store.root}" in " ".join(result.output.split())
 
 
 def test_a_figure_that_was_changed_on_disk_is_not_drawn(tmp_path: Path) -> None:
