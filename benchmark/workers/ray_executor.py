@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import platform
 import time
@@ -82,7 +83,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address is None:
         own = {"num_cpus": n_workers(None, "cpu"), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         where = "on this machine" if address is None else f"at {address}"
@@ -200,7 +201,7 @@ class _Work:
             num_cpus=threads, num_gpus=executor.gpus, max_retries=0, runtime_env={"env_vars": passed_on}
         )
         node = ray.get_runtime_context().get_node_id()
-        self.mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=self._on(node)).remote()
+        self.mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=self._on(node)).remote()
         self.waiting = deque(range(len(cells)))
         self.running: dict[Any, int] = {}
         self.slots: dict[int, int] = {}  # of cells that have started, for the bars of a terminal
