@@ -74,7 +74,7 @@ class DagSearch(Method[DagSearchParams]):
             Statement(
                 "default",
                 "score: random, the control: the searched counts of edges per task; of 20,000 such cuts the nearest in "
-                "parameters and MACs.",
+                "parameters and MACs. Where none is within 5 %, counts may differ by an edge or two.",
             ),
             Statement(
                 "default",

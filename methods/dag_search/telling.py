@@ -69,7 +69,7 @@ def _flag(params: DagSearchParams, trainer: Trainer, facts: Mapping[str, float |
         trainer.flag("the squeeze loss was never active")
     if found.missed:
         names = ", ".join(trainer.data.task_names[task] for task in found.missed)
-        trainer.flag(f"no random draw had the searched counts of edges for {names}: the nearest was taken")
+        trainer.flag(f"the random cuts of {names} have other counts of edges than the searched ones, for an equal size")
     if found.deviation is not None:
         trainer.fact("deviation from the size asked for", 100 * found.deviation, "percent")
         if found.deviation > AMBER_DEVIATION:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone
 from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role
-from methods.control import RandomArchitecture, deviation
+from methods.control import AMBER_DEVIATION, RandomArchitecture, deviation
 from methods.dag_search import stages
 from methods.dag_search.flow import cut_to_budget
 from methods.dag_search.method import DagSearch
 from methods.dag_search.params import DagSearchParams
-from methods.dag_search.reduction import CUTS, reduce
+from methods.dag_search.reduction import CUTS, MOST_SLACK, reduce
 from methods.dag_search.space import DagSpace, build_space
 from methods.dag_search.supernet import Gates, Supernet
 from methods.figures import Figure
@@ -578,7 +577,7 @@ def test_a_random_architecture_has_the_searched_counts(tmp_path: Path) -> None:
                        "read-outs per task")}, trainer.elements, trainer.flags))  # fmt: skip
     assert facts[0][0] == facts[1][0]
     assert facts[0][1] != facts[1][1]
-    assert not [flag for flag in facts[1][2] if "searched counts" in flag]
+    assert not [flag for flag in facts[1][2] if "other counts" in flag]
 
 
 @pytest.mark.parametrize("domains", ["single", "multi"])
@@ -614,12 +613,39 @@ def test_a_random_cut_is_the_nearest_in_size_of_those_with_the_searched_counts(
         monkeypatch.setattr("methods.dag_search.reduction.CUTS", n_draws)
         for seed in range(5):
             drawn = reduce(space, sigma, params, 4, None, torch.Generator().manual_seed(seed), size_of)
-            assert [space.graph.counts(row) for row in drawn.kept] == [space.graph.counts(row) for row in searched.kept]
+            pairs = list(zip(drawn.kept, searched.kept, strict=True))
+            far = [sum(abs(a - b) for a, b in zip(*map(space.graph.counts, pair), strict=True)) for pair in pairs]
+            assert drawn.missed == tuple(task for task, distance in enumerate(far) if distance)
+            assert max(far) <= MOST_SLACK
+            assert not drawn.missed or n_draws == 1  # equal counts have a cut of equal size among so many
             assert drawn.deviation == deviation(size_of(drawn.kept), size_of(searched.kept))
             deviations.append(drawn.deviation)
-    assert max(nearest) <= 0.1
-    assert statistics.median(first) > 1.0
+    assert max(nearest) <= AMBER_DEVIATION
+    assert min(first) > AMBER_DEVIATION
     assert searched.deviation is None
+
+
+def test_counts_of_a_random_cut_may_differ_where_no_cut_of_equal_counts_has_the_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = toy_trainer(tmp_path)
+    space = space_of(trainer.backbone(), 3)
+    heads = {task: trainer.head(task) for task in trainer.data.task_names}
+    size_of = space.sizes(trainer.data, trainer.backbone(), heads)
+    sigma = np.random.default_rng(1).random((2, len(space.exists))).astype(np.float32)
+    params = DagSearchParams(reduction={"score": "random"}).reduction
+    monkeypatch.setattr("methods.dag_search.reduction.CUTS", 20)  # too few to find the size among equal counts
+    monkeypatch.setattr("methods.dag_search.reduction.AMBER_DEVIATION", 0.0)  # so that every slack is tried
+    found = {}
+    for slack in (0, 2):
+        monkeypatch.setattr("methods.dag_search.reduction.MOST_SLACK", slack)
+        found[slack] = [
+            reduce(space, sigma, params, 4, None, torch.Generator().manual_seed(seed), size_of) for seed in range(8)
+        ]
+    assert not any(drawn.missed for drawn in found[0])
+    assert any(drawn.missed for drawn in found[2])
+    for without, slack in zip(found[0], found[2], strict=True):
+        assert slack.deviation <= without.deviation
 
 
 def test_a_random_cut_that_is_too_large_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
