@@ -55,6 +55,7 @@ class Audit:
     """equal: fields that all rows hold equal, by name or group, some with their value; n_equal: number of fields.
 
     banners: what is missing for the table as a whole. uncontrolled: the controls that its searches lack, in words.
+    controls: {search: its random control}, both by position.
     """
 
     equal: tuple[str, ...]
@@ -62,6 +63,7 @@ class Audit:
     findings: tuple[Finding, ...]
     banners: tuple[str, ...]
     uncontrolled: tuple[str, ...] = ()
+    controls: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def red(self) -> frozenset[int]:
@@ -125,7 +127,9 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_lea
     ]
     findings.sort(key=lambda finding: finding.rule != "red")
     banners = (*_other_machines(findings, labels), *_missing_controls(rows))
-    return Audit(tuple(_grouped(equal)), len(equal), tuple(findings), banners, tuple(_uncontrolled(rows)))
+    return Audit(
+        tuple(_grouped(equal)), len(equal), tuple(findings), banners, tuple(_uncontrolled(rows)), dict(_controls(rows))
+    )
 
 
 def _other_machines(findings: Sequence[Finding], labels: Sequence[str]) -> Iterator[str]:
@@ -423,6 +427,18 @@ def _missing_reference(rows: Sequence[_Row]) -> list[str]:
         return []
     times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
     return [f"the reference row at the largest total budget{times}"]
+
+
+def _controls(rows: Sequence[_Row]) -> Iterator[tuple[int, int]]:
+    """(search, its control): the random architecture from the same space nearest in size, of its own method where there
+    is one.
+    """
+    for row in filter(_searches, rows):
+        space = row.records[0].audit.get("search_space")
+        found = [other for other in rows if _is_random(other) and other.records[0].audit.get("search_space") == space]
+        own = [other for other in found if _method(other) == _method(row)]
+        if space and found:
+            yield row.position, min(own or found, key=lambda other: _size_deviation(other, row)).position
 
 
 def _uncontrolled(rows: Sequence[_Row]) -> Iterator[str]:

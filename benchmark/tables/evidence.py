@@ -15,7 +15,7 @@ from benchmark.records.record import Record
 from benchmark.tables.audit import Audit
 from benchmark.tables.columns import Column, loss_change_column
 from benchmark.tables.rows import Row
-from benchmark.tables.statistics import ColumnStatistics
+from benchmark.tables.statistics import MIN_SEEDS, ColumnStatistics, compare
 
 Floors = Mapping[str, Sequence[Floor]]  # {task: floor of each metric, its first metric first}
 
@@ -83,6 +83,7 @@ def judge(table: Contents, is_leaderboard: bool) -> Evidence:
         missing = tuple(_missing(table, evidence, falls, gain))
         banners[:0] = [f"{NOT_A_LEADERBOARD}: {'; '.join(missing)}"] if missing else []
         notes += [] if missing else ["leaderboard: every check of its evidence passed"]
+    notes += _against_controls(table)
     return dataclasses.replace(evidence, banners=tuple(banners), notes=tuple(notes), missing=missing)
 
 
@@ -264,6 +265,29 @@ def _convergence_notes(table: Contents, falls: _Falls | None, gain: _Gain | None
             f"convergence, twice the steps: {gain.label} {gain.mean:+.2f} points of Delta_m, paired over {gain.n} "
             f"seeds; converged up to {gain.limit:.2f}"
         )
+
+
+def _against_controls(table: Contents) -> Iterator[str]:
+    """What the searches gain over random architectures, tested like everything else, in one line."""
+    import numpy as np
+
+    pairs = {
+        search: (table.rows[search].cells[table.delta], table.rows[control].cells[table.delta])
+        for search, control in table.audit.controls.items()
+    }
+    seeds = next((ours.seeds for ours, _ in pairs.values()), ())
+    if len(seeds) < MIN_SEEDS or any(cell.seeds != seeds for pair in pairs.values() for cell in pair):
+        return
+    differences = np.array([np.subtract(ours.values, theirs.values) for ours, theirs in pairs.values()])
+    found = compare(differences, np.zeros(len(seeds)))
+    texts = []
+    for search, one in zip(pairs, found, strict=True):
+        p = one.flag if one.adjusted is None else f"p {'< 0.001' if one.adjusted < 0.001 else f'= {one.adjusted:.2g}'}"
+        texts.append(f"{table.rows[search].short} {one.mean:+.2f} ({p}{' *' if one.is_significant else ''})")
+    yield (
+        f"searches against their random controls, points of Delta_m paired over {len(seeds)} seeds, Holm over "
+        f"{sum(one.adjusted is not None for one in found)}: {', '.join(texts)}"
+    )
 
 
 # A leaderboard

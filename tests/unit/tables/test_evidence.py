@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from benchmark.records.evidence import Floor, write_leaderboard
 from benchmark.records.record import Record
@@ -227,6 +228,39 @@ def test_a_random_architecture_of_the_same_space_and_size_is_a_control() -> None
     for audit, size in (({**RANDOM, "search_space": "other"}, None), (RANDOM, large)):
         missing = judged([*search, *row("dice", 90.0, 0.5, audit=audit, size=size)]).evidence.missing
         assert missing == ("a random control of equal size for search",)
+
+
+def wavy(method: str, level: float, wave: float, **keywords: Any) -> list[Record]:
+    """A row whose score goes up and down by seed."""
+    return [record for seed in SEEDS for record in row(method, level + wave * (-1) ** seed, 0.5, [seed], **keywords)]
+
+
+def test_searches_are_tested_against_the_controls_of_their_own_space() -> None:
+    groups = {"tuning_trials": 5, "search_space": "groups"}
+    records = [
+        *plain(),
+        *wavy("tree", 90.0, 0.3, params={"random": False}, **SEARCH),
+        *wavy("tree", 89.0, 0.5, audit=RANDOM, params={"random": True}),
+        *wavy("dice", 70.0, 0.1, audit=RANDOM),  # of the same space and size, but of another method
+        *wavy("clique", 90.0, 0.2, search_steps=100, audit=groups),
+        *wavy("draw", 90.1, 0.9, audit={**groups, "random_architecture": True}),
+    ]
+    table = judged(records)
+    deltas = {line.label: line.cells[table.delta].values for line in table.rows}
+    pairs = [("clique", "draw"), ("tree (random=false)", "tree (random=true)")]
+    p = [stats.ttest_rel(deltas[search], deltas[control]).pvalue for search, control in pairs]
+    small, large = sorted(p)
+    adjusted = {small: min(1.0, 2 * small), large: min(1.0, max(2 * small, large))}
+    expected = []
+    for (search, control), one in zip(pairs, p, strict=True):
+        gain = sum(deltas[search]) / 5 - sum(deltas[control]) / 5
+        text = "< 0.001" if adjusted[one] < 0.001 else f"= {adjusted[one]:.2g}"
+        expected.append(f"{search} {gain:+.2f} (p {text}{' *' if adjusted[one] < 0.05 else ''})")
+    (line,) = [line for line in table.notes if line.startswith("searches against their random controls")]
+    assert line.endswith(f"paired over 5 seeds, Holm over 2: {', '.join(expected)}")
+    assert [" *" in text for text in expected] == [False, True]
+    assert not any("random controls" in line for line in judged(records[:-1]).notes)  # a seed that is not done
+    assert not any("random controls" in line for line in judged(plain()).notes)
 
 
 def test_a_folder_knows_which_of_its_tables_are_called_a_leaderboard(tmp_path: Any) -> None:
