@@ -580,6 +580,12 @@ def test_a_random_architecture_has_the_searched_counts(tmp_path: Path) -> None:
     assert not [flag for flag in facts[1][2] if "other counts" in flag]
 
 
+def sized_space(trainer: CellTrainer) -> tuple[DagSpace, Any]:
+    """A space, and the function from cuts of it to sizes."""
+    space = space_of(trainer.backbone(), 3)
+    return space, space.sizes(trainer.data, trainer.backbone(), {t: trainer.head(t) for t in trainer.data.task_names})
+
+
 @pytest.mark.parametrize("domains", ["single", "multi"])
 def test_the_size_of_a_cut_is_that_of_its_network(domains: str, tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, domains=domains)
@@ -601,10 +607,7 @@ def test_a_random_cut_is_the_nearest_in_size_of_those_with_the_searched_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks that share no edge have a union of twice the edges: equal counts alone are no equal size."""
-    trainer = toy_trainer(tmp_path)
-    space = space_of(trainer.backbone(), 3)
-    heads = {task: trainer.head(task) for task in trainer.data.task_names}
-    size_of = space.sizes(trainer.data, trainer.backbone(), heads)
+    space, size_of = sized_space(toy_trainer(tmp_path))
     sigma = np.random.default_rng(1).random((1, len(space.exists))).repeat(2, axis=0).astype(np.float32)
     params = DagSearchParams(reduction={"score": "random"}).reduction
     searched = reduce(space, sigma, DagSearchParams().reduction, 4, None, torch.Generator(), size_of)
@@ -628,10 +631,7 @@ def test_a_random_cut_is_the_nearest_in_size_of_those_with_the_searched_counts(
 def test_counts_of_a_random_cut_may_differ_where_no_cut_of_equal_counts_has_the_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = toy_trainer(tmp_path)
-    space = space_of(trainer.backbone(), 3)
-    heads = {task: trainer.head(task) for task in trainer.data.task_names}
-    size_of = space.sizes(trainer.data, trainer.backbone(), heads)
+    space, size_of = sized_space(toy_trainer(tmp_path))
     sigma = np.random.default_rng(1).random((2, len(space.exists))).astype(np.float32)
     params = DagSearchParams(reduction={"score": "random"}).reduction
     monkeypatch.setattr("methods.dag_search.reduction.CUTS", 20)  # too few to find the size among equal counts
