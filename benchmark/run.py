@@ -20,7 +20,6 @@ from benchmark.cli import (
     start,
     usage_errors,
 )
-from benchmark.workers.executors import ExecutorChoice
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -86,7 +85,7 @@ def run(
             out=out,
             device=device,
             jobs=jobs,
-            executor=ExecutorChoice(executor, address, gpus_per_cell),
+            executor=running.ExecutorChoice(executor, address, gpus_per_cell),
             data_root=data_root,
             refresh_stale=refresh_stale,
             speed=speed,

@@ -19,7 +19,6 @@ from benchmark.cli import (
     start,
     usage_errors,
 )
-from benchmark.workers.executors import ExecutorChoice
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -78,7 +77,7 @@ def tune(
             out=out,
             device=device,
             jobs=jobs,
-            executor=ExecutorChoice(executor, address, gpus_per_cell),
+            executor=tuning.ExecutorChoice(executor, address, gpus_per_cell),
             data_root=data_root,
             refresh_stale=refresh_stale,
         )

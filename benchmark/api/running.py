@@ -12,7 +12,8 @@ from benchmark.cli import EXIT_NOT_DONE, data_root_of_environment, make_console,
 from benchmark.plan.suite import BudgetSettings, Suite
 from benchmark.plan.suite_file import SuiteChoices, select
 from benchmark.records.store import StorageError, Store, write_atomic
-from benchmark.workers.executors import ExecutorChoice, has_cuda, n_workers
+from benchmark.workers.choice import ExecutorChoice
+from benchmark.workers.executors import has_cuda, n_workers
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from benchmark.plan.suite_file import SuiteChoices
 from benchmark.records.provenance import installed
 from benchmark.records.store import Store, write_atomic
 from benchmark.version import __version__
-from benchmark.workers.executors import ExecutorChoice, n_workers
+from benchmark.workers.choice import ExecutorChoice
+from benchmark.workers.executors import n_workers
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:

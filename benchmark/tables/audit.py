@@ -411,9 +411,7 @@ def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
     searching = [row for row in rows if _searches(row)]
     if not searching:
         return
-    missing = _missing_reference(rows)
-    if not any(map(_is_random, rows)):
-        missing.append("a random architecture")
+    missing = [*_missing_reference(rows), *([] if any(map(_is_random, rows)) else ["a random architecture"])]
     if missing:
         names = ", ".join(row.label for row in searching)
         yield f"no equal-cost control for the search of {names}: missing {' and '.join(missing)}"
@@ -429,25 +427,24 @@ def _missing_reference(rows: Sequence[_Row]) -> list[str]:
     return [f"the reference row at the largest total budget{times}"]
 
 
+def _drawn_from_space(row: _Row, rows: Sequence[_Row]) -> list[_Row]:
+    """The random architectures from the space of a search."""
+    space = row.records[0].audit.get("search_space")
+    return [one for one in rows if space and _is_random(one) and one.records[0].audit.get("search_space") == space]
+
+
 def _controls(rows: Sequence[_Row]) -> Iterator[tuple[int, int]]:
-    """(search, its control): the random architecture from the same space nearest in size, of its own method where there
-    is one.
-    """
+    """(search, its control): the one nearest in size, of its own method where there is one."""
     for row in filter(_searches, rows):
-        space = row.records[0].audit.get("search_space")
-        found = [other for other in rows if _is_random(other) and other.records[0].audit.get("search_space") == space]
-        own = [other for other in found if _method(other) == _method(row)]
-        if space and found:
-            yield row.position, min(own or found, key=lambda other: _size_deviation(other, row)).position
+        found = _drawn_from_space(row, rows)
+        if near := [other for other in found if _method(other) == _method(row)] or found:
+            yield row.position, min(near, key=lambda other: _size_deviation(other, row)).position
 
 
 def _uncontrolled(rows: Sequence[_Row]) -> Iterator[str]:
-    """What a leaderboard needs beside its searches: of every search a random architecture from the same space, of equal
-    size, and the reference row at the largest total budget.
-    """
-    spaces = {row: space for row in rows if (space := row.records[0].audit.get("search_space"))}
-    for row, space in spaces.items():
-        controls = [other for other in rows if _is_random(other) and spaces.get(other) == space]
-        if _searches(row) and not any(_size_deviation(other, row) <= _TOLERANCE for other in controls):
+    """What a leaderboard needs beside its searches: a random control of equal size for each, and the reference row."""
+    for row in filter(_searches, rows):
+        near = any(_size_deviation(other, row) <= _TOLERANCE for other in _drawn_from_space(row, rows))
+        if row.records[0].audit.get("search_space") and not near:
             yield f"a random control of equal size for {row.label}"
     yield from _missing_reference(rows)

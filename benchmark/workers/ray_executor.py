@@ -228,10 +228,13 @@ class _Work:
             look.options(num_cpus=0, scheduling_strategy=self._on(node["NodeID"])).remote(self.token): node
             for node in nodes
         }
+        exceptions = self.ray.exceptions
         for answer, node in answers.items():
             try:
                 why = unfit(self.ray.get(answer, timeout=_LOOK_S), self.here, self.executor.settings.out)
-            except self.ray.exceptions.RayError as error:
+            except (exceptions.TaskUnschedulableError, exceptions.NodeDiedError, exceptions.LocalRayletDiedError):
+                continue  # the node is gone, as the cluster now knows
+            except exceptions.RayError as error:
                 line = str(error).strip().splitlines()[-1]
                 why = f"Node {node['NodeManagerHostname']} cannot run sharebench: {line}"
             if why is not None:

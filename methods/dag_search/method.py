@@ -126,7 +126,7 @@ class DagSearch(Method[DagSearchParams]):
         found = reduce(space, path[-1], params.reduction, kappa, size, trainer.rng("reduction"), size_of)
         graph = cut(trainer, supernet, heads, found)
         tell(params, trainer, space, backbone, path, gates, found)
-        del supernet, gates, space  # nothing of the supernet is trained, counted or stored from here on
+        del supernet, gates, space, size_of  # nothing of the supernet is trained, counted or stored from here on
         if params.reinit:
             again = space_of(params, trainer, M)
             graph = again.task_graph(trainer.data, found.kept, trainer.head)

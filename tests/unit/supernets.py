@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from datasets.contracts import DatasetSpec, TaskSpec
 from methods.backbones.backbone import Backbone, BackboneConfig, create_backbone
 from methods.backbones.heads import create_head
+from methods.control import ArchitectureSize
 from methods.dag_search.params import DagSearchParams
 from methods.dag_search.reduction import reduce
 from methods.dag_search.space import DagSpace, build_space
@@ -79,4 +80,5 @@ def images_of(spec: DatasetSpec, batch: int = 4, seed: int = 0) -> dict[str, Ten
 def random_sub_dags(space: DagSpace, n_tasks: int, seed: int = 0, kappa: int | None = None) -> list[np.ndarray]:
     gates = np.random.RandomState(seed).rand(n_tasks, len(space.graph.edges))
     params = DagSearchParams().reduction
-    return reduce(space, gates, params, kappa or space.graph.n_states - 1, None, torch.Generator()).kept
+    kappa = kappa or space.graph.n_states - 1
+    return reduce(space, gates, params, kappa, None, torch.Generator(), lambda cut: ArchitectureSize(1, 1)).kept

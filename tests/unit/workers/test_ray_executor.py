@@ -18,7 +18,8 @@ from benchmark.plan.cells import PlannedCell
 from benchmark.records.store import Store
 from benchmark.train.cell import RunSettings, run_cell
 from benchmark.workers import ray_executor
-from benchmark.workers.executors import Event, ExecutorChoice, LocalExecutor
+from benchmark.workers.choice import ExecutorChoice
+from benchmark.workers.executors import Event, LocalExecutor
 from benchmark.workers.ray_executor import RayExecutor, unfit
 from datasets.errors import UsageError
 from tests.unit.cells import toy_cells
@@ -263,7 +264,6 @@ def test_the_gpus_of_a_cluster_need_not_be_here(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path) -> None:
-    for address in ("auto", "no address"):
-        with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`") as error:
-            list(RayExecutor(settings_of(tmp_path, toy_data), None, address, 1.0).run(cells()))
-        assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`") as error:
+        list(RayExecutor(settings_of(tmp_path, toy_data), None, "no address", 1.0).run(cells()))
+    assert "\n" not in str(error.value)
