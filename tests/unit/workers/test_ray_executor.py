@@ -126,10 +126,11 @@ def test_a_killed_worker_fails_its_cell_and_no_other(
     tmp_path: Path, toy_data: Path, nodes: Nodes, expected: Callable[..., dict[str, str | None]]
 ) -> None:
     nodes.add(2)
-    wanted, events = cells(methods=["hard_sharing"], **LONG), []
+    wanted, events, killed = cells(methods=["hard_sharing"], **LONG), [], False
     for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
         events.append(event)
-        if event.kind == "started" and event.cell == 0:
+        if event.kind == "progress" and event.cell == 0 and not killed:
+            killed = True
             os.kill(process_of(tmp_path, wanted[0].key), signal.SIGKILL)
     assert statuses(events)[0] == ("failed", "The worker process ended (out of memory, or a crash in native code).")
     assert statuses(events)[1] == ("done", "")
