@@ -15,6 +15,8 @@ from datasets.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from methods.contracts import Trainer
+
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 N_DRAWS = 1000
@@ -54,6 +56,15 @@ class RandomArchitecture(Generic[A_co]):
 def deviation(size: ArchitectureSize, target: ArchitectureSize) -> float:
     """The larger of the relative differences from a target, in parameters and in MACs."""
     return max(abs(size.parameters - target.parameters) / target.parameters, abs(size.macs - target.macs) / target.macs)
+
+
+def tell_deviation(trainer: Trainer, sentence: str, missed: float) -> None:
+    """Tell how far a control is from the size of its search, and flag what is too far. missed: relative; sentence: of
+    the flag, with {} for the percentage.
+    """
+    trainer.fact("deviation from the size asked for", 100 * missed, "percent")
+    if missed > AMBER_DEVIATION:
+        trainer.flag(sentence.format(f"{100 * missed:.1f} %"))
 
 
 def random_architecture(

@@ -16,7 +16,7 @@ from methods.adashare.policy import Policy, draw_policy
 from methods.adashare.schedule import Schedule
 from methods.adashare.search import optimizer_of
 from methods.contracts import Role, Stage, Trainer
-from methods.control import AMBER_DEVIATION, ArchitectureSize, random_architecture
+from methods.control import ArchitectureSize, random_architecture, tell_deviation
 from methods.graph.task_graph import TaskGraph, estimate_statistics
 from methods.plain import fit_graph, parameter_groups, task_losses
 
@@ -38,9 +38,7 @@ def draw_policies(params: AdaShareParams, trainer: Trainer, network: SearchNetwo
         targets = [ArchitectureSize(*params.random_size)] * params.n_policies
     drawn = [random_architecture(space, target, trainer.rng("random policy")) for target in targets]
     deviation = max(one.deviation for one in drawn)
-    trainer.fact("deviation from the size asked for", 100 * deviation, "percent")
-    if deviation > AMBER_DEVIATION:
-        trainer.flag(f"The random policy is {100 * deviation:.1f} % from the size that it should have.")
+    tell_deviation(trainer, "The random policy is {} from the size that it should have.", deviation)
     return [one.architecture for one in drawn]
 
 

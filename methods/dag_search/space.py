@@ -34,6 +34,13 @@ class OwnOperation(Protocol):
         """The same operation where the task shares it."""
 
 
+class Adds(Protocol):
+    """What takes the operations of a network, as `TaskGraph` does."""
+
+    def add(self, operation: Operation, *inputs: Value) -> Value:
+        """The value of this operation on these inputs."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EdgeOperation:
     """o_ij: `align` (X_ij), then `block`."""
@@ -109,19 +116,19 @@ class DagSpace:
         n_heads = sum(p.numel() for head in heads.values() for p in head.module.parameters())
         n_of = {id(part.module): self._parameters_of([part]) for part in self.operations()}
         apart = sum(n_of.values()) == self._parameters_of(self.operations())  # no weight belongs to two operations
-        inputs = [data.input_of(task) for task in data.task_names]
+        images = [whole.input(data.input_of(task)) for task in data.task_names]
 
         def size_of(kept: Sequence[BoolArray]) -> ArchitectureSize:
-            network = _Counted(self, macs)
-            for name, edges in zip(inputs, kept, strict=True):
-                network.add(name, edges.tolist())
+            network = _Counted(macs)
+            for image, edges in zip(images, kept, strict=True):
+                self._task(network, image, edges, lambda operation: operation)
             n_macs = network.macs + sum(macs[id(head.module)] for head in heads.values())
             n = sum(n_of[id(part.module)] for part in self._parts(kept)) if apart else self.n_parameters(kept)
             return ArchitectureSize(n + n_heads, n_macs)
 
         return size_of
 
-    def _task(self, graph: TaskGraph, image: Value, kept: BoolArray, own: Callable[[Operation], Operation]) -> Value:
+    def _task(self, graph: Adds, image: Value, kept: BoolArray, own: Callable[[Operation], Operation]) -> Value:
         """One task's feature after the tail."""
         n = self.graph.n_states
         v0 = graph.add(own(self.stem), image)
@@ -139,53 +146,35 @@ class DagSpace:
         read = [graph.add(own(self.read_out[i - 1]), states[i]) for i in range(1, n + 1) if kept[len(kept) - n + i - 1]]
         return graph.add(own(self.tail), self._combined(graph, read))
 
-    def _combined(self, graph: TaskGraph, values: Sequence[Value]) -> Value:
+    def _combined(self, graph: Adds, values: Sequence[Value]) -> Value:
         """Their mean, or their sum under `aggregate: sum`."""
-        kind = "add" if self.aggregate == "sum" else "mean"
-        return values[0] if len(values) == 1 else graph.add(parameterless(kind), *values)
+        return values[0] if len(values) == 1 else graph.add(self._aggregation, *values)
+
+    @functools.cached_property
+    def _aggregation(self) -> Operation:
+        return parameterless("add" if self.aggregate == "sum" else "mean")
 
 
 class _Counted:
-    """Multiply-accumulates of the tasks' features, each operation on equal inputs once, without building a network.
+    """Counts the multiply-accumulates of a network in place of building it: each operation on equal inputs once, as in
+    a task graph.
 
-    macs: of the operations of `cost` that were added, which gives them by the id of their module.
+    cost: of an operation by the id of its module.
     """
 
-    def __init__(self, space: DagSpace, cost: Mapping[int, int]) -> None:
-        self.space, self.cost = space, cost
-        self.macs = 0
-        self._known: dict[tuple[object, ...], int] = {}  # {(operation, its inputs): number of the value}
+    def __init__(self, cost: Mapping[int, int]) -> None:
+        self.cost, self.macs = cost, 0
+        self._known: dict[tuple[object, ...], Value] = {}  # {(operation, its inputs): the value}
 
-    def _value(self, operation: Operation | None, *inputs: int) -> int:
-        """The number of a value. operation: None for a mean or sum, which costs nothing."""
-        if operation is not None and isinstance(operation.module, nn.Identity):
+    def add(self, operation: Operation, *inputs: Value) -> Value:
+        """As of `TaskGraph`."""
+        if isinstance(operation.module, nn.Identity):
             return inputs[0]
-        key = (None if operation is None else id(operation.module), *inputs)
+        key = (id(operation.module), *inputs)
         if key not in self._known:
-            self._known[key] = len(self._known)
-            self.macs += 0 if operation is None else self.cost[id(operation.module)]
+            self._known[key] = Value(str(len(self._known)))
+            self.macs += self.cost[id(operation.module)]
         return self._known[key]
-
-    def _combined(self, values: Sequence[int]) -> int:
-        return values[0] if len(values) == 1 else self._value(None, *values)
-
-    def add(self, name: str, kept: Sequence[bool]) -> None:
-        """A task's edges. name: of its input."""
-        space, n = self.space, self.space.graph.n_states
-        v0 = self._value(space.stem, self._known.setdefault((name,), len(self._known)))
-        entering: list[list[int]] = [[] for _ in range(n + 1)]
-        states: dict[int, int] = {}
-        for j in range(1, n + 1):
-            if kept[j - 1]:
-                entering[j].append(self._value(space.read_in[j - 1], v0))
-            for e, (i, target) in enumerate(space.graph.inner):
-                if target == j and kept[n + e]:
-                    edge = space.edges[e]
-                    entering[j].append(self._value(edge.block, self._value(edge.align, states[i])))
-            if entering[j]:
-                states[j] = self._combined(entering[j])
-        reads = [self._value(space.read_out[i - 1], states[i]) for i in range(1, n + 1) if kept[len(kept) - n + i - 1]]
-        self._value(space.tail, self._combined(reads))
 
 
 def build_space(

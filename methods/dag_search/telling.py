@@ -8,7 +8,7 @@ import numpy as np
 
 from methods.backbones.backbone import Backbone
 from methods.contracts import Trainer
-from methods.control import AMBER_DEVIATION
+from methods.control import tell_deviation
 from methods.dag_search.flow import FloatArray, shape_of
 from methods.dag_search.params import DagSearchParams
 from methods.dag_search.pictures import gate_paths, jaccard, overlap, topology
@@ -71,6 +71,4 @@ def _flag(params: DagSearchParams, trainer: Trainer, facts: Mapping[str, float |
         names = ", ".join(trainer.data.task_names[task] for task in found.missed)
         trainer.flag(f"the random cuts of {names} have other counts of edges than the searched ones, for an equal size")
     if found.deviation is not None:
-        trainer.fact("deviation from the size asked for", 100 * found.deviation, "percent")
-        if found.deviation > AMBER_DEVIATION:
-            trainer.flag(f"The random cut is {100 * found.deviation:.1f} % from the size that it should have.")
+        tell_deviation(trainer, "The random cut is {} from the size that it should have.", found.deviation)

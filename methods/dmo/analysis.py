@@ -11,7 +11,7 @@ import numpy as np
 from datasets.contracts import DatasetSpec
 from datasets.errors import UsageError
 from methods.contracts import Role, Trainer
-from methods.control import AMBER_DEVIATION
+from methods.control import tell_deviation
 from methods.dmo.difficulty import CROSS_ENTROPIES, difficulties, mean_loss, sample_losses
 from methods.dmo.grouping import Groups, groups_of, maximal_cliques, random_groups, read_groups
 from methods.dmo.parameters import DmoParams, kept_fraction
@@ -141,7 +141,5 @@ def _of_equal_size(
         factor = (low + high) / 2
         n = kept(factor, groups)
     missed = abs(n - wanted) / wanted
-    trainer.fact("deviation from the size asked for", 100 * missed, "percent")
-    if missed > AMBER_DEVIATION:
-        trainer.flag(f"The random groups are {100 * missed:.1f} % from the size that they should have.")
+    tell_deviation(trainer, "The random groups are {} from the size that they should have.", missed)
     return [min(1.0, factor * value) for value in q]

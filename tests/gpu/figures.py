@@ -13,8 +13,6 @@ from benchmark.records.store import Store, write_atomic
 
 def figures(folder: Path, seconds: int) -> dict[str, object]:
     """What the tests said, what training took, every line of the throughput."""
-    suites = ET.parse(folder / "tests.xml").getroot().iter("testsuite")
-    counts = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests",)}
     cases = list(ET.parse(folder / "tests.xml").getroot().iter("testcase"))
     ends = {kind: [case.get("name") for case in cases if case.find(kind) is not None] for kind in ("failure", "error")}
     skipped = sum(case.find("skipped") is not None for case in cases)
@@ -22,7 +20,7 @@ def figures(folder: Path, seconds: int) -> dict[str, object]:
     with (folder / "speed.csv").open(encoding="utf-8") as file:
         speed = list(csv.DictReader(file))
     return {
-        "tests": {**counts, **ends, "skipped": skipped},
+        "tests": {"tests": len(cases), **ends, "skipped": skipped},
         "environment": dict(records[0].environment),
         "versions": dict(records[0].versions),
         "quick": {
