@@ -1,9 +1,10 @@
 """Cells on a Ray cluster, behind the same door as local worker processes: many machines, many GPUs.
 
-A cell is a Ray task with its threads and its share of a GPU, and Ray decides where it runs. The results folder is
-shared by all nodes; the store's locks in it keep a cell, and a single-task network that several cells ask for, from
-being trained twice. A cell whose node is lost is given to another node and goes on from its checkpoint there; one whose
-process dies alone fails, as that of a local worker does, since what killed it would do so again.
+A cell is a Ray task with its threads, its memory once a cell of its kind has told it, and its share of a GPU; Ray
+decides where it runs. The results folder is shared by all nodes; the store's locks in it keep a cell, and a single-task
+network that several cells ask for, from being trained twice. A cell whose node is lost is given to another node and
+goes on from its checkpoint there; one whose process dies alone fails, as that of a local worker does, since what killed
+it would do so again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmark.workers.ray_cluster import (
     shared_token,
     unfit,
 )
+from benchmark.workers.room import Room
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,12 +126,16 @@ class _Work:
         self.ray, self.executor, self.cells, self.token = ray, executor, cells, token
         self.here = fitness_of(token)
         threads = executor.settings.threads
-        task = ray.remote(_run_cell)
-        self.task = task.options(
-            num_cpus=threads, num_gpus=executor.gpus, max_retries=0, runtime_env={"env_vars": passed_on(threads)}
-        )
+        self.task = ray.remote(_run_cell)
+        self.wanted: dict[str, Any] = {
+            "num_cpus": threads,
+            "num_gpus": executor.gpus,
+            "max_retries": 0,
+            "runtime_env": {"env_vars": passed_on(threads)},
+        }
         node = ray.get_runtime_context().get_node_id()
         self.mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=on_node(node)).remote()
+        self.sizes = Room(cells, executor.settings.out)
         self.waiting = deque(range(len(cells)))
         self.running: dict[Any, int] = {}
         self.slots: dict[int, int] = {}  # of cells that have started, for the bars of a terminal
@@ -166,11 +172,22 @@ class _Work:
                 yield from self._ended(answer)
 
     def _submit(self, number: int) -> None:
-        task = self.task
+        wanted = dict(self.wanted)
         if self.refused:
-            task = task.options(label_selector={"ray.io/node-id": f"!in({','.join(self.refused)})"})
-        answer = task.remote(number, self.cells[number], self.executor.settings, self.token, self.here, self.mailbox)
+            wanted["label_selector"] = {"ray.io/node-id": f"!in({','.join(self.refused)})"}
+        if self.executor.settings.device == "cpu" and (peak := self.sizes.peak_bytes(number)):
+            wanted["memory"] = min(peak, self._largest_memory())
+        answer = self.task.options(**wanted).remote(
+            number, self.cells[number], self.executor.settings, self.token, self.here, self.mailbox
+        )
         self.running[answer] = number
+
+    def _largest_memory(self) -> int:
+        """Bytes that Ray gives out on the node that has the most, of those that take cells: more would be waited for
+        in vain.
+        """
+        nodes = (node for node in self.ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused)
+        return int(max((n["Resources"].get("memory", 0) for n in nodes if self._holds(n["Resources"])), default=0))
 
     def _told(self) -> Iterator[Event]:
         """Messages of cells that run, with the number of their slot."""
@@ -210,6 +227,7 @@ class _Work:
                 self.refused[outcome.node] = outcome.why
                 yield Event("note", message=f"{outcome.why} It takes no cells.")
             return
+        self.sizes.learn(number)
         yield finished(number, slot, outcome)
 
     def stop(self) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmark.api import throughput
 from benchmark.plan.cells import PlannedCell
 from benchmark.records.measurements import SpeedSettings
+from benchmark.records.record import Record
 from benchmark.records.store import Store
 from benchmark.speed import ray_node
 from benchmark.speed.jobs import SpeedJob
@@ -27,7 +28,7 @@ from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 from benchmark.train.cell import RunSettings, run_cell
 from benchmark.workers import ray_cluster, ray_executor
 from benchmark.workers.choice import ExecutorChoice
-from benchmark.workers.executors import Event, LocalExecutor
+from benchmark.workers.executors import Event, LocalExecutor, Outcome
 from benchmark.workers.ray_cluster import unfit
 from benchmark.workers.ray_executor import RayExecutor
 from datasets.errors import UsageError
@@ -198,6 +199,36 @@ def test_a_node_that_joins_later_and_has_other_code_takes_no_cells(
     events.close()
     assert notes[0].endswith("install the same. It takes no cells.")
     assert not hashes(tmp_path)
+
+
+def test_cells_go_to_nodes_that_take_them_with_the_memory_of_their_kind(
+    tmp_path: Path, toy_data: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two nodes refuses; the cells ask for the memory that another seed took, or for all that a node has."""
+    import ray
+
+    wanted = toy_cells(seeds=[0, 1])
+    for cell, peak in zip(toy_cells(seeds=[9]), (2**20, 2**60), strict=True):
+        Store(tmp_path).write(Record(cell=cell.document, status="done", cost={"peak_bytes": peak}))
+    refuses, takes = nodes.add(1).node_id, nodes.add(1).node_id
+    largest: list[float] = []
+
+    def told(number: int, *_: object) -> Any:
+        node = ray.get_runtime_context().get_node_id()
+        if node == refuses:
+            return ray_executor._Unfit(node, "Node far has other code.")
+        return Outcome("failed", str(ray.get_runtime_context().get_assigned_resources()["memory"]), 0.1)
+
+    monkeypatch.setattr(ray_executor, "_run_cell", told)
+    events = []
+    for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
+        events.append(event)
+        largest += [node["Resources"]["memory"] for node in ray.nodes() if node["NodeID"] == takes]
+    assert [event.message for event in events if event.kind == "note"] == [
+        "Node far has other code. It takes no cells."
+    ]
+    memory = {cell: float(message) for cell, (_, message) in statuses(events).items()}
+    assert memory == {n: 2**20 if cell.is_reference else int(largest[0]) for n, cell in enumerate(wanted)}
 
 
 def test_a_cluster_without_room_for_a_cell_is_refused(tmp_path: Path, toy_data: Path, nodes: Nodes) -> None:
