@@ -46,7 +46,10 @@ def connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         where = "on this machine" if address is None else f"at {address}"
-        raise UsageError(f"No Ray cluster {where}: {line} Start one with `ray start --head`.") from None
+        help_ = "Start one with `ray start --head`"
+        if address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ:  # Ray asks for no token on its own here
+            help_ += "; if it runs and asks for a token (~/.ray/auth_token), set RAY_AUTH_MODE=token"
+        raise UsageError(f"No Ray cluster {where}: {line} {help_}.") from None
     try:
         yield
     finally:

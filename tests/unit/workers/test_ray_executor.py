@@ -343,7 +343,13 @@ def test_the_gpus_of_a_cluster_need_not_be_here(monkeypatch: pytest.MonkeyPatch)
         ExecutorChoice().device("cuda")
 
 
-def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path) -> None:
-    with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`") as error:
-        list(RayExecutor(settings_of(tmp_path, toy_data), None, "no address", 1.0).run(cells()))
-    assert "\n" not in str(error.value)
+def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself only says that it could not connect, also where a cluster runs and asks for a token."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    executor = RayExecutor(settings_of(tmp_path, toy_data), None, "no address", 1.0)
+    with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`; .*MODE=token") as e:
+        list(executor.run(cells()))
+    assert "\n" not in str(e.value)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(UsageError, match=r"Start one with `ray start --head`\.$"):
+        list(executor.run(cells()))
