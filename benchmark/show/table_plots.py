@@ -34,7 +34,7 @@ MOST_IN_COLUMN, MOST_IN_BOTH = 2, 5  # panels side by side
 DPI = 300
 LABEL = 26  # characters of a row's name
 _TEXT, _SMALL = 7.0, 6.5  # points
-_INK = "#222222"
+INK = "#222222"
 _INCH = 72  # points
 _TASKS_KEY = "Axes are cut: they do not begin at zero. Whiskers: s.d. over three seeds or more."
 
@@ -45,7 +45,7 @@ def draw_tables(tables: Sequence[Table], folder: Path, names: Names = Names()) -
         for price in prices(table):
             yield from _save(functools.partial(_against, table, price, names), _delta_stem(table, price, folder))
         if task_columns(table):
-            yield from _save(functools.partial(_tasks, table, names), folder / f"{_stem(table)}-tasks")
+            yield from _save(functools.partial(_tasks, table, names), folder / f"{stem_of(table)}-tasks")
 
 
 def draw_delta(table: Table, folder: Path) -> list[Path]:
@@ -64,10 +64,11 @@ def _save(make: functools.partial[Drawing], stem: Path) -> list[Path]:
 
 
 def _delta_stem(table: Table, price: Column, folder: Path) -> Path:
-    return folder / f"{_stem(table)}-delta-{column_key(price)}"
+    return folder / f"{stem_of(table)}-delta-{column_key(price)}"
 
 
-def _stem(table: Table) -> str:
+def stem_of(table: Table) -> str:
+    """What the files of a table's pictures begin with."""
     return safe_name(f"{table.head.get('data', 'table').split(' ')[0]}-{table.key}")
 
 
@@ -86,11 +87,11 @@ def row_names(table: Table, names: Names) -> list[str]:
     return cut_to([names.row(table, n) for n in range(len(table.rows))], LABEL)
 
 
-def _panel(drawing: Drawing, left: float, bottom: float, width: float, height: float) -> Axes:
+def axes_at(drawing: Drawing, left: float, bottom: float, width: float, height: float) -> Axes:
     """Axes at a place in points: labels beside points need to know it before anything is drawn."""
     across, up = (inches * _INCH for inches in drawing.get_size_inches())
     axes: Axes = drawing.add_axes((left / across, bottom / up, width / across, height / up))
-    axes.tick_params(labelsize=_SMALL, length=2, width=0.6, pad=2, colors=_INK)
+    axes.tick_params(labelsize=_SMALL, length=2, width=0.6, pad=2, colors=INK)
     axes.grid(color="#d9d9d9", linewidth=0.5)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -122,7 +123,7 @@ def _against(table: Table, price: Column, names: Names) -> Drawing:
     below = (_SMALL + 3) * math.ceil(len(unnamed) / 2)
     size = (COLUMN, (bottom + below + height + 14.0) / _INCH)
     drawing = plt.figure(figsize=size)
-    axes = _panel(drawing, left, bottom + below, width, height)
+    axes = axes_at(drawing, left, bottom + below, width, height)
     axes.plot([x for x, _ in steps], [y for _, y in steps], "--", color="0.4", linewidth=1, zorder=1)
     axes.axhline(0.0, color="#888888", linewidth=0.6, zorder=0)
     for point, label in zip(found, labels, strict=True):
@@ -134,8 +135,8 @@ def _against(table: Table, price: Column, names: Names) -> Drawing:
     axes.set_yticks(ticks)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
-    axes.set_xlabel(names.column(price), fontsize=_TEXT, labelpad=2, color=_INK)
-    axes.set_ylabel(names.column(table.columns[table.delta]), fontsize=_TEXT, labelpad=2, color=_INK)
+    axes.set_xlabel(names.column(price), fontsize=_TEXT, labelpad=2, color=INK)
+    axes.set_ylabel(names.column(table.columns[table.delta]), fontsize=_TEXT, labelpad=2, color=INK)
     axes.set_title(_key(found, steps), fontsize=6, loc="left", pad=3, color="#555555")
     if unnamed:
         handles = [one for one in axes.containers if one.get_label() in {called[point.row] for point in unnamed}]
@@ -166,7 +167,7 @@ def _annotate(axes: Axes, text: str, point: Point, label: Label, at: tuple[float
     side = {"start": "left", "middle": "center", "end": "right"}[label.anchor]
     axes.annotate(
         text, (point.x, point.y), (x - at[0], y - at[1]), textcoords="offset points",
-        fontsize=_SMALL, ha=side, va="center", color=_INK, annotation_clip=False, zorder=4,
+        fontsize=_SMALL, ha=side, va="center", color=INK, annotation_clip=False, zorder=4,
         bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.2},
     )  # fmt: skip
     if label.leader is not None:
@@ -194,7 +195,7 @@ def _tasks(table: Table, names: Names) -> Drawing:
     drawing = plt.figure(figsize=(width, (n_lines * line + 9.0) / _INCH))
     for n, (position, column) in enumerate(columns):
         low = (n_lines - 1 - n // beside) * line + beneath
-        axes = _panel(drawing, left + (n % beside) * (panel + gap), low, panel, height)
+        axes = axes_at(drawing, left + (n % beside) * (panel + gap), low, panel, height)
         for number, row in enumerate(table.rows):
             cell = row.cells[position]
             if cell.mean is not None:
@@ -205,6 +206,6 @@ def _tasks(table: Table, names: Names) -> Drawing:
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.margins(x=0.1)
         title = f"{names.task(column.group)}\n{names.column(column)}"
-        axes.set_title(title, fontsize=_SMALL, pad=3, color=_INK)
+        axes.set_title(title, fontsize=_SMALL, pad=3, color=INK)
     drawing.text(0.5, 2.0 / (n_lines * line + 9.0), _TASKS_KEY, fontsize=6, ha="center", color="#555555")
     return drawing
