@@ -157,6 +157,10 @@ class TokenStem(nn.Module):
         return cast(Tensor, forward_features(x))
 
 
+def _patch(config: BackboneConfig) -> dict[str, object]:
+    return {} if config.patch is None else {"patch_size": config.patch}
+
+
 @family
 class VisionTransformers(Family):
     """ViT and DeiT (timm.models.vision_transformer, timm.models.deit); the final norm is the tail.
@@ -173,6 +177,7 @@ class VisionTransformers(Family):
     head_keys: ClassVar[tuple[str, ...]] = ("head.", "head_dist.", "attn_pool.")
     layout: ClassVar[Layout] = "tokens"
     fixed_size: ClassVar[bool] = True
+    own_patch: ClassVar[bool] = True
     block_types: ClassVar[Sequence[type[nn.Module]]] = (
         vision_transformer.Block,
         vision_transformer.ResPostBlock,
@@ -183,7 +188,7 @@ class VisionTransformers(Family):
 
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
-        own = {"img_size": config.image_size, "dynamic_img_size": len(config.sizes) > 1}
+        own = {"img_size": config.image_size, "dynamic_img_size": len(config.sizes) > 1, **_patch(config)}
         return {**super().arguments(config), **own}
 
     def _cut(self, model: nn.Module) -> Cut:
@@ -282,11 +287,12 @@ class SwinTransformers(Family):
     head_keys: ClassVar[tuple[str, ...]] = ("head.",)
     layout: ClassVar[Layout] = "nhwc"
     fixed_size: ClassVar[bool] = True
+    own_patch: ClassVar[bool] = True
     block_type: ClassVar[type[nn.Module]] = swin_transformer.SwinTransformerBlock
 
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
-        own = {"img_size": config.image_size, "strict_img_size": len(config.sizes) == 1}
+        own = {"img_size": config.image_size, "strict_img_size": len(config.sizes) == 1, **_patch(config)}
         return {**super().arguments(config), **own}
 
     def _cut(self, model: nn.Module) -> Cut:
