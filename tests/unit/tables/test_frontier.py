@@ -63,7 +63,7 @@ def test_pictures_of_a_table(tmp_path: Path) -> None:
     assert {file.suffix for file in files} == {".png", ".svg", ".pdf"}
     pictures = {file.stem.split("-", 2)[2] for file in files}
     assert pictures == {"delta", "delta-x_backbone", "delta-macs_joint", "tasks"}
-    assert len(files) == 9
+    assert len(files) == 12
     assert all(file.stat().st_size > 1000 for file in files)
     first = {file.name: file.read_bytes() for file in files}
     again = {file.name: file.read_bytes() for file in draw_tables([table], tmp_path)}
