@@ -73,12 +73,12 @@ class SearchNetwork(nn.Module):
         return predictions
 
     def losses(self, batch: Batch, tasks: Sequence[str]) -> Mapping[str, Tensor]:
-        """The losses of the tasks, after their conflicts were counted; in float32 whatever the cell's precision, since
-        unscaled gradients vanish in half of it.
+        """The losses of the tasks, after their conflicts were counted; all of it in float32 whatever the cell's
+        precision: gradients would vanish in half of it, and products of gradients lose their sign.
         """
         with torch.autocast(self.pairs.device.type, enabled=False):
             losses = self._losses(batch, tasks)
-        self._count(batch, losses)
+            self._count(batch, losses)
         return losses
 
     def _count(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
@@ -150,7 +150,6 @@ def count_conflicts(p: ReconParams, trainer: Trainer, layers: Sequence[Layer]) -
             losses=network.losses,
             purpose="search",
             balanced=False,  # the paper's search is plain joint training
-            passes=len(data.inputs) + len(data.tasks),  # a backward pass for every task's gradient counts as one
         )
     )
     return Conflicts(

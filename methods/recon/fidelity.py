@@ -28,8 +28,8 @@ FIDELITY = Fidelity(
                   "network (a stable sort)."),
         Statement("paper", "severity -.02: NYUv2 and PASCAL-Context; 0 CityScapes, -.05 CelebA, -.1 "
                   "Multi-Fashion+MNIST."),
-        Statement("derived", "top_k .6 is the 25 of 41 layers of ResNet-18. The paper takes 39 of 52 of SegNet (its code "
-                  "40) and 22 of 72 of MTAN (15)."),
+        Statement("derived", "top_k .6 is the 25 of 41 layers of ResNet-18. The paper takes 39 of 52 of SegNet (its "
+                  "code 40) and 22 of 72 of MTAN (15)."),
         Statement("paper", "Copies start equal (4.2); the code initialises each anew."),
         Statement("paper", "On Multi-Fashion+MNIST conflicts were counted under CAGrad for 30 epochs (its code: plain "
                   "joint training for 40). Here the search is plain joint training whatever balances the losses; that "
@@ -39,7 +39,8 @@ FIDELITY = Fidelity(
         Statement("default", "random_parameters runs the search for its size; of 1,000 random orders, each cut where "
                   "the parameters are nearest, it takes the nearest in parameters and MACs."),
         Statement("default", "The score is a rate: conflicts / pairs whose losses both have a valid label. Losses and "
-                  "gradients of the search are float32 whatever the precision of the cell."),
+                  "gradients of the search are float32 whatever the precision of the cell. The T further backward "
+                  "passes of a step are in the record's train_macs."),
         Statement("derived", "Task weights change no cosine, so scores are those of unweighted losses."),
         Statement("derived", "A negative S favours small layers: random gradients of d elements fall below it with "
                   "probability Phi(S sqrt(d)), at S = -.1 .129 for d = 128, 0 for d = 36,864. score: excess "
