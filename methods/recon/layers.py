@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -106,9 +107,14 @@ class Sizes:
         # A part that does nothing (no tail) is no node.
         self._part_macs = [macs.get(id(part.module), 0) for part in parts_of(backbone)]
 
+    def growth(self, order: Sequence[int]) -> list[int]:
+        """[K]: parameters of the backbone and of the copies of the first K of these layers, from K = 0 on."""
+        copies = ((self._n_tasks - 1) * self.layers[k].size for k in order)
+        return list(itertools.accumulate(copies, initial=self.reference))
+
     def parameters(self, chosen: Sequence[int]) -> int:
         """Of the backbone and the copies. chosen: positions of layers."""
-        return self.reference + (self._n_tasks - 1) * sum(self.layers[k].size for k in chosen)
+        return self.growth(chosen)[-1]
 
     def size(self, chosen: Sequence[int]) -> ArchitectureSize:
         """Of the whole network: parameters, and macs_joint, or macs_sum where tasks have their own images."""

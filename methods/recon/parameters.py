@@ -43,8 +43,9 @@ class ReconParams(MethodParams):
     )
     select: Select = Field(
         default="conflict",
-        description="`conflict`: by score. Controls: `random_parameters` draws layers of the size that the search finds; "
-        "without a search, `random_layers` draws as many, `first` and `last` take as many in the order of the network",
+        description="`conflict`: by score. Controls: `random_parameters` draws layers of the size that the search "
+        "finds; without a search, `random_layers` draws as many, `first` and `last` take as many in the order of the "
+        "network",
     )
 
     @property

@@ -44,12 +44,8 @@ def number_of(p: ReconParams, n: int) -> int:
 
 def _n_within(budget: float, sizes: Sizes, order: Sequence[int]) -> int:
     """Up to the first layer whose copies no longer fit: what is taken are layers of highest score, none left out."""
-    return sum(1 for _ in itertools.takewhile(lambda n: n <= budget * sizes.reference, _growth(sizes, order)))
-
-
-def _growth(sizes: Sizes, order: Sequence[int]) -> list[int]:
-    """[K - 1]: parameters of the backbone with copies of the first K layers."""
-    return [sizes.parameters(order[: k + 1]) for k in range(len(order))]
+    growth = sizes.growth(order)
+    return sum(1 for _ in itertools.takewhile(lambda n: n / sizes.reference <= budget, growth)) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +60,7 @@ class LayerSets:
     def draw(self, rng: torch.Generator) -> list[int]:
         """One of them, in the drawn order."""
         order = torch.randperm(len(self.sizes.layers), generator=rng).tolist()
-        growth = [self.sizes.reference, *_growth(self.sizes, order)]
-        missed = [abs(n - self.target) for n in growth]
+        missed = [abs(n - self.target) for n in self.sizes.growth(order)]
         return order[: missed.index(min(missed))]
 
     def size(self, architecture: list[int]) -> ArchitectureSize:
