@@ -37,6 +37,7 @@ from methods.recon.layers import Layer, Sizes, layers_of
 from methods.recon.method import Recon
 from methods.recon.network import split_graph
 from methods.recon.parameters import ReconParams
+from methods.recon.pictures import scores_figure
 from methods.recon.selection import cut, number_of, of_equal_size, order_of, ranking
 from methods.recon.telling import tell_conflicts
 from tests.unit.harness import toy_trainer
@@ -568,10 +569,19 @@ def test_what_was_found_is_told(tmp_path: Path) -> None:
         tuple(rate),
         tuple(chance(-0.02, [layer.size for layer in layers])),
     ]
-    assert ranks.marks == ((5.0, ranks.series[0].y[4], "cut: 5 of 30 layers"),)
+    assert ranks.series[0].y == tuple(sorted(rate, reverse=True))
     assert {column for _, column in trainer.figures["layers"].panels[0].marks} == set(selected)
     first = graph.reachable(["a"])[int(facts["first part that is split"]) - 1]
     assert first.name not in {node.name for node in graph.reachable(["b"])}
+
+
+def test_the_picture_marks_the_last_layer_before_the_cut() -> None:
+    layers = [Layer(f"l{k}", k, {"weight": 8}, False) for k in range(4)]
+    found = Conflicts(np.array([2, 9, 4, 1]), 10, np.full(4, 0.3))
+    ranks = scores_figure(layers, found, found.excess, 2, "excess").panels[1]
+    assert ranks.series[0].y == pytest.approx((0.6, 0.1, -0.1, -0.2))
+    assert ranks.marks == ((2.0, ranks.series[0].y[1], "cut: 2 of 4 layers"),)
+    assert scores_figure(layers, found, found.excess, 0, "excess").panels[1].marks == ()
 
 
 def test_a_search_that_found_nothing_says_so(tmp_path: Path) -> None:
