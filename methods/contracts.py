@@ -202,6 +202,7 @@ class Stage:
     first_cycle: in an alternation, the first cycle in which this stage takes part.
     passes: network passes that one call of `losses` with all its tasks makes, for the cost record; None counts one per
         input of the data that the tasks read (one on single-domain sets, one per task on multi-domain sets).
+    balanced: whether the cell's loss balancing acts in this stage; else weighted losses are summed.
     """
 
     name: str
@@ -219,6 +220,7 @@ class Stage:
     fresh_optimizer: Literal["stage", "cycle"] = "stage"
     first_cycle: int = 0
     passes: int | None = None
+    balanced: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

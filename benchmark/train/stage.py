@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.plan.suite import RecipeSettings, SelectionSettings
+from benchmark.plan.suite import BalancingSettings, RecipeSettings, SelectionSettings
 from benchmark.train.balancer import Balancer
 from benchmark.train.ledger import Spending
 from benchmark.train.loaders import RoleLoader
@@ -93,7 +93,8 @@ class StageRun:
         self.weights = {task: context.data.task(task).weight for task in self.tasks}
         self.kinds = {task: get_kind(context.data.task(task).kind) for task in self.tasks}
         self.done = 0
-        self.balancer = Balancer(context.recipe.balancing, self.tasks, context.device)
+        balancing = context.recipe.balancing if stage.balanced else BalancingSettings()
+        self.balancer = Balancer(balancing, self.tasks, context.device)
         if stage.step == "per_task" and self.balancer.name != "equal":
             raise UsageError(
                 f"Stage {stage.name!r} makes one optimizer step per task, so loss balancing {self.balancer.name!r} has "

@@ -14,11 +14,12 @@ from benchmark.plan.balancing import BALANCERS, balancing_names, build, resolved
 from benchmark.plan.suite import BalancingSettings, OptimizerSettings, RecipeSettings
 from benchmark.train.balancer import Balancer
 from benchmark.train.optimizers import StageOptimizers
+from benchmark.train.stage import StageRun
 from benchmark.train.trainer import CellTrainer
 from datasets.errors import UsageError
-from methods.contracts import ParameterGroup, Role
+from methods.contracts import ParameterGroup, Role, Stage
 from methods.graph.task_graph import TaskGraph
-from methods.plain import fit_plain
+from methods.plain import fit_plain, parameter_groups, plain_graph, task_losses
 from tests.numbers import assert_same
 from tests.unit.harness import toy_trainer
 from tests.unit.kills import Killed, kill_after, outcome
@@ -212,6 +213,16 @@ def test_a_stage_of_one_task_has_nothing_to_balance() -> None:
     for name in ("uncertainty", "pcgrad"):
         one = balancer(name, ("a",))
         assert (one.name, one.parameters, one.state_dict()) == ("equal", [], {})
+
+
+@pytest.mark.parametrize(("balanced", "name"), [(True, "pcgrad"), (False, "equal")])
+def test_a_stage_can_leave_the_balancing_out(balanced: bool, name: str, tmp_path: Path) -> None:
+    """For a search that is plain joint training, whatever balances the final one."""
+    trainer = toy_trainer(tmp_path, recipe={"balancing": resolved(settings("pcgrad"), TASKS).model_dump()})
+    graph = plain_graph(trainer.data, TASKS, trainer.backbone(), trainer.head)
+    losses = task_losses(trainer.data, graph.network())
+    stage = Stage("s", graph.network(), 1, Role.FIT, parameter_groups(graph), losses, "search", balanced=balanced)
+    assert StageRun(stage, trainer.context).balancer.name == name
 
 
 def test_memory_of_every_parameter_is_not_dropped_without_a_word() -> None:
