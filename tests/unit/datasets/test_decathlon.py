@@ -80,6 +80,19 @@ def test_a_label_is_the_place_in_the_list_and_without_lists_that_of_the_folder(r
     assert listed[0]["meta"]["category_ids"] == (10_000_000, 10_000_001, 10_000_002)  # as the server wants them
 
 
+def test_the_order_of_the_categories_is_not_that_of_their_ids(tmp_path: Path) -> None:
+    folder = changed(tmp_path)
+    before = load(folder.parent, "train", ("dtd",)).inputs["dtd"]
+    labels = [int(before[row]["targets"]["dtd"]) for row in range(len(before))]
+    path = folder / LISTS / "dtd_train.json"
+    document = json.loads(path.read_bytes())
+    document["categories"].reverse()
+    path.write_text(json.dumps(document))
+    after = load(folder.parent, "train", ("dtd",)).inputs["dtd"]
+    assert [int(after[row]["targets"]["dtd"]) for row in range(len(after))] == [2 - label for label in labels]
+    assert after[0]["meta"]["category_ids"] == before[0]["meta"]["category_ids"][::-1]  # type: ignore[index]
+
+
 def test_val_follows_the_categories_of_train(tmp_path: Path) -> None:
     folder = changed(tmp_path)
     before = load(folder.parent, "test", ("dtd",)).inputs["dtd"]
@@ -155,6 +168,18 @@ def outside(document: dict[str, Any]) -> None:
     document["images"][0]["file_name"] = "data/../../a.jpg"
 
 
+def elsewhere(document: dict[str, Any]) -> None:
+    document["images"][0]["file_name"] = document["images"][0]["file_name"].removeprefix("data/")
+
+
+def without_class(document: dict[str, Any]) -> None:
+    document["images"][0]["file_name"] = "data/a.jpg"
+
+
+def same_file(document: dict[str, Any]) -> None:
+    document["images"][1]["file_name"] = document["images"][0]["file_name"]
+
+
 def absent_image(document: dict[str, Any]) -> None:
     document["images"][0]["file_name"] = "data/ucf101/val/0001/gone.jpg"
 
@@ -171,6 +196,9 @@ def without_names(document: dict[str, Any]) -> None:
         (two_labels, "has two labels"),
         (label_of_nothing, "1 labels belong to no image"),
         (outside, "expected an image below data/"),
+        (elsewhere, "expected an image below data/"),
+        (without_class, "expected an image below data/"),
+        (same_file, "is listed twice"),
         (absent_image, r"gone\.jpg.*: existence: expected an image that the list names, found none"),
         (without_names, "an image or label has no 'file_name'"),
     ],

@@ -321,6 +321,7 @@ def test_without_a_validation_part_whole_buildings_are_held_out(roots: dict[str,
         ("rgb/hanson/point_0_view_1_domain_rgb.png", "hanson"),
         ("rgb/taskonomy/hanson/point_0_view_1_domain_rgb.png", "hanson"),
         ("hanson/rgb/point_0_view_1_domain_rgb.png", "hanson"),
+        ("hanson/taskonomy/rgb/point_0_view_1_domain_rgb.png", "hanson"),
         ("hanson_rgb/rgb/point_0_view_1_domain_rgb.png", "hanson"),
     ],
 )
