@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,18 @@ def test_images_that_no_list_names_are_counted(layout: str, tmp_path: Path) -> N
     assert "gtsrb/val: 1 images are in no list and left out" in report.warnings
 
 
+def test_hidden_files_in_folders_are_counted(roots: dict[str, Path]) -> None:
+    report = verify("decathlon", roots["folders"], profile="twin", tasks=["svhn"])
+    assert report.ok
+    assert report.warnings == ["svhn/val: 1 hidden files are left out"]
+
+
+def test_archives_that_are_left_after_extracting_are_no_other_layout(tmp_path: Path, roots: dict[str, Path]) -> None:
+    folder = changed(tmp_path)
+    shutil.copy(roots["tars"] / "decathlon" / IMAGES / "dtd.tar", folder / IMAGES)
+    assert registry.find_layout("decathlon", folder.parent) == (folder, "extracted")
+
+
 def drop_label(document: dict[str, Any]) -> None:
     document["annotations"].pop()
 
@@ -218,11 +231,17 @@ def test_a_wrong_list_is_one_line(
     load(folder.parent, "test", ("svhn",))  # nothing of a collection that is not asked for is opened
 
 
-@pytest.mark.parametrize("text", [b"{", b"[]", b'{"images": 1, "categories": [], "annotations": [1]}', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"{", b"[]", b"\xff", b'{"images": 1, "categories": [], "annotations": [1]}'),
+        b'{"images": [], "categories": [{}], "annotations": [1]}',
+    ],
+)
 def test_a_list_of_another_form_is_one_line(text: bytes, tmp_path: Path) -> None:
     folder = changed(tmp_path)
     (folder / LISTS / "aircraft_train.json").write_bytes(text)
-    with pytest.raises(FileError, match=r"aircraft_train\.json: (expected|has no labels)"):
+    with pytest.raises(FileError, match=r"aircraft_train\.json: (expected|has no labels|a category has no id)"):
         load(folder.parent)
 
 
