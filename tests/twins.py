@@ -380,7 +380,8 @@ def pascal(number: int) -> Pascal:
     saliency[0, :2] = 127, 128
     x, up, towards = seen.normals
     normals = np.round((np.stack([x, -up, towards], axis=-1) + 1) * 127.5).astype(np.uint8)
-    normals[-1, -1] = 127  # a colour without a direction
+    place = np.unravel_index(np.isin(context, (440, 454, 284, 368)).argmax(), size)
+    normals[place] = 127  # a colour without a direction, on what has normals
     return Pascal(seen.image, context.astype(np.uint16), semseg, parts, saliency, normals, seen)
 
 

@@ -284,6 +284,16 @@ def test_a_class_that_train_lacks_and_a_wrong_number_of_classes_are_named(tmp_pa
         load(folder.parent, tasks=("dped",))
 
 
+def test_a_category_that_is_listed_twice_is_one_class(tmp_path: Path) -> None:
+    folder = changed(tmp_path)
+    path = folder / LISTS / "dtd_train.json"
+    document = json.loads(path.read_bytes())
+    document["categories"].append(document["categories"][0])
+    path.write_text(json.dumps(document))
+    bad = [str(fault) for fault in verify("decathlon", folder.parent, tasks=["dtd"]).bad]
+    assert f"{LISTS}/dtd_train.json: number of classes: expected 47, found 3" in bad
+
+
 def test_the_prepared_copy_gives_equal_samples(tmp_path: Path) -> None:
     root = changed(tmp_path, "tars").parent
     before = load(root, tasks=("omniglot",)).inputs["omniglot"]

@@ -207,7 +207,7 @@ def test_equal_pictures_are_one_unit(packed: Path) -> None:
 
 
 def test_sides_follow_from_the_pixels() -> None:
-    assert [side_of(f"{int(tenth * 2**32):08x}") for tenth in (0.0, 0.69, 0.71, 0.79, 0.81, 0.99)] == [
+    assert [side_of(f"{int(tenth * 2**32):08x}".ljust(64, "5")) for tenth in (0.0, 0.69, 0.71, 0.79, 0.81, 0.99)] == [
         "train",
         "train",
         "val",
@@ -246,6 +246,15 @@ def test_smaller_pictures_are_means_of_squares(packed: Path) -> None:
     assert reduced(np.full((80, 60, 3), 7, dtype=np.uint8), (16, 12)).tolist() == np.full((16, 12, 3), 7).tolist()
 
 
+def test_class_lists_are_in_the_order_of_names() -> None:
+    assert all(list(names) == sorted(set(names)) for _, names in CLASSES.values())
+
+
+def test_what_nearly_follows_from_the_article_is_no_default_task() -> None:
+    assert dataset_spec(NAME).task_names == ("gender", "article", "colour", "season", "usage")
+    assert dataset_spec(NAME, tasks=["category", "subcategory"]).task_names == ("category", "subcategory")
+
+
 def test_what_a_product_lacks_is_ignored_and_counted(packed: Path) -> None:
     products = fashion_products_of_twin()
     _, labels = rows_of(packed, products[19])  # season is empty
@@ -275,6 +284,9 @@ def test_all_takes_every_product_with_picture_and_row_and_names_the_others(kaggl
     every = {**TWIN, "products": "all"}
     part = registry.load(NAME, kaggle, "train", options=every).inputs["image"]
     assert f"rows without a picture, left out: 1 ({without_picture})" in part.notes
+    assert len(registry.load(NAME, kaggle, "train", options={"products": "all"}).inputs["image"])  # of no fixed number
+    of_v1 = registry.load(NAME, kaggle, "train", options=TWIN).inputs["image"]
+    assert "rows that are not of the products v1, left out: 1 (products: all takes them)" in of_v1.notes
     assert f"pictures without a row, left out: 1 ({without_row})" in part.notes
     assert f"files of macOS (._NAME), no pictures: 1 (._{fashion_products_of_twin()[0]}.jpg)" in part.notes
     (kaggle / NAME / "images" / f"{without_picture}.jpg").write_bytes(
@@ -380,6 +392,16 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(packed: Path) ->
     table = packed / NAME / "styles.csv"
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
     assert contents(packed, **TWIN) == before
+
+
+def test_titles_may_hold_commas_quotes_and_other_breaks(packed: Path) -> None:
+    before = contents(packed, **TWIN)
+    table = packed / NAME / "styles.csv"
+    text = table.read_text(encoding="utf-8")
+    assert ",Kit, red, with laces\n" in text
+    for title in ('8" Kit, "red", one', "Kit\u2028two\x0blines\x85", ""):
+        table.write_text(text.replace("Kit, red, with laces", title), encoding="utf-8")
+        assert contents(packed, **TWIN) == before
 
 
 def test_a_picture_or_a_row_that_is_missing_is_named_with_every_split(kaggle: Path) -> None:
