@@ -450,8 +450,8 @@ def test_a_member_that_leaves_the_archive_is_refused(packed: Path, name: str) ->
     assert "leaves the archive; get it again" in told(packed)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_refused(packed: Path, kind: bytes) -> None:
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
+def test_links_devices_and_sparse_files_are_refused(packed: Path, kind: bytes) -> None:
     member = tarfile.TarInfo("images/99.jpg")
     member.type, member.linkname = kind, "/etc/passwd"
     with tarfile.open(packed / NAME / "images.tar.xz", "w:xz") as archive:
@@ -467,19 +467,36 @@ def test_a_damaged_archive_is_one_line(packed: Path) -> None:
         assert "images.tar.xz: cannot be read as a tar.xz archive" in told(packed)
 
 
+def test_a_member_of_an_absurd_size_is_refused(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.on_disk.files.LARGEST_MEMBER", 100)
+    assert "bytes, more than 100" in told(packed)
+
+
+def test_a_product_that_is_packed_twice_is_named(packed: Path) -> None:
+    product = fashion_products_of_twin()[0]
+    with tarfile.open(packed / NAME / "images.tar.xz") as archive:
+        members = [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    with tarfile.open(packed / NAME / "images.tar.xz", "w:xz") as archive:
+        for member, content in [*members, members[0]]:
+            archive.addfile(member, io.BytesIO(content))
+    found = told(packed)
+    assert f"images/{product}.jpg (sample {product}): member: expected one of that number, found a second one" in found
+
+
 def test_foreign_members_and_a_truncated_one_are_named(packed: Path) -> None:
     product = fashion_products_of_twin()[0]
 
     def change(members: dict[str, bytes]) -> None:
         members[f"images/{product}.jpg"] = members[f"images/{product}.jpg"][:300]
-        members |= {f"images/._{product}.jpg": b"\0", "images/readme.txt": b"hello", "other/7.jpg": jpeg()}
+        members |= {f"images/._{product}.jpg": b"\0", "images/readme.txt": b"hello"}
+        members |= {"other/7.jpg": jpeg(), "8.jpg": jpeg()}
 
     repacked(packed, change)
     assert f"images.tar.xz/images/{product}.jpg (sample {product}): content" in told(packed)
     report = verify(NAME, packed, profile="twin")
     assert [fault.sample for fault in report.bad] == [str(product)]
     assert f"files of macOS (._NAME), no pictures: 1 (images/._{product}.jpg)" in report.warnings
-    assert "files that are not named ID.jpg, left out: 2 (images/readme.txt, other/7.jpg)" in report.warnings
+    assert "files that are not named ID.jpg, left out: 3 (8.jpg, images/readme.txt, other/7.jpg)" in report.warnings
 
 
 def test_two_layouts_in_one_folder_ask_for_one(packed: Path, kaggle: Path) -> None:

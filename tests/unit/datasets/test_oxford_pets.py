@@ -325,7 +325,7 @@ def test_lists_in_other_encodings() -> None:
     line = "Bengal_1 6 1 2\n"
     assert read_pets(b"\xef\xbb\xbf" + line.encode(), "list") == read_pets(line.encode(), "list")
     for content in (line.encode("utf-16"), line.replace("l", "l\xe9").encode("latin-1")):
-        with pytest.raises(FileError, match="list: line 1 is .*; expected BREED_NUMBER and three numbers"):
+        with pytest.raises(FileError, match=r"list: line 1 is .*; expected BREED_NUMBER and three numbers"):
             read_pets(content, "list")
 
 
