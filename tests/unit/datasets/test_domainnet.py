@@ -183,7 +183,10 @@ def test_folders_may_hold_what_systems_leave_and_nothing_else(roots: dict[str, P
     (folder / "real" / "train" / "ant" / "notes.txt").write_text("x")
     with pytest.raises(FileError, match=r"notes\.txt: expected an image"):
         load(folder.parent)
-    (folder / "real" / "train" / "ant" / "notes.txt").unlink()
+    (folder / "real" / "train" / "ant" / "notes.txt").rename(folder / "real" / "train" / "notes.txt")
+    with pytest.raises(FileError, match=r"notes\.txt: expected the folder of a class, found a file"):
+        load(folder.parent)
+    (folder / "real" / "train" / "notes.txt").unlink()
     (folder / "real" / "train" / "ant").rename(folder / "real" / "train" / "aunt")
     with pytest.raises(FileError, match="Unknown class of domainnet 'aunt'"):
         load(folder.parent)
@@ -193,7 +196,7 @@ def test_images_that_no_list_names_are_counted(tmp_path: Path) -> None:
     """As those that were cleaned away; an image of the other split is no such one."""
     folder = changed(tmp_path)
     assert not verify("domainnet", folder.parent, profile="twin").warnings
-    for name in ("extra 1.jpg", "extra 2.jpg", "._extra 2.jpg"):
+    for name in ("extra 1.jpg", "extra 2.jpg", "._extra 2.jpg", "Thumbs.db"):
         (folder / "sketch" / "ant" / name).touch()
     assert "sketch: 2 files are in no list and left out" in verify("domainnet", folder.parent, profile="twin").warnings
 

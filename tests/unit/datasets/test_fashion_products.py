@@ -48,6 +48,7 @@ from tests.twins import (
     FASHION_OUTSIDE,
     FASHION_SQUARE,
     fashion_archive,
+    fashion_picture,
     fashion_products_of_twin,
     fashion_row,
     write_twin,
@@ -198,6 +199,7 @@ def test_equal_pictures_are_one_unit(packed: Path) -> None:
         for part in registry.load(NAME, packed, split, options=TWIN).inputs.values()
         for one, unit in zip(part.ids, part.units, strict=True)
     }
+    assert fashion_picture(1) != fashion_picture(2)  # files differ, pixels do not
     assert places[first] == places[second]
     data = {split: registry.load(NAME, packed, split, options=TWIN) for split in SPLITS}
     roles = role_indices(data["train"], data["val"], data["test"])["image"]
@@ -432,6 +434,12 @@ def test_a_truncated_jpeg_a_page_and_a_cmyk_image_are_named_at_once(kaggle: Path
     assert [fault.sample for fault in bad] == list(map(str, products))
     assert "truncated" in bad[0].found
     assert "expected a gray or an RGB image of 8 bits" in bad[2].found
+
+
+def test_a_picture_of_another_product_is_not_looked_at(kaggle: Path) -> None:
+    (kaggle / NAME / "images" / f"{FASHION_OUTSIDE[1]}.jpg").write_bytes(b"torn")
+    assert len(registry.load(NAME, kaggle, "train", options=TWIN).inputs["image"])
+    assert f"images/{FASHION_OUTSIDE[1]}.jpg" in told(kaggle, products="all")
 
 
 def repacked(root: Path, change: Callable[[dict[str, bytes]], None]) -> None:
