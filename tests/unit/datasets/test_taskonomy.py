@@ -437,9 +437,18 @@ def test_planted_faults_are_found(official: Path) -> None:
         read(official.parent, "train").check()
 
 
-def test_a_list_that_leaves_its_folder_is_refused(released: Path) -> None:
+def test_an_image_in_two_splits_is_refused(released: Path) -> None:
     document = json.loads((released / "taskonomy.json").read_text())
-    document["test"][0][0] = "/etc/passwd"
+    document["test"].append(document["train"][0])
+    (released / "taskonomy.json").write_text(json.dumps(document))
+    with pytest.raises(FileError, match="is listed more than once in train and test together"):
+        read(released.parent)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "rgb/../../secret.png"])
+def test_a_list_that_leaves_its_folder_is_refused(released: Path, path: str) -> None:
+    document = json.loads((released / "taskonomy.json").read_text())
+    document["test"][0][0] = path
     (released / "taskonomy.json").write_text(json.dumps(document))
     with pytest.raises(FileError, match="leaves the folder of the data set"):
         read(released.parent)
