@@ -124,6 +124,7 @@ def test_a_class_called_train_is_no_split(tmp_path: Path) -> None:
         ("real/ant/a.jpg", "line 21: expected a path and a label below 345"),
         ("real/ant/a.jpg 345", "line 21: expected a path and a label below 345"),
         ("real/ant/a.jpg -1", "line 21: expected a path and a label below 345"),
+        ("real/ant/a.jpg \u00b2", "line 21: expected a path and a label below 345"),
         ("/real/ant/a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
         ("/ant/a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
         ("real/ant/..\\a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
