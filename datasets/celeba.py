@@ -31,6 +31,7 @@ from datasets.errors import ProtocolError, unknown
 from datasets.on_disk.dense import read_colours
 from datasets.on_disk.files import Array, FileError, read_bytes
 from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.photographs import is_hidden
 from datasets.on_disk.sources import Fault, Field, Source, field_of_files, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
 
@@ -133,7 +134,9 @@ class CelebA(FileLoader):
         content = {name: _text(places[name], MD5[name] if options.profile == "real" else None) for name in MD5}
         table = read_attributes(content[LABELS], places[LABELS])
         parts = read_partition(content[PARTITION], places[PARTITION])
-        present = _files_in(places[IMAGES])
+        found = _files_in(places[IMAGES])
+        hidden = {name for name in found if is_hidden(name)}
+        present = found - hidden
         rows = {name: row for row, name in enumerate(table.names)}
         chosen = sorted(name for name in rows if parts.get(name) == split)
         labels = table.values[[rows[name] for name in chosen]]
@@ -162,6 +165,7 @@ class CelebA(FileLoader):
                 faults=faults,
                 meta={"domain": None},
                 content=[places[LABELS], places[PARTITION]],
+                notes=[f"{IMAGES}: {len(hidden)} hidden files are left out"] if hidden else [],
             )
         }
 
@@ -219,7 +223,9 @@ def read_attributes(text: str, path: Path) -> Attributes:
     for name in columns:
         if name not in ATTRIBUTES:
             raise FileError(f"{path}, line 2: {unknown('attribute', name, ATTRIBUTES)}")
-    if len(columns) != len(ATTRIBUTES) or len(set(columns)) != len(columns):
+    if len(set(columns)) != len(columns):
+        raise FileError(f"{path}, line 2: the attribute {_twice(columns)!r} is named more than once.")
+    if len(columns) != len(ATTRIBUTES):
         raise FileError(f"{path}, line 2: expected the {len(ATTRIBUTES)} names of attributes, found {len(columns)}.")
     names: list[str] = []
     digits: list[str] = []
@@ -268,10 +274,10 @@ def _text(path: Path, md5: str | None) -> str:
 
 
 def _files_in(folder: Path) -> set[str]:
-    """Names of the files in a folder, without those of macOS. Raises FileError."""
+    """Names of the files in a folder. Raises FileError."""
     try:
         with os.scandir(folder) as entries:  # 200,000 names, no path of each
-            return {entry.name for entry in entries if not entry.name.startswith("._")}
+            return {entry.name for entry in entries}
     except OSError as error:
         raise FileError(f"{folder}: cannot be read ({error.strerror or error}).") from error
 

@@ -152,7 +152,8 @@ class DomainNet(FileLoader):
 def listed(path: Path) -> dict[str, int]:
     """{path: label} of the lines `path label` of a list. The last blank divides them, since folders may have blanks.
 
-    Raises FileError naming the line that is not of this form, leads out of the folder, or repeats a path.
+    Raises FileError naming the line that is not of this form, leads out of the folder, is of no domain, or repeats a
+    path.
     """
     try:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
@@ -170,6 +171,8 @@ def listed(path: Path) -> dict[str, int]:
             )
         if len(pure.parts) != 3 or pure.is_absolute() or ".." in pure.parts or "\\" in name:
             raise FileError(f"{path}: line {number}: expected DOMAIN/CLASS/IMAGE, found {name!r:.80}.")
+        if pure.parts[0] not in DOMAINS:
+            raise FileError(f"{path}: line {number}: {unknown('domain', pure.parts[0], DOMAINS)}")
         if name in rows:
             raise FileError(f"{path}: line {number}: {name!r} is listed twice.")
         rows[name] = int(label)

@@ -133,7 +133,7 @@ def read_pets(content: bytes, path: str) -> list[Pet]:
     Raises FileError naming a line that is anything else, whose numbers do not fit the name, or that is repeated.
     """
     pets: dict[str, Pet] = {}
-    for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
         if line.startswith("#") or not line.strip():
             continue
         words = line.split()

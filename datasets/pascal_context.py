@@ -33,6 +33,7 @@ from datasets.on_disk.checks import picture_shape
 from datasets.on_disk.dense import IGNORE, decode_labels, read_labels
 from datasets.on_disk.files import Array, FileError, expect, read_bytes, read_image
 from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.photographs import is_hidden
 from datasets.on_disk.sources import IMAGE, Fault, Field, Source, scale_uint8
 from datasets.protocols import ProtocolFlags, get_protocol
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
@@ -155,7 +156,8 @@ class PascalContext(FileLoader):
         canvas = Canvas(spec.native_size[0], flags.canvas == "stretch")
         source = _source(folder, ids[split], canvas, flags)
         if split == "train":  # once, not in every split
-            source = dataclasses.replace(source, faults=[*source.faults, *_unlisted(folder, ids)])
+            faults, notes = _unlisted(folder, ids)
+            source = dataclasses.replace(source, faults=[*source.faults, *faults], notes=notes)
         return {SINGLE_INPUT: source}
 
 
@@ -177,16 +179,18 @@ def listed(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _unlisted(folder: Path, ids: Mapping[str, Sequence[str]]) -> list[Fault]:
-    """Images that are in no list, but for what macOS adds to folders."""
+def _unlisted(folder: Path, ids: Mapping[str, Sequence[str]]) -> tuple[list[Fault], list[str]]:
+    """(images that are in no list, a remark on what macOS and others add to their folder)."""
     known = set().union(*ids.values())
+    n_hidden = sum(is_hidden(path.name) for path in (folder / IMAGES).glob("*"))
     paths = sorted((folder / IMAGES).glob("*.jpg"))
     lists = " or ".join(LISTS.values())
+    notes = [f"{IMAGES}: {n_hidden} hidden files are left out"] if n_hidden else []
     return [
         Fault(f"{IMAGES}/{path.name}", path.stem, "list", f"a line in {lists}", "none")
         for path in paths
-        if path.stem not in known and not path.name.startswith("._")
-    ]
+        if path.stem not in known and not is_hidden(path.name)
+    ], notes
 
 
 @dataclasses.dataclass(frozen=True)

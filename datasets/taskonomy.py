@@ -38,6 +38,7 @@ from datasets.errors import ProtocolError, UsageError, unknown
 from datasets.on_disk.dense import IGNORE, decode_labels
 from datasets.on_disk.files import Archive, Array, FileError, expect, read_array, read_image
 from datasets.on_disk.loader import FileLoader, FileOptions
+from datasets.on_disk.photographs import is_hidden
 from datasets.on_disk.releases import FieldForm, listed_rows, source_of_files
 from datasets.on_disk.sources import Fault, Field, Source, scale_uint8
 from datasets.registry import DatasetOptions, ExpectedFiles, register_dataset
@@ -172,9 +173,9 @@ class Taskonomy(FileLoader):
         if split not in spec.splits:
             raise unknown(f"split of taskonomy in layout {spec.layout!r}", split, spec.splits)
         if spec.layout == "adashare":
-            ids, units, files, faults = _listed(folder, split)
+            ids, units, files, faults, notes = _listed(folder, split)
         else:
-            ids, units, files, faults = _in_folders(folder, split, options)
+            ids, units, files, faults, notes = _in_folders(folder, split, options)
         source = source_of_files(
             folder, ids, units, files, _fields(spec), {"domain": None, "normals_frame": "declared"}
         )
@@ -182,10 +183,12 @@ class Taskonomy(FileLoader):
         if spec.protocol == "standard":
             masked = _MaskedNormals(files["normals"], files["depth"], spec.native_size[0])
             targets["normals"] = Field(masked, decode_normals, files["normals"].__getitem__)
-        return {SINGLE_INPUT: dataclasses.replace(source, targets=targets, faults=[*faults, *source.faults])}
+        faults += source.faults
+        return {SINGLE_INPUT: dataclasses.replace(source, targets=targets, faults=faults, notes=notes)}
 
 
-_Found = tuple[list[str], list[str], dict[str, list[Path]], list[Fault]]  # ids, units, {field: files}, faults
+# What is found on disk: ids, units, files by field, faults, notes.
+_Found = tuple[list[str], list[str], dict[str, list[Path]], list[Fault], list[str]]
 
 
 def side_of(layout: str, options: TaskonomyOptions) -> int:
@@ -202,7 +205,9 @@ def _in_folders(folder: Path, split: Split, options: FileOptions) -> _Found:
     ids: list[str] = []
     units: list[str] = []
     files: dict[str, list[Path]] = {name: [] for name in PLACES}
+    n_hidden = 0
     faults = list(_list_faults(folder)) if split == "train" else []  # of all splits, and named once
+    notes = list(_other_buildings(folder)) if split == "train" else []
     for building in sorted(TINY[split]):
         homes = {name: _home(folder / place, building) for name, (place, _) in PLACES.items()}
         if options.profile != "real" and not any(home.is_dir() for home in homes.values()):
@@ -216,7 +221,9 @@ def _in_folders(folder: Path, split: Split, options: FileOptions) -> _Found:
                 match = _NAME.fullmatch(file.name)
                 if match is not None and match["domain"] == PLACES[name][1]:
                     views.add((int(match["point"]), int(match["view"])))
-                elif not file.name.startswith("._"):  # of macOS
+                elif is_hidden(file.name):
+                    n_hidden += 1
+                else:
                     expected = f"point_P_view_V_domain_{PLACES[name][1]}.png"
                     faults.append(Fault(_below(file, folder), "", "name", expected, file.name))
         for point, view in sorted(views):
@@ -224,7 +231,9 @@ def _in_folders(folder: Path, split: Split, options: FileOptions) -> _Found:
             units.append(building)
             for name, home in homes.items():
                 files[name].append(home / f"point_{point}_view_{view}_domain_{PLACES[name][1]}.png")
-    return ids, units, files, faults
+    if n_hidden:
+        notes.append(f"{split}: {n_hidden} hidden files are left out")
+    return ids, units, files, faults, notes
 
 
 def _home(place: Path, building: str) -> Path:
@@ -233,12 +242,20 @@ def _home(place: Path, building: str) -> Path:
     return (between if between.is_dir() else place) / building
 
 
+def _other_buildings(folder: Path) -> Iterator[str]:
+    """A remark on buildings that are not of the tiny subset, as a larger one brings them."""
+    known = {building for buildings in TINY.values() for building in buildings}
+    homes = [home for place, _ in PLACES.values() for home in _home(folder / place, "").iterdir() if home.is_dir()]
+    if others := sorted({home.name for home in homes} - known):
+        yield f"buildings that are not of the tiny subset, left out: {len(others)}, the first is {others[0]}"
+
+
 def _listed(folder: Path, split: Split) -> _Found:
     rows = sorted(listed_rows(folder / LIST, split, tuple(PLACES)), key=_order)
     files = {name: [folder / row[column] for row in rows] for column, name in enumerate(PLACES)}
     ids = [str(PurePosixPath(row[0]).with_suffix("")) for row in rows]
     faults = list(_prior_faults(folder)) if split == "train" else []
-    return ids, [building_of(row[0]) for row in rows], files, faults
+    return ids, [building_of(row[0]) for row in rows], files, faults, []
 
 
 def building_of(path: str) -> str:

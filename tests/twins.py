@@ -380,7 +380,8 @@ def pascal(number: int) -> Pascal:
     saliency[0, :2] = 127, 128
     x, up, towards = seen.normals
     normals = np.round((np.stack([x, -up, towards], axis=-1) + 1) * 127.5).astype(np.uint8)
-    normals[-1, -1] = 127  # a colour without a direction
+    place = np.unravel_index(np.isin(context, (440, 454, 284, 368)).argmax(), size)
+    normals[place] = 127  # a colour without a direction, on what has normals
     return Pascal(seen.image, context.astype(np.uint16), semseg, parts, saliency, normals, seen)
 
 
@@ -1008,7 +1009,8 @@ def fashion_row(product: int, position: int) -> str:
 
 
 def fashion_picture(position: int) -> bytes:
-    """A JPEG; the second and the third product have the same picture."""
+    """A JPEG; the second and the third product have the same pixels in different files."""
+    comment = b"once more" if position == 2 else b""
     position = 1 if position == 2 else position
     colour = list(FASHION_COLOURS.values())[position % 11 % 4]
     width = list(FASHION_ARTICLES.values())[position % 9 % 4][2]
@@ -1017,7 +1019,7 @@ def fashion_picture(position: int) -> bytes:
     image[10 : 30 + position % 30, 25 - width : 25 + width] = colour
     drawn = Image.fromarray(image)
     buffer = io.BytesIO()
-    (drawn.convert("L") if position == FASHION_GRAY else drawn).save(buffer, format="JPEG", quality=90)
+    (drawn.convert("L") if position == FASHION_GRAY else drawn).save(buffer, format="JPEG", quality=90, comment=comment)
     return buffer.getvalue()
 
 

@@ -19,6 +19,7 @@ from datasets.celeba import ATTRIBUTES, MD5, NINE, Attributes, read_attributes, 
 from datasets.contracts import InputData
 from datasets.errors import DatasetMissingError, ProtocolError
 from datasets.kinds import get_kind
+from datasets.on_disk.checks import fingerprint
 from datasets.on_disk.files import FileError
 from datasets.on_disk.verify import verify
 from datasets.registry import dataset_spec
@@ -57,6 +58,7 @@ def test_the_spec_has_a_bit_a_task() -> None:
     spec = dataset_spec("celeba")
     assert spec.task_names == tuple(map(task_name, ATTRIBUTES))
     assert len(set(ATTRIBUTES)) == 40
+    assert list(ATTRIBUTES) == sorted(ATTRIBUTES)  # as the published list has them
     assert sum(spec.splits.values()) == 202599
     assert spec.native_size == (218, 178)
     assert {(task.kind, task.weight) for task in spec.tasks} == {("attribute", 1.0)}
@@ -77,6 +79,7 @@ def test_both_layouts_give_the_same_samples(roots: dict[str, Path]) -> None:
     for split, names in face_names().items():
         first, second = (read(roots[layout], split) for layout in ("torchvision", "archive"))
         assert first.ids == second.ids == [name[:6] for name in names]
+        assert first.place("smiling", 0) == "list_attr_celeba.txt"  # where to look for a wrong label
         for row, name in enumerate(names):
             one, other = first[row], second[row]
             assert torch.equal(one["image"], other["image"])
@@ -151,6 +154,10 @@ def test_labels_by_hand() -> None:
         ("", r"list, line 2: expected the 40 names of attributes, found 0"),
         (rows(count="4"), r"list, line 1: expected the number of rows, 3, found '4'"),
         (rows(names="Smilin " + " ".join(ATTRIBUTES[1:])), r"line 2: Unknown attribute 'Smilin'\. Nearest: 'Smiling'"),
+        (
+            rows(names=" ".join([ATTRIBUTES[1], *ATTRIBUTES[1:]])),
+            r"line 2: the attribute 'Arched_Eyebrows' is named more than once",
+        ),
         (rows(names=" ".join(ATTRIBUTES[1:])), r"line 2: expected the 40 names of attributes, found 39"),
         (rows().replace("-1", "0", 1), r"line 3: expected a file name and 40 x -1 or 1: '000000\.jpg 0"),
         (rows().replace(" -1", "", 1), r"line 3: expected a file name and 40 x -1 or 1"),
@@ -165,12 +172,14 @@ def test_a_bad_list_is_one_line(text: str, message: str) -> None:
     with pytest.raises(FileError, match=message) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 160  # a row of forty values is cut
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a.jpg 0\nb.jpg 3\n", r"list, line 2: expected a file name and 0, 1 or 2: 'b\.jpg 3'"),
+        ("a.jpg 0 1\n", r"list, line 1: expected a file name and 0, 1 or 2: 'a\.jpg 0 1'"),
         ("a.jpg 0\n\nb.jpg\n", r"list, line 3: expected a file name and 0, 1 or 2: 'b\.jpg'"),
         ("a.jpg 0\na.jpg 1\n", r"list: 'a\.jpg' has more than one row"),
     ],
@@ -191,14 +200,37 @@ def test_only_the_published_lists_are_real(roots: dict[str, Path], faces: Path) 
         read(faces.parent)
 
 
+def test_a_byte_order_mark_changes_nothing(faces: Path) -> None:
+    """As editors of Windows write one."""
+    before = read(faces.parent)
+    for name in MD5:
+        (faces / name).write_bytes(b"\xef\xbb\xbf" + (faces / name).read_bytes())
+    after = read(faces.parent)
+    assert after.ids == before.ids
+    assert all(after.labels(row) == before.labels(row) for row in range(len(before)))
+
+
+def test_one_label_of_a_long_list_is_content(faces: Path) -> None:
+    """The published list has 27 MB, of which a fingerprint covers sixteen blocks: another label may lie between."""
+    path, found = faces / "list_attr_celeba.txt", []
+    count, names, *lines = path.read_text().splitlines()
+    for last in ("1 -1", "-1 1"):
+        lines[-1] = " ".join([*lines[-1].split()[:-2], last])
+        path.write_text("\n".join([count, names, "\n" * 22_500, *lines, "\n" * 175_000]))
+        found.append((fingerprint(path), read(faces.parent).content_hash()))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
 # Faults
 
 
 def test_rows_and_images_without_a_partner_are_named(faces: Path) -> None:
+    shutil.copy(faces / "img_align_celeba/000001.jpg", faces / "img_align_celeba/000099.jpg")
+    assert len(read(faces.parent)) == 4  # train names what is wrong with all splits
     (faces / "img_align_celeba/000013.jpg").unlink()
     with pytest.raises(FileError, match=r"img_align_celeba/000013\.jpg .*existence: expected an image, found none"):
         read(faces.parent)
-    shutil.copy(faces / "img_align_celeba/000001.jpg", faces / "img_align_celeba/000099.jpg")
     with pytest.raises(FileError, match=r"img_align_celeba/000099\.jpg: row: expected one in the attributes and the"):
         read(faces.parent, "train")
     rewrite(faces / "list_eval_partition.txt", "000002.jpg 0\n", "")
@@ -212,9 +244,13 @@ def test_rows_and_images_without_a_partner_are_named(faces: Path) -> None:
     ]
 
 
-def test_files_of_macos_are_no_images(faces: Path) -> None:
+def test_files_of_macos_are_no_images_and_counted(faces: Path) -> None:
     assert (faces / "img_align_celeba/._000001.jpg").is_file()
+    (faces / "img_align_celeba/.DS_Store").write_bytes(b"x")
     assert len(read(faces.parent, "train")) == 10
+    report = verify("celeba", faces.parent, profile="twin")
+    assert report.ok
+    assert report.warnings == ["img_align_celeba: 2 hidden files are left out"]
 
 
 @pytest.mark.parametrize("fault", ["torn", "odd", "gray", "text"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_a_label_is_the_place_in_the_list_and_without_lists_that_of_the_folder(r
     assert listed[0]["meta"]["category_ids"] == (10_000_000, 10_000_001, 10_000_002)  # as the server wants them
 
 
+def test_the_order_of_the_categories_is_not_that_of_their_ids(tmp_path: Path) -> None:
+    folder = changed(tmp_path)
+    before = load(folder.parent, "train", ("dtd",)).inputs["dtd"]
+    labels = [int(before[row]["targets"]["dtd"]) for row in range(len(before))]
+    path = folder / LISTS / "dtd_train.json"
+    document = json.loads(path.read_bytes())
+    document["categories"].reverse()
+    path.write_text(json.dumps(document))
+    after = load(folder.parent, "train", ("dtd",)).inputs["dtd"]
+    assert [int(after[row]["targets"]["dtd"]) for row in range(len(after))] == [2 - label for label in labels]
+    assert after[0]["meta"]["category_ids"] == before[0]["meta"]["category_ids"][::-1]  # type: ignore[index]
+
+
 def test_val_follows_the_categories_of_train(tmp_path: Path) -> None:
     folder = changed(tmp_path)
     before = load(folder.parent, "test", ("dtd",)).inputs["dtd"]
@@ -135,6 +149,18 @@ def test_images_that_no_list_names_are_counted(layout: str, tmp_path: Path) -> N
     assert "gtsrb/val: 1 images are in no list and left out" in report.warnings
 
 
+def test_hidden_files_in_folders_are_counted(roots: dict[str, Path]) -> None:
+    report = verify("decathlon", roots["folders"], profile="twin", tasks=["svhn"])
+    assert report.ok
+    assert report.warnings == ["svhn/val: 1 hidden files are left out"]
+
+
+def test_archives_that_are_left_after_extracting_are_no_other_layout(tmp_path: Path, roots: dict[str, Path]) -> None:
+    folder = changed(tmp_path)
+    shutil.copy(roots["tars"] / "decathlon" / IMAGES / "dtd.tar", folder / IMAGES)
+    assert registry.find_layout("decathlon", folder.parent) == (folder, "extracted")
+
+
 def drop_label(document: dict[str, Any]) -> None:
     document["annotations"].pop()
 
@@ -155,6 +181,18 @@ def outside(document: dict[str, Any]) -> None:
     document["images"][0]["file_name"] = "data/../../a.jpg"
 
 
+def elsewhere(document: dict[str, Any]) -> None:
+    document["images"][0]["file_name"] = document["images"][0]["file_name"].removeprefix("data/")
+
+
+def without_class(document: dict[str, Any]) -> None:
+    document["images"][0]["file_name"] = "data/a.jpg"
+
+
+def same_file(document: dict[str, Any]) -> None:
+    document["images"][1]["file_name"] = document["images"][0]["file_name"]
+
+
 def absent_image(document: dict[str, Any]) -> None:
     document["images"][0]["file_name"] = "data/ucf101/val/0001/gone.jpg"
 
@@ -171,6 +209,9 @@ def without_names(document: dict[str, Any]) -> None:
         (two_labels, "has two labels"),
         (label_of_nothing, "1 labels belong to no image"),
         (outside, "expected an image below data/"),
+        (elsewhere, "expected an image below data/"),
+        (without_class, "expected an image below data/"),
+        (same_file, "is listed twice"),
         (absent_image, r"gone\.jpg.*: existence: expected an image that the list names, found none"),
         (without_names, "an image or label has no 'file_name'"),
     ],
@@ -190,11 +231,17 @@ def test_a_wrong_list_is_one_line(
     load(folder.parent, "test", ("svhn",))  # nothing of a collection that is not asked for is opened
 
 
-@pytest.mark.parametrize("text", [b"{", b"[]", b'{"images": 1, "categories": [], "annotations": [1]}', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"{", b"[]", b"\xff", b'{"images": 1, "categories": [], "annotations": [1]}'),
+        b'{"images": [], "categories": [{}], "annotations": [1]}',
+    ],
+)
 def test_a_list_of_another_form_is_one_line(text: bytes, tmp_path: Path) -> None:
     folder = changed(tmp_path)
     (folder / LISTS / "aircraft_train.json").write_bytes(text)
-    with pytest.raises(FileError, match=r"aircraft_train\.json: (expected|has no labels)"):
+    with pytest.raises(FileError, match=r"aircraft_train\.json: (expected|has no labels|a category has no id)"):
         load(folder.parent)
 
 
@@ -235,6 +282,16 @@ def test_a_class_that_train_lacks_and_a_wrong_number_of_classes_are_named(tmp_pa
         (folder / IMAGES / "daimlerpedcls" / "train" / f"{number:04d}").mkdir(exist_ok=True)
     with pytest.raises(FileError, match=r"daimlerpedcls/train: number of classes: expected 2, found 10"):
         load(folder.parent, tasks=("dped",))
+
+
+def test_a_category_that_is_listed_twice_is_one_class(tmp_path: Path) -> None:
+    folder = changed(tmp_path)
+    path = folder / LISTS / "dtd_train.json"
+    document = json.loads(path.read_bytes())
+    document["categories"].append(document["categories"][0])
+    path.write_text(json.dumps(document))
+    bad = [str(fault) for fault in verify("decathlon", folder.parent, tasks=["dtd"]).bad]
+    assert f"{LISTS}/dtd_train.json: number of classes: expected 47, found 3" in bad
 
 
 def test_the_prepared_copy_gives_equal_samples(tmp_path: Path) -> None:

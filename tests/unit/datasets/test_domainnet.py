@@ -51,7 +51,8 @@ def labels(data: MultiTaskDataset) -> dict[str, int]:
 
 def test_classes_and_counts_are_the_published_ones() -> None:
     spec = dataset_spec("domainnet")
-    assert spec.task_names == DOMAINS
+    assert spec.task_names == DOMAINS == ("real", "painting", "quickdraw", "clipart", "infograph", "sketch")
+    assert (COUNTS["train"]["quickdraw"], COUNTS["test"]["clipart"]) == (120_750, 14_604)
     assert {task.channels for task in spec.tasks} == {345} == {len(set(CLASSES))}
     assert list(CLASSES) == sorted(CLASSES, key=lambda name: name.lower().replace("_", "").replace("-", ""))
     assert {name: CLASSES.index(name) for name in DOMAINNET_CLASSES} == DOMAINNET_CLASSES
@@ -69,6 +70,7 @@ def test_the_layouts_give_equal_samples(split: str, roots: dict[str, Path]) -> N
     for layout, root in roots.items():
         data = load(root, split)
         assert labels(data) == expected
+        assert all(name.startswith(f"{domain}/") for domain, part in data.inputs.items() for name in part.ids)
         parts = data.inputs.values()
         images[layout] = {Path(part.ids[row]).name: part[row]["image"] for part in parts for row in range(len(part))}
     assert sorted(DOMAINNET_CLASSES) != sorted(DOMAINNET_CLASSES, key=DOMAINNET_CLASSES.__getitem__)
@@ -122,8 +124,12 @@ def test_a_class_called_train_is_no_split(tmp_path: Path) -> None:
         ("real/ant/a.jpg", "line 21: expected a path and a label below 345"),
         ("real/ant/a.jpg 345", "line 21: expected a path and a label below 345"),
         ("real/ant/a.jpg -1", "line 21: expected a path and a label below 345"),
+        ("real/ant/a.jpg \u00b2", "line 21: expected a path and a label below 345"),
         ("/real/ant/a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
+        ("/ant/a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
+        ("real/ant/..\\a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
         ("real/../a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
+        ("reel/ant/a.jpg 6", "line 21: Unknown domain 'reel'. Nearest: 'real'"),
         ("real/a.jpg 6", "line 21: expected DOMAIN/CLASS/IMAGE"),
         ("sketch/ant/a.jpg 6", "names images of other domains than real"),
         ("real/ants/a.jpg 6", "Unknown class of domainnet 'ants'. Nearest: 'pants', 'ant'"),
@@ -137,6 +143,21 @@ def test_a_wrong_line_of_a_list_is_one_line(line: str, message: str, tmp_path: P
     with pytest.raises(FileError, match=message) as caught:
         load(path.parents[1])
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_for_all_domains_names_no_other_one(tmp_path: Path) -> None:
+    """AdaShare's lists are read for each domain: a line of none of them would be left out without a word."""
+    path = changed(tmp_path, "adashare") / "train.txt"
+    path.write_text(path.read_text(encoding="utf-8") + "reel/ant/a.jpg 6\n", encoding="utf-8")
+    with pytest.raises(FileError, match=r"train\.txt: line 121: Unknown domain 'reel'"):
+        load(path.parents[1])
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_change_nothing(tmp_path: Path) -> None:
+    path = changed(tmp_path) / "real_train.txt"
+    before = load(path.parents[1], tasks=["real"]).inputs["real"].ids
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(path.parents[1], tasks=["real"]).inputs["real"].ids == before
 
 
 def test_lists_that_disagree_with_folders_or_one_another_are_refused(tmp_path: Path) -> None:
@@ -163,7 +184,10 @@ def test_folders_may_hold_what_systems_leave_and_nothing_else(roots: dict[str, P
     (folder / "real" / "train" / "ant" / "notes.txt").write_text("x")
     with pytest.raises(FileError, match=r"notes\.txt: expected an image"):
         load(folder.parent)
-    (folder / "real" / "train" / "ant" / "notes.txt").unlink()
+    (folder / "real" / "train" / "ant" / "notes.txt").rename(folder / "real" / "train" / "notes.txt")
+    with pytest.raises(FileError, match=r"notes\.txt: expected the folder of a class, found a file"):
+        load(folder.parent)
+    (folder / "real" / "train" / "notes.txt").unlink()
     (folder / "real" / "train" / "ant").rename(folder / "real" / "train" / "aunt")
     with pytest.raises(FileError, match="Unknown class of domainnet 'aunt'"):
         load(folder.parent)
@@ -173,7 +197,7 @@ def test_images_that_no_list_names_are_counted(tmp_path: Path) -> None:
     """As those that were cleaned away; an image of the other split is no such one."""
     folder = changed(tmp_path)
     assert not verify("domainnet", folder.parent, profile="twin").warnings
-    for name in ("extra 1.jpg", "extra 2.jpg", "._extra 2.jpg"):
+    for name in ("extra 1.jpg", "extra 2.jpg", "._extra 2.jpg", "Thumbs.db"):
         (folder / "sketch" / "ant" / name).touch()
     assert "sketch: 2 files are in no list and left out" in verify("domainnet", folder.parent, profile="twin").warnings
 

@@ -48,6 +48,7 @@ from tests.twins import (
     FASHION_OUTSIDE,
     FASHION_SQUARE,
     fashion_archive,
+    fashion_picture,
     fashion_products_of_twin,
     fashion_row,
     write_twin,
@@ -198,6 +199,7 @@ def test_equal_pictures_are_one_unit(packed: Path) -> None:
         for part in registry.load(NAME, packed, split, options=TWIN).inputs.values()
         for one, unit in zip(part.ids, part.units, strict=True)
     }
+    assert fashion_picture(1) != fashion_picture(2)  # files differ, pixels do not
     assert places[first] == places[second]
     data = {split: registry.load(NAME, packed, split, options=TWIN) for split in SPLITS}
     roles = role_indices(data["train"], data["val"], data["test"])["image"]
@@ -207,7 +209,7 @@ def test_equal_pictures_are_one_unit(packed: Path) -> None:
 
 
 def test_sides_follow_from_the_pixels() -> None:
-    assert [side_of(f"{int(tenth * 2**32):08x}") for tenth in (0.0, 0.69, 0.71, 0.79, 0.81, 0.99)] == [
+    assert [side_of(f"{int(tenth * 2**32):08x}".ljust(64, "5")) for tenth in (0.0, 0.69, 0.71, 0.79, 0.81, 0.99)] == [
         "train",
         "train",
         "val",
@@ -246,6 +248,15 @@ def test_smaller_pictures_are_means_of_squares(packed: Path) -> None:
     assert reduced(np.full((80, 60, 3), 7, dtype=np.uint8), (16, 12)).tolist() == np.full((16, 12, 3), 7).tolist()
 
 
+def test_class_lists_are_in_the_order_of_names() -> None:
+    assert all(list(names) == sorted(set(names)) for _, names in CLASSES.values())
+
+
+def test_what_nearly_follows_from_the_article_is_no_default_task() -> None:
+    assert dataset_spec(NAME).task_names == ("gender", "article", "colour", "season", "usage")
+    assert dataset_spec(NAME, tasks=["category", "subcategory"]).task_names == ("category", "subcategory")
+
+
 def test_what_a_product_lacks_is_ignored_and_counted(packed: Path) -> None:
     products = fashion_products_of_twin()
     _, labels = rows_of(packed, products[19])  # season is empty
@@ -275,6 +286,9 @@ def test_all_takes_every_product_with_picture_and_row_and_names_the_others(kaggl
     every = {**TWIN, "products": "all"}
     part = registry.load(NAME, kaggle, "train", options=every).inputs["image"]
     assert f"rows without a picture, left out: 1 ({without_picture})" in part.notes
+    assert len(registry.load(NAME, kaggle, "train", options={"products": "all"}).inputs["image"])  # of no fixed number
+    of_v1 = registry.load(NAME, kaggle, "train", options=TWIN).inputs["image"]
+    assert "rows that are not of the products v1, left out: 1 (products: all takes them)" in of_v1.notes
     assert f"pictures without a row, left out: 1 ({without_row})" in part.notes
     assert f"files of macOS (._NAME), no pictures: 1 (._{fashion_products_of_twin()[0]}.jpg)" in part.notes
     (kaggle / NAME / "images" / f"{without_picture}.jpg").write_bytes(
@@ -382,6 +396,16 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(packed: Path) ->
     assert contents(packed, **TWIN) == before
 
 
+def test_titles_may_hold_commas_quotes_and_other_breaks(packed: Path) -> None:
+    before = contents(packed, **TWIN)
+    table = packed / NAME / "styles.csv"
+    text = table.read_text(encoding="utf-8")
+    assert ",Kit, red, with laces\n" in text
+    for title in ('8" Kit, "red", one', "Kit\u2028two\x0blines\x85", ""):
+        table.write_text(text.replace("Kit, red, with laces", title), encoding="utf-8")
+        assert contents(packed, **TWIN) == before
+
+
 def test_a_picture_or_a_row_that_is_missing_is_named_with_every_split(kaggle: Path) -> None:
     first, second = fashion_products_of_twin()[:2]
     (kaggle / NAME / "images" / f"{first}.jpg").unlink()
@@ -412,6 +436,12 @@ def test_a_truncated_jpeg_a_page_and_a_cmyk_image_are_named_at_once(kaggle: Path
     assert "expected a gray or an RGB image of 8 bits" in bad[2].found
 
 
+def test_a_picture_of_another_product_is_not_looked_at(kaggle: Path) -> None:
+    (kaggle / NAME / "images" / f"{FASHION_OUTSIDE[1]}.jpg").write_bytes(b"torn")
+    assert len(registry.load(NAME, kaggle, "train", options=TWIN).inputs["image"])
+    assert f"images/{FASHION_OUTSIDE[1]}.jpg" in told(kaggle, products="all")
+
+
 def repacked(root: Path, change: Callable[[dict[str, bytes]], None]) -> None:
     path = root / NAME / "images.tar.xz"
     with tarfile.open(path) as archive:
@@ -428,8 +458,8 @@ def test_a_member_that_leaves_the_archive_is_refused(packed: Path, name: str) ->
     assert "leaves the archive; get it again" in told(packed)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_refused(packed: Path, kind: bytes) -> None:
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
+def test_links_devices_and_sparse_files_are_refused(packed: Path, kind: bytes) -> None:
     member = tarfile.TarInfo("images/99.jpg")
     member.type, member.linkname = kind, "/etc/passwd"
     with tarfile.open(packed / NAME / "images.tar.xz", "w:xz") as archive:
@@ -445,19 +475,36 @@ def test_a_damaged_archive_is_one_line(packed: Path) -> None:
         assert "images.tar.xz: cannot be read as a tar.xz archive" in told(packed)
 
 
+def test_a_member_of_an_absurd_size_is_refused(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.on_disk.files.LARGEST_MEMBER", 100)
+    assert "bytes, more than 100" in told(packed)
+
+
+def test_a_product_that_is_packed_twice_is_named(packed: Path) -> None:
+    product = fashion_products_of_twin()[0]
+    with tarfile.open(packed / NAME / "images.tar.xz") as archive:
+        members = [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    with tarfile.open(packed / NAME / "images.tar.xz", "w:xz") as archive:
+        for member, content in [*members, members[0]]:
+            archive.addfile(member, io.BytesIO(content))
+    found = told(packed)
+    assert f"images/{product}.jpg (sample {product}): member: expected one of that number, found a second one" in found
+
+
 def test_foreign_members_and_a_truncated_one_are_named(packed: Path) -> None:
     product = fashion_products_of_twin()[0]
 
     def change(members: dict[str, bytes]) -> None:
         members[f"images/{product}.jpg"] = members[f"images/{product}.jpg"][:300]
-        members |= {f"images/._{product}.jpg": b"\0", "images/readme.txt": b"hello", "other/7.jpg": jpeg()}
+        members |= {f"images/._{product}.jpg": b"\0", "images/readme.txt": b"hello"}
+        members |= {"other/7.jpg": jpeg(), "8.jpg": jpeg()}
 
     repacked(packed, change)
     assert f"images.tar.xz/images/{product}.jpg (sample {product}): content" in told(packed)
     report = verify(NAME, packed, profile="twin")
     assert [fault.sample for fault in report.bad] == [str(product)]
     assert f"files of macOS (._NAME), no pictures: 1 (images/._{product}.jpg)" in report.warnings
-    assert "files that are not named ID.jpg, left out: 2 (images/readme.txt, other/7.jpg)" in report.warnings
+    assert "files that are not named ID.jpg, left out: 3 (8.jpg, images/readme.txt, other/7.jpg)" in report.warnings
 
 
 def test_two_layouts_in_one_folder_ask_for_one(packed: Path, kaggle: Path) -> None:

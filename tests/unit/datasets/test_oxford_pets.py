@@ -304,14 +304,29 @@ def test_a_truncated_image_ends_the_plan(folder: Path, tmp_path: Path) -> None:
         plan(read_suite(tmp_path / "short.yaml"), data_root=folder.parent)
 
 
-@pytest.mark.parametrize(("shape", "value", "message"), [((64, 64), 1, "as its image has"), ((160, 100), 0, "found 0")])
+@pytest.mark.parametrize(
+    ("shape", "value", "dtype", "message"),
+    [
+        ((64, 64), 1, "uint8", "as its image has"),
+        ((160, 100), 0, "uint8", "found 0"),
+        ((160, 100), 1, "uint16", "found uint16"),
+    ],
+)
 def test_a_wrong_trimap_is_found_before_the_first_step(
-    folder: Path, shape: tuple[int, int], value: int, message: str
+    folder: Path, shape: tuple[int, int], value: int, dtype: str, message: str
 ) -> None:
     wrong = folder / "annotations" / "trimaps" / "american_bulldog_5.png"
-    Image.fromarray(np.full(shape, value, dtype=np.uint8)).save(wrong)
+    Image.fromarray(np.full(shape, value, dtype=dtype)).save(wrong)
     with pytest.raises(FileError, match=rf"american_bulldog_5\.png: expected .*{message}"):
         list(label_faults(load(folder.parent, "train")))
+
+
+def test_lists_in_other_encodings() -> None:
+    line = "Bengal_1 6 1 2\n"
+    assert read_pets(b"\xef\xbb\xbf" + line.encode(), "list") == read_pets(line.encode(), "list")
+    for content in (line.encode("utf-16"), line.replace("l", "l\xe9").encode("latin-1")):
+        with pytest.raises(FileError, match=r"list: line 1 is .*; expected BREED_NUMBER and three numbers"):
+            read_pets(content, "list")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -37,7 +38,7 @@ from datasets.pascal_context import (
 )
 from datasets.protocols import get_protocol
 from datasets.registry import dataset_spec
-from tests.twins import PASCAL_IDS, PASCAL_NUMBERS, STREET, pascal, write_twin
+from tests.twins import PASCAL_IDS, PASCAL_NUMBERS, STREET, pascal, pascal_parts, write_twin
 from tests.unit.samples import apply
 
 TWIN = {"profile": "twin"}
@@ -81,7 +82,7 @@ def test_the_spec_by_protocol() -> None:
         assert (spec.native_size, spec.splits) == ((512, 512), {"train": 4998, "test": 5105})
     assert sum(spec.splits.values()) == 10_103  # photographs in the release
     assert [spec.task(name).channels for name in ("semseg", "human_parts")] == [21, 7]
-    assert spec.task("saliency").positive_weight == "balanced"
+    assert (spec.task("saliency").positive_weight, spec.task("edge").positive_weight) == ("balanced", 0.95)
     assert [task.name for task in spec.tasks if task.partial] == ["human_parts", "normals"]
     assert dataset_spec("pascal_context", options={"size": 448}).native_size == (448, 448)
     assert "distilled" in spec.caveats[0]
@@ -133,6 +134,7 @@ def test_a_padded_twin_is_what_was_drawn(root: Path, split: str) -> None:
             outside = torch.ones(LARGEST, LARGEST, dtype=torch.bool)
             middle(outside, size).fill_(False)
             assert (found[outside] == 255).all()
+        assert not plain(sample, "normals")[:, outside].any()
         assert 0 < int((plain(sample, "edge") == 1).sum()) < 10 * LARGEST
 
 
@@ -142,7 +144,9 @@ def test_normals_are_known_where_the_class_is_and_point_up(root: Path) -> None:
         drawn = pascal(PASCAL_NUMBERS[name])
         normals = middle(plain(data[row], "normals"), drawn.semseg.shape)
         known = torch.from_numpy(np.isin(drawn.context, CLASSES_WITH_NORMALS))
-        known[-1, -1] = False  # grey is no direction
+        grey = torch.from_numpy((drawn.normals == 127).all(axis=-1))  # no direction
+        assert (known & grey).any() == known.any()
+        known &= ~grey
         assert torch.equal((normals != 0).any(dim=0), known)
         truth = torch.from_numpy(drawn.room.normals).float()
         assert ((normals * truth).sum(dim=0)[known] > 0.999).all()
@@ -330,6 +334,11 @@ def damage(path: Path, how: str) -> None:
             savemat(path, {"LabelMap": np.full((500, 281), 5, dtype=np.uint16)})
         case "other names":
             savemat(path, {"map": np.zeros((281, 500))})
+        case "class -1":
+            savemat(path, {"LabelMap": np.full((281, 500), -1, dtype=np.int16)})
+        case "parts of another size":
+            drawn = dataclasses.replace(pascal(2), parts={"head": np.ones((9, 9), dtype=bool)})
+            savemat(path, {"anno": pascal_parts(drawn, 2)})
         case "no structs":
             savemat(path, {"anno": np.zeros((1, 2))})
 
@@ -355,11 +364,13 @@ def test_a_bad_picture_among_many_is_named_before_training(folder: Path, path: s
     ("path", "how", "message"),
     [
         ("JPEGImages/ID.jpg", "too large", r"expected at most 512 x 512 pixels, found \(600, 500\)"),
+        ("sal_distill/ID.png", "colours", r"expected uint8 \(281, 500\), found uint8 \(281, 500, 3\)"),
         ("semseg/VOC12/ID.png", "class 21", "expected ids 0 to 20 and 255, found 21"),
         ("normals_distill/ID.png", "colours", r"expected colours of unit vectors, found a median length of 1\.46"),
         ("normals_distill/ID.png", "grey", r"expected uint8 \(281, 500, 3\), found uint8 \(281, 500\)"),
         ("pascal-context/trainval/ID.mat", "truncated", "cannot be read as a MATLAB file with LabelMap"),
         ("pascal-context/trainval/ID.mat", "class 500", "expected classes 0 to 459, found 500 to 500"),
+        ("pascal-context/trainval/ID.mat", "class -1", "expected classes 0 to 459, found -1 to -1"),
         (
             "pascal-context/trainval/ID.mat",
             "turned",
@@ -367,6 +378,11 @@ def test_a_bad_picture_among_many_is_named_before_training(folder: Path, path: s
         ),
         ("pascal-context/trainval/ID.mat", "other names", "cannot be read as a MATLAB file with LabelMap"),
         ("human_parts/ID.mat", "truncated", "cannot be read as a MATLAB file with anno"),
+        (
+            "human_parts/ID.mat",
+            "parts of another size",
+            r"expected masks \(281, 500\), as its image, found \(9, 9\) of 'head'",
+        ),
         ("human_parts/ID.mat", "no structs", "expected objects with a class, a mask and parts under anno"),
     ],
 )
@@ -386,6 +402,13 @@ def test_an_unknown_part_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch)
         read(folder.parent)[0]
 
 
+def test_parts_without_a_pixel_are_no_label(folder: Path) -> None:
+    """Trap 20: a person of whom no part is seen is ignored, and is not background."""
+    drawn = dataclasses.replace(pascal(2), parts={"head": np.zeros((281, 500), dtype=bool)})
+    savemat(folder / "human_parts/2008_000007.mat", {"anno": pascal_parts(drawn, 2)})
+    assert (plain(read(folder.parent)[2], "human_parts") == 255).all()
+
+
 def test_gray_photographs_get_three_channels(folder: Path) -> None:
     damage(folder / "JPEGImages/2008_000007.jpg", "grey")
     image = read(folder.parent)[2]["image"]
@@ -400,6 +423,9 @@ def test_lists_and_photographs_name_each_other(folder: Path) -> None:
     with pytest.raises(FileError, match=r"JPEGImages/2008_000099\.jpg .*: list: expected a line in .*, found none\.$"):
         read(folder.parent)
     (folder / "JPEGImages/2008_000099.jpg").unlink()
+    assert verify("pascal_context", folder.parent, profile="twin").warnings == [
+        "JPEGImages: 1 hidden files are left out"
+    ]
     train.write_bytes(b"\xef\xbb\xbf" + train.read_bytes().replace(b"\n", b"\r\n"))  # as Windows writes it
     assert read(folder.parent).ids == list(PASCAL_IDS["train"])
     train.write_text("2008_000002\n2008_000098\n2008_000003\n2008_000007\n2009_000010\n2010_000015\n")

@@ -305,6 +305,8 @@ def test_without_a_validation_part_whole_buildings_are_held_out(roots: dict[str,
     train, test = (whole(roots["adashare"], split) for split in ("train", "test"))
     units = train.inputs["image"].units
     assert units == ["hanson", "hanson", "merom", "onaga", "tolstoy"]
+    points = [name.split("/")[-1].split("_")[1] for name in train.inputs["image"].ids]
+    assert points == ["9", "10", "0", "2", "3"]  # point 10 after point 9
     roles = role_indices(train, None, test)["image"]
     parts = [{units[index] for index in roles[role].indices} for role in ("fit", "arch", "select")]
     assert all(parts)
@@ -319,6 +321,7 @@ def test_without_a_validation_part_whole_buildings_are_held_out(roots: dict[str,
         ("rgb/hanson/point_0_view_1_domain_rgb.png", "hanson"),
         ("rgb/taskonomy/hanson/point_0_view_1_domain_rgb.png", "hanson"),
         ("hanson/rgb/point_0_view_1_domain_rgb.png", "hanson"),
+        ("hanson/taskonomy/rgb/point_0_view_1_domain_rgb.png", "hanson"),
         ("hanson_rgb/rgb/point_0_view_1_domain_rgb.png", "hanson"),
     ],
 )
@@ -350,11 +353,37 @@ def test_what_is_missing_or_odd_is_named(official: Path) -> None:
         FileError, match=r"name: expected point_P_view_V_domain_rgb\.png, found point_0_domain_rgb\.png"
     ):
         read(official.parent, "val")
+    (official / "rgb/taskonomy/darden/point_0_domain_rgb.png").rename(
+        official / "rgb/taskonomy/darden/point_0_view_0_domain_normal.png"
+    )
+    with pytest.raises(FileError, match=r"name: expected .*_domain_rgb\.png, found point_0_view_0_domain_normal\.png"):
+        read(official.parent, "val")
     shutil.rmtree(official / "edge_texture/taskonomy/merom")
     with pytest.raises(
         FileError, match=r"edge_texture/taskonomy/merom: existence: expected a folder of images \(edge\)"
     ):
         read(official.parent, "train")
+
+
+def test_what_is_left_out_is_counted(official: Path) -> None:
+    """Files of macOS, and buildings that a larger subset brings."""
+    (official / "normal/taskonomy/hanson/.DS_Store").write_bytes(b"x")
+    for place in ("rgb", "normal"):
+        for building in ("adairsville", "airport"):
+            (official / place / "taskonomy" / building).mkdir()
+    report = verify("taskonomy", official.parent, profile="twin")
+    assert report.ok
+    assert report.warnings == [
+        "buildings that are not of the tiny subset, left out: 2, the first is adairsville",
+        "train: 2 hidden files are left out",
+    ]
+
+
+def test_images_that_are_smaller_than_asked_for_are_no_larger_ones(official: Path) -> None:
+    path = official / "segment_semantic/taskonomy/ihlen/point_4_view_0_domain_segmentsemantic.png"
+    Image.open(path).resize((256, 256), Image.Resampling.NEAREST).save(path)
+    with pytest.raises(FileError, match=r"expected an image of 512 pixels, found 256; ask for size: 256\."):
+        read(official.parent)[0]
 
 
 def test_a_part_of_the_buildings_is_no_whole(roots: dict[str, Path]) -> None:
@@ -408,9 +437,18 @@ def test_planted_faults_are_found(official: Path) -> None:
         read(official.parent, "train").check()
 
 
-def test_a_list_that_leaves_its_folder_is_refused(released: Path) -> None:
+def test_an_image_in_two_splits_is_refused(released: Path) -> None:
     document = json.loads((released / "taskonomy.json").read_text())
-    document["test"][0][0] = "/etc/passwd"
+    document["test"].append(document["train"][0])
+    (released / "taskonomy.json").write_text(json.dumps(document))
+    with pytest.raises(FileError, match="is listed more than once in train and test together"):
+        read(released.parent)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "rgb/../../secret.png"])
+def test_a_list_that_leaves_its_folder_is_refused(released: Path, path: str) -> None:
+    document = json.loads((released / "taskonomy.json").read_text())
+    document["test"][0][0] = path
     (released / "taskonomy.json").write_text(json.dumps(document))
     with pytest.raises(FileError, match="leaves the folder of the data set"):
         read(released.parent)
