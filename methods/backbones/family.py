@@ -127,6 +127,7 @@ class Family(abc.ABC):
     modules: timm modules that hold it; patterns: names in them (wildcards); refused: {pattern: why} of names that match
     but cannot be cut. model_types: the classes whose forward_features the cut reproduces; subclasses are refused.
     head_keys: prefixes of state-dict keys that belong to forward_head and are dropped knowingly.
+    position_bias: names of the parts or parameters of a block that are its bias of relative positions.
     """
 
     modules: ClassVar[tuple[str, ...]]
@@ -139,6 +140,7 @@ class Family(abc.ABC):
     fixed_size: ClassVar[bool] = False
     zero_init: ClassVar[bool] = False
     own_dilation: ClassVar[bool] = False
+    position_bias: ClassVar[tuple[str, ...]] = ()
 
     def names(self) -> list[str]:
         """Names of the members, from timm's registry; builds nothing."""

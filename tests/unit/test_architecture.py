@@ -49,7 +49,7 @@ FLOORS = {
         "contracts",
         "plain control registry operating",
         "single_task hard_sharing adashare branched dag_search dmo soft_sharing",
-        "taps task_switching",
+        "lora taps task_switching",
     ),
     "benchmark": (
         "version escape",
