@@ -15,6 +15,8 @@ from methods.backbones.sublayers import is_dense
 from methods.lora.parameters import LoraParams, Suffix
 from methods.lora.updates import is_norm, layers_of, weights_of
 
+LEAST_COVERED = 0.5  # of the weights of convolutions and linear layers
+
 
 @dataclasses.dataclass(frozen=True)
 class Places:
@@ -98,28 +100,28 @@ def require_places(backbone: Backbone, p: LoraParams) -> Places:
     """As `places_of`. Raises UsageError too where most weights would stay as they are, and for a path beside the shared
     stream inside blocks that are not cut.
     """
-    found, body = places_of(backbone, p), backbone.module()
-    if share_with_updates(backbone, found) < 0.5:
+    found, name = places_of(backbone, p), backbone.config.name
+    covered = share_covered(backbone, found, p)
+    if covered < LEAST_COVERED:
         raise UsageError(
-            f"Low-rank updates cover {share_with_updates(backbone, found):.0%} of the weights of convolutions and "
-            f"linear layers of {backbone.config.name!r}; at least 50% are expected, and grouped convolutions have "
-            "none. Choose a backbone of dense layers, such as resnet50."
+            f"Low-rank updates cover {covered:.0%} of the weights of convolutions and linear layers of {name!r}, where "
+            f"at least {LEAST_COVERED:.0%} are expected; grouped convolutions have none. Choose a backbone of dense "
+            "layers, such as resnet50."
         )
     if p.task_path == "side_with_shared" and set(found.blocks) - set(found.cut):
         raise UsageError(
-            f"task_path is 'side_with_shared', and the last blocks of {type(body).__name__} {backbone.config.name!r} "
-            "are not cut into sub-layers; choose 'own'."
+            f"task_path is 'side_with_shared', and the last blocks of {name!r} are not cut into sub-layers; choose "
+            "'own'."
         )
     return found
 
 
-def share_with_updates(backbone: Backbone, places: Places) -> float:
-    """Share of the weights of convolutions and linear layers that have an update of any kind."""
-    body = backbone.module()
-    updated = {*places.shared, *places.own}
-    return sum(body.get_submodule(name).get_parameter("weight").numel() for name in updated) / sum(
-        weight.numel() for weight in weights_of(body)
-    )
+def share_covered(backbone: Backbone, places: Places, p: LoraParams) -> float:
+    """Share of the weights of convolutions and linear layers that have an update of any kind or are trained whole."""
+    body, moving = backbone.module(), {id(q) for q in trained_whole(backbone, p)}
+    moving |= {id(body.get_submodule(name).get_parameter("weight")) for name in (*places.shared, *places.own)}
+    sizes = [(weight.numel(), id(weight) in moving) for weight in weights_of(body)]
+    return sum(n for n, is_covered in sizes if is_covered) / sum(n for n, _ in sizes)
 
 
 def trained_whole(backbone: Backbone, p: LoraParams) -> list[nn.Parameter]:

@@ -15,7 +15,7 @@ from methods.graph.cost import CostTable, Shape
 from methods.graph.task_graph import TaskGraph
 from methods.lora.network import LowRankNetwork
 from methods.lora.parameters import LoraParams
-from methods.lora.places import require_places, share_with_updates
+from methods.lora.places import require_places, share_covered
 from methods.plain import plain_graph
 
 
@@ -35,8 +35,8 @@ def plan_notes(p: LoraParams, backbone: Backbone, budget: Budget, *, joint: bool
     grouped = [m for m in backbone.module().modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
     if grouped:
         notes.append(
-            f"no updates of {len(grouped)} grouped convolutions; updates cover "
-            f"{share_with_updates(backbone, places):.0%} of the weights of convolutions and linear layers"
+            f"no updates of {len(grouped)} grouped convolutions; {share_covered(backbone, places, p):.0%} of the "
+            "weights of convolutions and linear layers have an update or are trained whole"
         )
     if p.recipe == "published":
         notes.append("published recipe: AdamW at 0.0005; steps, batch size and loss weights are the cell's")
