@@ -220,15 +220,46 @@ def test_l9_a_convolution_with_its_update_is_one_with_the_merged_kernel(layer: A
 
 def test_dropout_acts_on_the_input_of_an_update_in_training_only() -> None:
     """[official code] On W x it would change what the frozen network computes."""
-    layer = nn.Linear(100, 1, bias=False)
+    layer = nn.Linear(99, 1, bias=False)
     update = LowRank(layer, 1, 1.0, dropout=0.5)
     for part in (layer.weight, update.A.weight, update.B.weight):
         nn.init.ones_(part)
-    adapted, x = Adapted(layer, update), torch.ones(1, 100)
-    assert adapted.eval()(x).item() == 200
-    assert adapted.train()(x).item() != 200
-    assert (adapted(x) - layer(x)).item() % 2 == 0  # whole numbers of inputs, each doubled
-    assert update.without_dropout().train()(x).item() == 100
+    adapted, x = Adapted(layer, update), torch.ones(1, 99)
+    assert adapted.eval()(x).item() == 198
+    kept = adapted.train()(x) - layer(x)
+    assert kept.item() % 2 == 0  # a number of inputs, each doubled; 99 were odd
+    assert kept.item() < 198
+    assert update.without_dropout().train()(x).item() == 99
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_side_form_by_hand(tmp_path: Path) -> None:
+    """[official code] The last block of a ViT, equation by equation; attention is the base's."""
+    trainer = trainer_of(tmp_path, 2, "test_vit", size=32)
+    network, images = made(trainer), images_of(trainer)
+    start = "blocks.5.module."
+    shared = {name.removeprefix(start): u for name, u in network.shared.items() if name.startswith(start)}
+    own = {name.removeprefix(start): u for name, u in network.own["b"].items()}
+    move({name: shared[name] for name in ("attn.proj", "mlp.fc1")}, seed=1, by=0.3)
+    move(own, seed=2, by=0.3)
+    block = network.backbone.blocks[5].module.eval()
+    seen: dict[str, Tensor] = {}
+    block.register_forward_pre_hook(lambda module, given: seen.update(x=given[0]))
+    block.attn.proj.register_forward_pre_hook(lambda module, given: seen.update(u=given[0]))
+    predictions(plain_of(trainer, network), images)
+
+    def delta(update: LowRank, v: Tensor) -> Tensor:
+        return 4 * v @ update.A.weight.T @ update.B.weight.T
+
+    proj, fc1, fc2, u = block.attn.proj, block.mlp.fc1, block.mlp.fc2, seen["u"]
+    x = seen["x"] + proj(u) + delta(shared["attn.proj"], u)
+    x_t = seen["x"] + proj(u) + delta(own["attn.proj"], u)
+    n, n_t = block.norm2(x), block.norm2(x_t)
+    h = block.mlp.act(fc1(n) + delta(shared["mlp.fc1"], n))
+    h_t = block.mlp.act(fc1(n) + delta(own["mlp.fc1"], n_t))
+    y_t = x_t + fc2(h) + delta(own["mlp.fc2"], h_t)
+    expected = network.heads["b"].module.eval()(network.backbone.tail(y_t))
+    assert_same(predictions(network.training_graph(), images)["b"], expected)
 
 
 # Deployment
