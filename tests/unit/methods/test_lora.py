@@ -262,6 +262,26 @@ def test_the_side_form_by_hand(tmp_path: Path) -> None:
     assert_same(predictions(network.training_graph(), images)["b"], expected)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("path", PATHS)
+def test_from_its_second_block_on_a_task_runs_its_own(path: str, tmp_path: Path) -> None:
+    """[default] Whatever the path in the first one: there W + s_t B_t A_t is the weight, of x_t alone."""
+    trainer = trainer_of(tmp_path, 2, "test_vit", size=32)
+    network, images = moved(trainer, task_path=path, task_blocks={"suffix": 2}), images_of(trainer)
+    graph = network.training_graph()
+    (attention,) = (n for n in graph.reachable(["b"]) if n.operation.config.get("piece") == [0, 0]
+                    and n.operation.config["index"] == 5)  # fmt: skip
+    graph.output("x_t", attention.inputs[0])
+    found = predictions(graph, images)
+    block = copy.deepcopy(network.backbone.blocks[5].module).eval()
+    merged = {"attn.qkv": network.shared["blocks.5.module.attn.qkv"]}
+    merged |= {name: network.own["b"][f"blocks.5.module.{name}"] for name in ("attn.proj", "mlp.fc1", "mlp.fc2")}
+    for name, update in merged.items():
+        block.get_submodule(name).weight.data += update.delta().data
+    expected = network.heads["b"].module.eval()(network.backbone.tail(block(found["x_t"])))
+    assert_same(found["b"], expected)
+
+
 # Deployment
 
 
