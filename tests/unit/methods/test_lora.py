@@ -730,6 +730,19 @@ def test_what_differs_from_the_base_is_counted_by_comparing(tmp_path: Path) -> N
     assert trainer.facts["parameters that differ from the base"]["value"] == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.usefixtures("float64")
+def test_the_picture_shows_norms_relative_to_the_weights(tmp_path: Path) -> None:
+    """[default] |s B A| / |W|, by Frobenius, in the order of the layers."""
+    network = moved(trainer_of(tmp_path, 2, "test_vit", size=32))
+    norms, layers = network.norms(), network.layers()
+    assert list(norms) == ["shared", "a", "b"]
+    update, own = network.shared["blocks.0.module.attn.qkv"], network.own["b"]["blocks.5.module.mlp.fc2"]
+    for row, u, name in (("shared", update, layers[0]), ("b", own, "blocks.5.module.mlp.fc2")):
+        by = 4 * u.B.weight @ u.A.weight
+        expected = (by.square().sum() / network.backbone.module().get_submodule(name).weight.square().sum()).sqrt()
+        assert norms[row][layers.index(name)] == pytest.approx(expected.item())
+
+
 @pytest.mark.parametrize("batches", [2, 6])
 def test_c6_a_run_that_was_killed_ends_in_the_same_bits(batches: int, tmp_path: Path) -> None:
     """C6 [default]: in the base and among the updates, dropout and all."""
