@@ -81,6 +81,14 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--figures", metavar="FOLDER", help="Also draw what the methods found, as PNG and SVG."),
     ] = None,
+    curve: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--curve",
+            metavar="PARAM[:FACT]",
+            help="With --figures: Delta_m along a parameter, against it or what came of it; may be repeated.",
+        ),
+    ] = None,
     against: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--against", metavar="DIR", help="What changed since another run, cell by cell."),
@@ -125,6 +133,7 @@ def command(
         options=reporting.TableOptions(metric_variant.value, reference, allow is AllowChoice.red),
         html=directory / "report.html" if str(html) == _DEFAULT_PAGE else html,
         figures=figures,
+        curves=curve or (),
         against=against,
         board=board,
         published=published,

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from benchmark.api import throughput as api
-from benchmark.cli import PluginOption, make_console, split_names, split_numbers, start, usage_errors
+from benchmark.cli import (
+    AddressOption,
+    PluginOption,
+    make_console,
+    split_names,
+    split_numbers,
+    start,
+    usage_errors,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,6 +46,10 @@ def throughput(
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, a process for each network.")] = True,
     pairs: Annotated[int, typer.Option(min=60, help="Pairs of calls with the reference, on a CPU.")] = 60,
     rounds: Annotated[int, typer.Option(min=7, help="Rounds of slots, on CUDA.")] = 7,
+    executor: Annotated[
+        str, typer.Option(help="local, or ray: one node of a cluster measures, and nothing of Ray runs beside it.")
+    ] = "local",
+    address: AddressOption = None,
     plugin: PluginOption = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with one folder a data set, for train-step.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every number to a CSV file.")] = None,
@@ -73,7 +85,15 @@ def throughput(
             plugins=[str(path) for path in plugin or ()],
             data_root=data_root,
         )
-        request = api.ThroughputRequest(directory, choices, pairs=pairs, rounds=rounds, csv=csv, plot=plot)
+        request = api.ThroughputRequest(
+            directory,
+            choices,
+            pairs=pairs,
+            rounds=rounds,
+            csv=csv,
+            plot=plot,
+            executor=api.ExecutorChoice(executor, address),
+        )
         code = api.throughput(request, make_console())
     raise typer.Exit(code)
 

@@ -33,9 +33,9 @@ class ReportRequest:
     format, width, color: of the text. glance: only the answer of each table, None for a terminal alone. out: file of
     the text, None for standard output. options: of the tables. html: file of a page; the text is then written only with
     `out`. figures: folder of pictures. against: folder of an earlier run, board: name of published rows; either takes
-    the place of the tables. published: folder of boards, None for the shipped ones. show_recalled: also rows of a board
-    that were checked against no source. columns, rows: of LaTeX, see `Paper`. names: YAML page of what LaTeX and
-    pictures call rows, columns and tasks.
+    the place of the tables. curves: along parameters, drawn among the figures. published: folder of boards, None for
+    the shipped ones. show_recalled: also rows of a board that were checked against no source. columns, rows: of LaTeX,
+    see `Paper`. names: YAML page of what LaTeX and pictures call rows, columns and tasks.
     """
 
     directory: Path
@@ -45,6 +45,7 @@ class ReportRequest:
     options: TableOptions = TableOptions()
     html: Path | None = None
     figures: Path | None = None
+    curves: Sequence[str] = ()
     against: Path | None = None
     board: str | None = None
     published: Path | None = None
@@ -61,6 +62,8 @@ def report_folder(request: ReportRequest, console: Console) -> str:
     """Write the files that are asked for, naming them on the console; returns the text for standard output, which is
     empty where it went to a file. Raises UsageError.
     """
+    if request.curves and request.figures is None:
+        raise UsageError("--curve needs --figures FOLDER, into which it is drawn.")
     load_plugins(request.plugins)
     paper = _paper(request, console)
     if request.html is not None:
@@ -70,7 +73,7 @@ def report_folder(request: ReportRequest, console: Console) -> str:
     if request.out is not None:
         write_atomic(request.out, text.encode("utf-8"))
     if request.figures is not None:
-        drawn, absent = draw(request.directory, request.figures, paper.names)
+        drawn, absent = draw(request.directory, request.figures, paper.names, request.curves)
         say(console, f"Figures: {len(drawn)} files in {request.figures}")
         if absent:
             counted = (
@@ -204,13 +207,16 @@ def page_of(directory: Path, read: ReadTables, options: TableOptions) -> str:
     return render_page(tables, records, invalid, Store(directory), command=command, sections=sections)
 
 
-def draw(directory: Path, folder: Path, names: Names = Names()) -> tuple[list[Path], int]:
+def draw(directory: Path, folder: Path, names: Names = Names(), curves: Sequence[str] = ()) -> tuple[list[Path], int]:
     """Pictures of the tables, as PNG, SVG and PDF, and of what the methods found, as PNG and SVG; returns the new
-    files, and how many figures of methods the directory does not hold.
+    files, and how many figures of methods the directory does not hold. curves: of Delta_m, as of `show.curves`.
+    Raises UsageError for a curve that no table has.
     """
+    from benchmark.show.curves import draw_curves
     from benchmark.show.plots import absent_figures, draw_records
     from benchmark.show.table_plots import draw_tables
 
     records, tables, _ = read_tables(directory)
     store = Store(directory)
-    return [*draw_tables(tables, folder, names), *draw_records(records, store, folder)], absent_figures(records, store)
+    drawn = [*draw_curves(tables, curves, folder, names), *draw_tables(tables, folder, names)]
+    return [*drawn, *draw_records(records, store, folder)], absent_figures(records, store)

@@ -150,6 +150,7 @@ def backbone_config(cell: Cell, spec: DatasetSpec) -> BackboneConfig:
         drop_path=settings.drop_path,
         dropout=settings.dropout,
         dilation=settings.dilation,
+        patch=settings.patch,
     )
 
 
@@ -331,14 +332,14 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
             "tasks": list(spec.task_names),
             "task_weights": {task.name: float(task.weight) for task in spec.tasks},
         },
-        "backbone": {**_only_if_asked(cell.backbone, "dilation", "timm"), "weights": weights_tag(weights)},
+        "backbone": {**_only_if_asked(cell.backbone, dilation="timm", patch=None), "weights": weights_tag(weights)},
         "head": head_document(cell.head),
         # The number of loader processes changes no result, so it is not part of a cell's identity.
         "recipe": {
             **cell.recipe.model_dump(mode="json", exclude={"workers"}),
             "augmentation": canonical_steps(cell.recipe.augmentation),
         },
-        "selection": _only_if_asked(cell.selection, "select_on", "select"),
+        "selection": _only_if_asked(cell.selection, select_on="select"),
         "budget": cell.budget.model_dump(mode="json"),
         "seed": cell.seed,
         **_tuning_document(cell),
@@ -384,14 +385,12 @@ def _tuning_document(cell: Cell) -> dict[str, object]:
     return found
 
 
-def _only_if_asked(settings: Settings, field: str, usual: object) -> dict[str, object]:
-    """Settings as a cell stores them. A field that was added later, for published settings, is stored only if it
-    differs from the usual value, so that older cells keep their keys.
+def _only_if_asked(settings: Settings, **usual: object) -> dict[str, object]:
+    """Settings as a cell stores them. Fields that were added later, {name: usual value}, are stored only where they
+    differ from it, so that older cells keep their keys.
     """
     values: dict[str, object] = settings.model_dump(mode="json")
-    if values[field] == usual:
-        del values[field]
-    return values
+    return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 def cell_spec(cell: Cell) -> DatasetSpec:

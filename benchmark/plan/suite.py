@@ -207,6 +207,9 @@ class BackboneSettings(Settings):
         default="timm",
         description="of the first convolution of a dilated stage, see methods.backbones.family.BackboneConfig",
     )
+    patch: Count | None = Field(
+        default=None, description="side of a transformer's patches in pixels; null as the model was made"
+    )
 
 
 class HeadSettings(Settings):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from benchmark.records.record import Record
     from benchmark.train.cell import RunSettings
     from benchmark.train.stage import Progress
+    from benchmark.workers.room import Room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,22 @@ def _n_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+@functools.cache
+def _gpu_bytes(device: str) -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _room(cells: Sequence[PlannedCell], settings: RunSettings, jobs: int) -> Room | None:
+    """Who keeps account of memory where several workers share a GPU."""
+    if settings.device == "cpu" or jobs <= n_workers(None, settings.device):
+        return None
+    from benchmark.workers.room import Room
+
+    return Room(cells, settings.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +192,7 @@ def finished(cell: int, worker: int, outcome: Outcome) -> Event:
 @dataclasses.dataclass
 class _Worker:
     number: int
+    device: str
     process: BaseProcess
     connection: Connection
     cell: int | None = None
@@ -183,7 +201,8 @@ class _Worker:
 
 class LocalExecutor:
     """Worker processes on this machine. jobs: how many; each computes with `settings.threads` threads. On `cuda` they
-    take turns on the GPUs that there are. A cell that runs out of memory while others run is tried again alone.
+    take turns on the GPUs that there are, and several share one as far as its memory goes. A cell that runs out of
+    memory while others run is tried again alone.
     """
 
     def __init__(self, settings: RunSettings, jobs: int) -> None:
@@ -193,14 +212,16 @@ class LocalExecutor:
     def run(self, cells: Sequence[PlannedCell]) -> Iterator[Event]:
         """As of `Executor`."""
         waiting, crowded = deque(range(len(cells))), deque[int]()
+        room = _room(cells, self.settings, self.jobs)
         had_company: set[int] = set()
         n_finished = 0
         try:
             self._workers = [self._start(number) for number in range(min(self.jobs, len(cells)))]
             while n_finished < len(cells):
                 for worker in self._workers:
-                    if worker.cell is None and (waiting or (crowded and not self._busy())):
-                        worker.cell = waiting.popleft() if waiting else crowded.popleft()
+                    chosen = None if worker.cell is not None else self._next(worker, waiting, crowded, room)
+                    if chosen is not None:
+                        worker.cell = chosen
                         worker.started = time.monotonic()
                         worker.connection.send((worker.cell, cells[worker.cell]))
                         had_company |= self._busy() if len(self._busy()) > 1 else set()
@@ -212,10 +233,25 @@ class LocalExecutor:
                         text = f"{cells[event.cell].title} ran out of memory beside others; it is tried again alone."
                         yield Event("note", message=text)
                         continue
-                    n_finished += event.kind == "finished"
+                    if event.kind == "finished":
+                        n_finished += 1
+                        if room is not None:
+                            room.learn(event.cell)
                     yield event
         finally:
             self._stop()
+
+    def _next(self, worker: _Worker, waiting: deque[int], crowded: deque[int], room: Room | None) -> int | None:
+        """The cell that an idle worker takes out of those that wait, if there is one for it now."""
+        if waiting:
+            chosen: int | None = waiting[0]
+            if room is not None:
+                beside = [w.cell for w in self._workers if w.cell is not None and w.device == worker.device]
+                chosen = room.first_that_fits(waiting, beside, _gpu_bytes(worker.device))
+            if chosen is not None:
+                waiting.remove(chosen)
+            return chosen
+        return crowded.popleft() if crowded and not self._busy() else None
 
     def _busy(self) -> set[int]:
         """Cells that run."""
@@ -248,8 +284,9 @@ class LocalExecutor:
         yield finished(worker.cell, worker.number, Outcome("failed", f"The worker process ended with {how}.", seconds))
 
     def _start(self, number: int) -> _Worker:
-        settings = dataclasses.replace(self.settings, device=spread(self.settings.device, number))
-        return _Worker(number, *spawned(_work, settings.threads, settings))
+        device = spread(self.settings.device, number)
+        settings = dataclasses.replace(self.settings, device=device)
+        return _Worker(number, device, *spawned(_work, settings.threads, settings))
 
     def _stop(self) -> None:
         for worker in self._workers:

@@ -1,9 +1,10 @@
 """Cells on a Ray cluster, behind the same door as local worker processes: many machines, many GPUs.
 
-A cell is a Ray task with its threads and its share of a GPU, and Ray decides where it runs. The results folder is
-shared by all nodes; the store's locks in it keep a cell, and a single-task network that several cells ask for, from
-being trained twice. A cell whose node is lost is given to another node and goes on from its checkpoint there; one whose
-process dies alone fails, as that of a local worker does, since what killed it would do so again.
+A cell is a Ray task with its threads, its memory once a cell of its kind has told it, and its share of a GPU; Ray
+decides where it runs. The results folder is shared by all nodes; the store's locks in it keep a cell, and a single-task
+network that several cells ask for, from being trained twice. A cell whose node is lost is given to another node and
+goes on from its checkpoint there; one whose process dies alone fails, as that of a local worker does, since what killed
+it would do so again.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import logging
-import os
-import platform
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.records.provenance import VARIABLES, installed, package_hash
-from benchmark.records.store import write_atomic
-from benchmark.version import __version__
-from benchmark.workers.executors import Event, Outcome, carry_out, finished, n_workers
-from benchmark.workers.processes import THREAD_VARIABLES
+from benchmark.workers.executors import Event, Outcome, carry_out, finished
+from benchmark.workers.ray_cluster import (
+    Fitness,
+    connected,
+    fitness_of,
+    on_node,
+    passed_on,
+    require_fit,
+    shared_token,
+    unfit,
+)
+from benchmark.workers.room import Room
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,13 +37,10 @@ if TYPE_CHECKING:
     from benchmark.train.cell import RunSettings
     from benchmark.train.stage import Progress
 
-_OBJECT_STORE = 100 * 2**20  # bytes, of a cluster that we start: planned cells and outcomes are a few kB each
 _TELL_S = 0.5  # a cell tells its progress no more often
 _WAIT_S = 0.5  # for an outcome, before the messages are read
-_LOOK_S = 60.0  # for a node's first answer, which starts a process there
 _MOST_NODES = 3  # that may be lost under one cell
 _AHEAD = 2  # cells given to Ray for each that has room: the next one starts at once, and Ray sees what is wanted
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy")
 
 
 class RayExecutor:
@@ -56,7 +57,7 @@ class RayExecutor:
 
     def run(self, cells: Sequence[PlannedCell]) -> Iterator[Event]:
         """As of `Executor`. Raises UsageError where no cluster answers, or a node cannot do what this machine does."""
-        with connected(self.address), _token(self.settings.out) as token:
+        with connected(self.address), shared_token(self.settings.out) as token:
             work = _Work(self, cells, token)
             work.require_fit_nodes()
             try:
@@ -65,75 +66,7 @@ class RayExecutor:
                 work.stop()
 
 
-@contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Within the block this process is a driver of a Ray cluster; one that it is already is left as it is. Raises
-    UsageError where Ray is not installed or no cluster answers.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("The executor ray needs Ray, which is not installed: pip install 'sharebench[ray]'.") from None
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a cell without a GPU sees what we see
-    own: dict[str, Any] = {}
-    if address is None:
-        own = {"num_cpus": n_workers(None, "cpu"), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        where = "on this machine" if address is None else f"at {address}"
-        raise UsageError(f"No Ray cluster {where}: {line} Start one with `ray start --head`.") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _token(out: Path) -> Iterator[Path]:
-    """A file in the results folder that every node must see."""
-    token = out / f".shared-{uuid.uuid4().hex}"
-    write_atomic(token, b"")
-    try:
-        yield token
-    finally:
-        token.unlink(missing_ok=True)
-
-
 # On a node
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fitness:
-    """What must be alike on all nodes. host: which is not."""
-
-    host: str
-    sees_results: bool
-    code: str
-    versions: Mapping[str, str | None]
-
-
-def _fitness(token: Path) -> _Fitness:
-    versions = {"sharebench": __version__, "Python": platform.python_version()}
-    libraries = {name: installed(name) for name in _LIBRARIES}
-    return _Fitness(platform.node(), token.is_file(), package_hash(), {**versions, **libraries})
-
-
-def unfit(there: _Fitness, here: _Fitness, out: Path) -> str | None:
-    """Why a node cannot take cells, in one line; None where it can."""
-    if not there.sees_results:
-        return f"Node {there.host} does not see {out}: the results folder must be one that all nodes share."
-    for name, version in here.versions.items():
-        if there.versions.get(name) != version:
-            return f"Node {there.host} has {name} {there.versions.get(name)}, this machine {version}: install the same."
-    if there.code != here.code:
-        return f"Node {there.host} has other code of sharebench than this machine: install the same."
-    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +78,10 @@ class _Unfit:
 
 
 def _run_cell(
-    number: int, planned: PlannedCell, settings: RunSettings, token: Path, here: _Fitness, mailbox: Any
+    number: int, planned: PlannedCell, settings: RunSettings, token: Path, here: Fitness, mailbox: Any
 ) -> Outcome | _Unfit:
     """Body of a task: one cell."""
-    why = unfit(_fitness(token), here, settings.out)
+    why = unfit(fitness_of(token), here, settings.out)
     if why is not None:
         import ray
 
@@ -191,27 +124,24 @@ class _Work:
         import ray
 
         self.ray, self.executor, self.cells, self.token = ray, executor, cells, token
-        self.here = _fitness(token)
-        passed_on = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        passed_on.pop("CUDA_VISIBLE_DEVICES", None)  # Ray's to set
+        self.here = fitness_of(token)
         threads = executor.settings.threads
-        passed_on.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-        task = ray.remote(_run_cell)
-        self.task = task.options(
-            num_cpus=threads, num_gpus=executor.gpus, max_retries=0, runtime_env={"env_vars": passed_on}
-        )
+        self.task = ray.remote(_run_cell)
+        self.wanted: dict[str, Any] = {
+            "num_cpus": threads,
+            "num_gpus": executor.gpus,
+            "max_retries": 0,
+            "runtime_env": {"env_vars": passed_on(threads)},
+        }
         node = ray.get_runtime_context().get_node_id()
-        self.mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=self._on(node)).remote()
+        self.mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=on_node(node)).remote()
+        self.sizes = Room(cells, executor.settings.out)
         self.waiting = deque(range(len(cells)))
         self.running: dict[Any, int] = {}
         self.slots: dict[int, int] = {}  # of cells that have started, for the bars of a terminal
+        self.started: dict[int, float] = {}  # when a cell was heard to start, on this machine's clock
         self.moved: dict[int, int] = {}  # nodes lost under a cell
         self.refused: dict[str, str] = {}  # {node: why it takes no cells}
-
-    def _on(self, node: str) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        return NodeAffinitySchedulingStrategy(node, soft=False)
 
     def require_fit_nodes(self) -> None:
         """Raises UsageError where a node does not see the results, or has other code or versions than this machine,
@@ -223,22 +153,7 @@ class _Work:
             raise UsageError(
                 f"No node of the Ray cluster has the {self.executor.settings.threads} CPUs{gpus} of a cell."
             )
-        look = self.ray.remote(_fitness)
-        answers = {
-            look.options(num_cpus=0, scheduling_strategy=self._on(node["NodeID"])).remote(self.token): node
-            for node in nodes
-        }
-        exceptions = self.ray.exceptions
-        for answer, node in answers.items():
-            try:
-                why = unfit(self.ray.get(answer, timeout=_LOOK_S), self.here, self.executor.settings.out)
-            except (exceptions.TaskUnschedulableError, exceptions.NodeDiedError, exceptions.LocalRayletDiedError):
-                continue  # the node is gone, as the cluster now knows
-            except exceptions.RayError as error:
-                line = str(error).strip().splitlines()[-1]
-                why = f"Node {node['NodeManagerHostname']} cannot run sharebench: {line}"
-            if why is not None:
-                raise UsageError(why)
+        require_fit(nodes, self.token, self.here, self.executor.settings.out)
 
     def _holds(self, resources: Mapping[str, float]) -> int:
         """How many cells have room in these resources at once."""
@@ -257,11 +172,22 @@ class _Work:
                 yield from self._ended(answer)
 
     def _submit(self, number: int) -> None:
-        task = self.task
+        wanted = dict(self.wanted)
         if self.refused:
-            task = task.options(label_selector={"ray.io/node-id": f"!in({','.join(self.refused)})"})
-        answer = task.remote(number, self.cells[number], self.executor.settings, self.token, self.here, self.mailbox)
+            wanted["label_selector"] = {"ray.io/node-id": f"!in({','.join(self.refused)})"}
+        if self.executor.settings.device == "cpu" and (peak := self.sizes.peak_bytes(number)):
+            wanted["memory"] = min(peak, self._largest_memory())
+        answer = self.task.options(**wanted).remote(
+            number, self.cells[number], self.executor.settings, self.token, self.here, self.mailbox
+        )
         self.running[answer] = number
+
+    def _largest_memory(self) -> int:
+        """Bytes that Ray gives out on the node that has the most, of those that take cells: more would be waited for
+        in vain.
+        """
+        nodes = (node for node in self.ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused)
+        return int(max((n["Resources"].get("memory", 0) for n in nodes if self._holds(n["Resources"])), default=0))
 
     def _told(self) -> Iterator[Event]:
         """Messages of cells that run, with the number of their slot."""
@@ -270,6 +196,7 @@ class _Work:
             if event.cell in running:  # else its end has been told already
                 taken = set(self.slots.values())
                 slot = self.slots.setdefault(event.cell, next(n for n in itertools.count() if n not in taken))
+                self.started.setdefault(event.cell, time.monotonic())
                 yield dataclasses.replace(event, worker=slot)
 
     def _ended(self, answer: Any) -> Iterator[Event]:
@@ -277,6 +204,7 @@ class _Work:
         exceptions = self.ray.exceptions
         number = self.running.pop(answer)
         slot = self.slots.pop(number, -1)
+        seconds = time.monotonic() - self.started.pop(number, time.monotonic())
         try:
             outcome = self.ray.get(answer)
         except (exceptions.NodeDiedError, exceptions.LocalRayletDiedError):
@@ -285,19 +213,21 @@ class _Work:
                 self.waiting.appendleft(number)
                 yield Event("note", message="A node was lost; its cells go on elsewhere.")
                 return
-            outcome = Outcome("failed", f"{_MOST_NODES} nodes were lost under this cell.", 0.0)
+            outcome = Outcome("failed", f"{_MOST_NODES} nodes were lost under this cell.", seconds)
         except exceptions.OutOfMemoryError:
-            outcome = Outcome("failed", "Its node ran out of memory, and Ray ended the worker process.", 0.0)
+            outcome = Outcome("failed", "Its node ran out of memory, and Ray ended the worker process.", seconds)
         except exceptions.WorkerCrashedError:
-            outcome = Outcome("failed", "The worker process ended (out of memory, or a crash in native code).", 0.0)
+            why = "The worker process ended (out of memory, or a crash in native code)."
+            outcome = Outcome("failed", why, seconds)
         except exceptions.RayError as error:
-            outcome = Outcome("failed", f"Ray: {str(error).strip().splitlines()[-1]}", 0.0)
+            outcome = Outcome("failed", f"Ray: {str(error).strip().splitlines()[-1]}", seconds)
         if isinstance(outcome, _Unfit):
             self.waiting.appendleft(number)
             if outcome.node not in self.refused:
                 self.refused[outcome.node] = outcome.why
                 yield Event("note", message=f"{outcome.why} It takes no cells.")
             return
+        self.sizes.learn(number)
         yield finished(number, slot, outcome)
 
     def stop(self) -> None:

@@ -165,6 +165,10 @@ class TokenStem(nn.Module):
         return cast(Tensor, forward_features(x))
 
 
+def _patch(config: BackboneConfig) -> dict[str, object]:
+    return {} if config.patch is None else {"patch_size": config.patch}
+
+
 @family
 class VisionTransformers(Family):
     """ViT and DeiT (timm.models.vision_transformer, timm.models.deit); the final norm is the tail.
@@ -181,6 +185,7 @@ class VisionTransformers(Family):
     head_keys: ClassVar[tuple[str, ...]] = ("head.", "head_dist.", "attn_pool.")
     layout: ClassVar[Layout] = "tokens"
     fixed_size: ClassVar[bool] = True
+    own_patch: ClassVar[bool] = True
     block_types: ClassVar[Mapping[type[nn.Module], Cutter]] = {
         vision_transformer.Block: cut_vit_block,
         vision_transformer.ResPostBlock: cut_post_norm_block,
@@ -191,7 +196,7 @@ class VisionTransformers(Family):
 
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
-        own = {"img_size": config.image_size, "dynamic_img_size": len(config.sizes) > 1}
+        own = {"img_size": config.image_size, "dynamic_img_size": len(config.sizes) > 1, **_patch(config)}
         return {**super().arguments(config), **own}
 
     def _cut(self, model: nn.Module) -> Cut:
@@ -290,12 +295,13 @@ class SwinTransformers(Family):
     head_keys: ClassVar[tuple[str, ...]] = ("head.",)
     layout: ClassVar[Layout] = "nhwc"
     fixed_size: ClassVar[bool] = True
+    own_patch: ClassVar[bool] = True
     block_type: ClassVar[type[nn.Module]] = swin_transformer.SwinTransformerBlock
     position_bias: ClassVar[tuple[str, ...]] = ("relative_position_bias_table",)
 
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
-        own = {"img_size": config.image_size, "strict_img_size": len(config.sizes) == 1}
+        own = {"img_size": config.image_size, "strict_img_size": len(config.sizes) == 1, **_patch(config)}
         return {**super().arguments(config), **own}
 
     def _cut(self, model: nn.Module) -> Cut:

@@ -42,6 +42,7 @@ class BackboneConfig:
     zero_init_last: start the last norm of every residual branch at zero, from scratch (timm's default on ResNets; off
         here, adashare T4).
     drop_path: largest rate of stochastic depth. dropout: rate in front of a head's last layer.
+    patch: side of a transformer's square patches in pixels; None as the model was made. Small ones suit small images.
     """
 
     name: str
@@ -53,10 +54,13 @@ class BackboneConfig:
     drop_path: float = 0.0
     dropout: float = 0.0
     dilation: Dilation = "timm"
+    patch: int | None = None
 
     def __post_init__(self) -> None:
         if self.dilation not in get_args(Dilation):
             raise unknown(f"dilation of {self.name}", self.dilation, get_args(Dilation))
+        if self.patch is not None and self.patch < 1:
+            raise UsageError(f"patch of {self.name} is {self.patch}; expected the side in pixels, at least 1.")
         if self.in_chans < 1:
             raise UsageError(f"in_chans of {self.name} is {self.in_chans}; expected at least 1.")
         if self.output_stride not in OUTPUT_STRIDES:
@@ -75,12 +79,16 @@ class BackboneConfig:
         return tuple(dict.fromkeys(size for size in (self.image_size, self.evaluation_size) if size is not None))
 
     def to_json(self) -> dict[str, object]:
-        """All fields as JSON values; dilation only where it is not timm's, so that stored graphs keep their hash."""
+        """All fields as JSON values; dilation and patch only where they are asked for, so that stored graphs keep their
+        hash.
+        """
         values = {
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
         if self.dilation == "timm":
             del values["dilation"]
+        if self.patch is None:
+            del values["patch"]
         return values
 
     @classmethod
@@ -157,6 +165,7 @@ class Family(abc.ABC):
     zero_init: ClassVar[bool] = False
     own_dilation: ClassVar[bool] = False
     position_bias: ClassVar[tuple[str, ...]] = ()
+    own_patch: ClassVar[bool] = False
 
     def names(self) -> list[str]:
         """Names of the members, from timm's registry; builds nothing."""
@@ -176,6 +185,8 @@ class Family(abc.ABC):
             )
         if config.dilation != "timm" and not self.own_dilation:
             raise UsageError(f"dilation is {config.dilation!r}; {config.name!r} has no stage that it could change.")
+        if config.patch is not None and not self.own_patch:
+            raise UsageError(f"patch is {config.patch}; {config.name!r} has no patches, which transformers have.")
         if config.zero_init_last and not self.zero_init:
             raise UsageError(f"zero_init_last is set, but no norm of {config.name!r} can start at zero; leave it off.")
         if self.fixed_size and config.image_size is None:

@@ -253,16 +253,18 @@ def widest_path(graph: FlowGraph, weight: FloatArray, exists: BoolArray) -> Bool
 @dataclasses.dataclass(frozen=True)
 class SubDagShape:
     """depth: inner edges on the longest path. width: most inner edges that pass between two neighbouring states.
-    density: kept inner edges / those of the flow constraint among the states that are in use.
+    density: kept inner edges / those of the flow constraint among the states that are in use. sparsity: share of all
+    edges of the flow constraint, reads included, that were removed.
     """
 
     depth: int
     width: int
     density: float
+    sparsity: float
 
 
 def shape_of(graph: FlowGraph, kept: BoolArray) -> SubDagShape:
-    """Depth, width and density of a task's sub-DAG."""
+    """The shape of a task's sub-DAG."""
     inner = [graph.edges[e] for e in np.flatnonzero(kept & graph.is_inner)]
     depth = [0] * (graph.sink + 1)
     for i, j in sorted(inner):
@@ -270,4 +272,5 @@ def shape_of(graph: FlowGraph, kept: BoolArray) -> SubDagShape:
     width = max((sum(i <= cut < j for i, j in inner) for cut in range(1, graph.n_states)), default=0)
     used = {state for edge in inner for state in edge}
     possible = sum(i in used and j in used for i, j in graph.inner)
-    return SubDagShape(max(depth), width, len(inner) / possible if possible else 0.0)
+    density = len(inner) / possible if possible else 0.0
+    return SubDagShape(max(depth), width, density, 1 - int(np.count_nonzero(kept)) / len(graph.edges))

@@ -52,6 +52,12 @@ class DagSearch(Method[DagSearchParams]):
             Statement(
                 "paper", "A flow-based reduction between search and fine-tuning removes edges of low importance."
             ),
+            Statement(
+                "paper",
+                "The authors' pipeline figure cuts read-ins, inner edges and read-outs. Of its gates the scores "
+                "magnitude and ratio rank exactly the cut edges lowest, contribution does not; stop: threshold gives "
+                "the figure, no stop by reachability does.",
+            ),
             Statement("derived", "Each edge owns its weights: parameters grow quadratically with the states."),
             Statement("derived", "Fine-tuning trains with gates of 0 and 1, which stay."),
             Statement(

@@ -1,4 +1,4 @@
-"""Pictures of a search: the found topology, the paths of the gates, the overlap between tasks."""
+"""Pictures of a search: the found topology, the paths of the gates, overlap and shape of the tasks' networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from methods.dag_search.flow import BoolArray, FloatArray, FlowGraph
+from methods.dag_search.flow import BoolArray, FloatArray, FlowGraph, SubDagShape
 from methods.dag_search.space import DagSpace, edge_name
 from methods.figures import Edge, Figure, Heatmap, Layered, Lines, Series, State
 
@@ -58,6 +58,19 @@ def overlap(tasks: Sequence[str], kept: Sequence[BoolArray]) -> Figure:
     panel = Heatmap(title="Edges in common", rows=tuple(tasks), columns=tuple(tasks), values=values, low=0.0, high=1.0,
                     value_title="Jaccard index")  # fmt: skip
     return Figure(title="Overlap between tasks", panels=(panel,))
+
+
+def shapes_of_tasks(tasks: Sequence[str], shapes: Sequence[SubDagShape]) -> Figure:
+    """Depth, width, density and sparsity of every task's sub-DAG."""
+    counts = tuple((float(shape.depth), float(shape.width)) for shape in shapes)
+    shares = tuple((shape.density, shape.sparsity) for shape in shapes)
+    panels = (
+        Heatmap(title="Depth and width", rows=tuple(tasks), columns=("depth", "width"), values=counts, low=0.0,
+                value_title="inner edges"),
+        Heatmap(title="Density and sparsity", rows=tuple(tasks), columns=("density", "sparsity"), values=shares,
+                low=0.0, high=1.0, value_title="share of edges"),
+    )  # fmt: skip
+    return Figure(title="Shape of each task's network", panels=panels)
 
 
 def jaccard(a: BoolArray, b: BoolArray) -> float:

@@ -11,7 +11,7 @@ from methods.contracts import Trainer
 from methods.control import tell_deviation
 from methods.dag_search.flow import FloatArray, shape_of
 from methods.dag_search.params import DagSearchParams
-from methods.dag_search.pictures import gate_paths, jaccard, overlap, topology
+from methods.dag_search.pictures import gate_paths, jaccard, overlap, shapes_of_tasks, topology
 from methods.dag_search.reduction import Reduction
 from methods.dag_search.space import DagSpace, edge_name
 from methods.dag_search.supernet import Gates
@@ -41,6 +41,7 @@ def tell(
         "depth": float(np.mean([shape.depth for shape in shapes])),
         "width": float(np.mean([shape.width for shape in shapes])),
         "density": float(np.mean([shape.density for shape in shapes])),
+        "sparsity": float(np.mean([shape.sparsity for shape in shapes])),
         "overlap between tasks": float(np.mean(pairs)) if pairs else None,
         "undecided gates": float(np.mean((final > 0.1) & (final < 0.9))),
         "largest gate change": float(np.abs(path[-1] - path[0]).max()),
@@ -61,6 +62,7 @@ def tell(
     trainer.figure("topology", topology(space, labels, tasks, kept, found.flow))
     trainer.figure("gate-paths", gate_paths(graph, tasks, path))
     trainer.figure("overlap", overlap(tasks, kept))
+    trainer.figure("shapes", shapes_of_tasks(tasks, shapes))
 
 
 def _flag(params: DagSearchParams, trainer: Trainer, facts: Mapping[str, float | None], found: Reduction) -> None:

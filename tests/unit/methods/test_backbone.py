@@ -357,3 +357,27 @@ def test_a_rebuilt_part_has_the_default_dtype_of_the_moment(float64: None) -> No
         torch.set_default_dtype(dtype)
         rebuilt = build_module(operation.kind, operation.config)
         assert {parameter.dtype for parameter in rebuilt.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", (36, 48)), ("swin_tiny_patch4_window7_224", (24, 24))])
+def test_patches_can_be_made_for_small_images(name: str, size: tuple[int, int]) -> None:
+    """The grid, its reduction and the multiples that an image must have follow the patch; so does a stored graph."""
+    config = BackboneConfig(name, image_size=size, patch=6)
+    backbone = create_backbone(config, seed=0)
+    assert backbone.blocks[0].in_shape.reduction == 6
+    n_tokens = (size[0] // 6) * (size[1] // 6)
+    first = backbone.stem(torch.zeros(1, 3, *size))
+    assert first[..., 0].numel() == n_tokens + backbone.prefix_tokens
+    assert BackboneConfig.from_json(config.to_json()) == config
+    assert "patch" not in BackboneConfig(name, image_size=size).to_json()
+    operation = backbone.block_operation(0)
+    assert build_module(operation.kind, operation.config).state_dict().keys() == operation.module.state_dict().keys()
+    with pytest.raises(UsageError, match=r"Image size 32x32 is not a multiple of the 6x6 patches"):
+        create_backbone(BackboneConfig(name, image_size=(32, 32), patch=6), seed=0)
+
+
+def test_patches_are_refused_where_there_are_none() -> None:
+    with pytest.raises(UsageError, match=r"patch is 4; 'resnet18' has no patches, which transformers have"):
+        create_backbone(BackboneConfig("resnet18", patch=4), seed=0)
+    with pytest.raises(UsageError, match="patch of test_vit is 0; expected the side in pixels"):
+        BackboneConfig("test_vit", image_size=(32, 32), patch=0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import UsageError
@@ -192,13 +192,16 @@ def test_best_cost_never_rises_with_the_budget_and_equal_affinities_share_all() 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.permutations(range(4)))
+@example(240511, [1, 0, 2, 3])  # two best trees of one size: which of them is taken depends on the order of the tasks
 def test_relabelling_tasks_relabels_the_tree(seed: int, order: list[int]) -> None:
     a = symmetric(np.random.default_rng(seed), 3, 4)
     permuted = a[np.ix_(range(3), order, order)]
-    budget = 40
-    one, other = (within(exhaustive_front(affinity_problem(x, (2, 3, 10), 0)), budget) for x in (a, permuted))
+    budget, posed = 40, affinity_problem(a, (2, 3, 10), 0)
+    one = within(exhaustive_front(posed), budget)
+    other = within(exhaustive_front(affinity_problem(permuted, (2, 3, 10), 0)), budget)
     relabelled = tuple(canonical([[order[task] for task in cluster] for cluster in p]) for p in other.tree)
-    assert relabelled == one.tree
+    assert (other.cost, other.size) == (one.cost, one.size)
+    assert sum(posed.cost(d, p) for d, p in enumerate(relabelled)) == one.cost
 
 
 def test_next_segment_shares_the_first_and_never_reads_the_last_affinity() -> None:

@@ -234,7 +234,39 @@ def test_the_union_is_cut_until_it_fits_over_all_tasks_at_once() -> None:
         cut_to_union(graph, scores, exists, lambda rows: False)
 
 
-def test_depth_width_and_density_by_hand() -> None:
+# Gates of the authors' pipeline figure, read off their tints [paper figure], and the edges that are left there. The
+# states are 1..4, s the input, t what feeds all heads; 1-4 is no edge, since the flow allows spans up to 2.
+FIGURE = {
+    (0, 1): 1.0, (0, 2): 1.0, (0, 3): 0.39, (0, 4): 0.23,
+    (1, 2): 0.15, (1, 3): 1.0, (2, 3): 0.60, (2, 4): 1.0, (3, 4): 0.11,
+    (1, 5): 0.26, (2, 5): 1.0, (3, 5): 0.77, (4, 5): 1.0,
+}  # fmt: skip
+LEFT = {(0, 1), (0, 2), (1, 3), (2, 3), (2, 4), (2, 5), (3, 5), (4, 5)}
+
+
+@pytest.mark.parametrize(("score", "agrees"), [(magnitude, True), (ratio, True), (contribution, False)])
+def test_which_scores_rank_the_edges_of_the_papers_figure_as_it_cuts_them(score: object, agrees: bool) -> None:
+    graph = whole(4, 2)
+    assert set(graph.edges) == set(FIGURE)
+    x = np.array([FIGURE[edge] for edge in graph.edges])
+    ranked = [graph.edges[e] for e in np.argsort(score(graph, x))]  # type: ignore[operator]
+    assert (set(ranked[: len(FIGURE) - len(LEFT)]) == set(FIGURE) - LEFT) is agrees
+
+
+def test_the_threshold_cuts_the_papers_figure_as_it_is_drawn_and_reachability_alone_does_not() -> None:
+    graph = whole(4, 2)
+    x = np.array([FIGURE[edge] for edge in graph.edges])
+    exists = np.ones(len(x), dtype=bool)
+    kept = cut_by_threshold(graph, x, exists)
+    assert {graph.edges[e] for e in np.flatnonzero(kept)} == LEFT
+    assert graph.counts(kept) == (3, 2, 3)  # N - 1 inner edges, two of four read-ins, three of four read-outs
+    assert shape_of(graph, kept).sparsity == pytest.approx(5 / 13)
+    for score in (magnitude, ratio, contribution):
+        bridged = cut_to_first_bridge(graph, score(graph, x), exists)
+        assert {graph.edges[e] for e in np.flatnonzero(bridged)} != LEFT
+
+
+def test_depth_width_density_and_sparsity_by_hand() -> None:
     graph = whole(4, 3)
     edges = {(0, 1), (1, 2), (2, 4), (1, 4), (4, 5)}
     kept = np.array([edge in edges for edge in graph.edges])
@@ -242,6 +274,7 @@ def test_depth_width_and_density_by_hand() -> None:
     assert shape.depth == 2  # 1 -> 2 -> 4
     assert shape.width == 2  # between 1 and 2: 1-2 and 1-4
     assert shape.density == 1.0  # 1-2, 1-4, 2-4 are all there are among 1, 2, 4
+    assert shape.sparsity == pytest.approx(1 - 5 / 14)  # of four read-ins, six inner edges, four read-outs
 
 
 def test_at_equal_gates_the_recalled_score_removes_reads_first() -> None:

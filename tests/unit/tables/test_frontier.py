@@ -62,8 +62,8 @@ def test_pictures_of_a_table(tmp_path: Path) -> None:
     files = list(draw_tables([table], tmp_path))
     assert {file.suffix for file in files} == {".png", ".svg", ".pdf"}
     pictures = {file.stem.split("-", 2)[2] for file in files}
-    assert pictures == {"delta-x_backbone", "delta-macs_joint", "tasks"}
-    assert len(files) == 9
+    assert pictures == {"delta", "delta-x_backbone", "delta-macs_joint", "tasks"}
+    assert len(files) == 12
     assert all(file.stat().st_size > 1000 for file in files)
     first = {file.name: file.read_bytes() for file in files}
     again = {file.name: file.read_bytes() for file in draw_tables([table], tmp_path)}
@@ -84,7 +84,7 @@ def test_page_and_picture_agree_in_marks_colours_and_the_form_of_the_front() -> 
     found = points(table, price)
     steps = staircase(front(found, lower_is_better=True))
     assert [step for step in steps if step[0] == 2.0] == [(2.0, steps[0][1]), (2.0, 12.5)]  # along, then up
-    drawing = _against(table, price, Names(rows={"middle": "In between"}))
+    drawing = _against(table, [price], Names(rows={"middle": "In between"}))
     axis = drawing.axes[0]
     (line,) = [one for one in axis.lines if one.get_linestyle() == "--"]
     assert list(zip(*line.get_data(), strict=True)) == steps
@@ -118,9 +118,13 @@ def test_pictures_fit_a_column_of_a_paper_and_can_be_read() -> None:
             for one in records
         ]
         (table,) = aggregate(kept)
-        for drawing in (_tasks(table, Names()), _against(table, prices(table)[0], Names())):
+        both = prices(table)[:2]
+        drawings = (_tasks(table, Names()), *(_against(table, some, Names()) for some in (both[:1], both)))
+        for drawing, wide in zip(drawings, (width, COLUMN, BOTH), strict=True):
             drawing.canvas.draw()
-            assert drawing.get_size_inches()[0] in (width, COLUMN)
+            assert drawing.get_size_inches()[0] == wide
+            if len(drawing.axes) == 2 and drawing is drawings[-1]:
+                assert [one.get_xlabel() for one in drawing.axes] == [Names().column(price) for price in both]
             sizes = [text.get_fontsize() for text in drawing.findobj(plt.Text) if text.get_text()]
             assert min(sizes) >= 6
             inked = drawing.get_tightbbox()

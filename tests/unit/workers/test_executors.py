@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from benchmark.plan.cells import PlannedCell
+from benchmark.records.record import Record
+from benchmark.records.store import Store
 from benchmark.train.cell import RunSettings
 from benchmark.workers import executors
 from benchmark.workers.executors import LocalExecutor, Outcome, n_workers, spread
+from benchmark.workers.room import Room
 from tests.unit.cells import toy_cells
 
 
@@ -98,9 +101,62 @@ def test_what_runs_out_of_memory_alone_is_not_tried_again(
     assert len(calls) == 2
 
 
+def store_peak(root: Path, cell: PlannedCell, peak_bytes: int | None) -> None:
+    Store(root).write(Record(cell=cell.document, status="done", cost={"peak_bytes": peak_bytes}))
+
+
+@pytest.mark.usefixtures("toy_data")
+def test_a_cell_waits_until_its_memory_fits_beside_the_others(
+    tmp_path: Path, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU of 10 GiB two cells of 4 GiB never meet (a process and PyTorch's reserve come on top), and small cells
+    pass the large one that waits. The sizes are those of another seed.
+    """
+    for cell in toy_cells(seeds=[9]):
+        store_peak(tmp_path, cell, 2**30 * (4 if cell.is_reference else 1))
+    cells = sorted(toy_cells(seeds=[0, 1]), key=lambda cell: not cell.is_reference)  # the large ones first
+    lock, passed = threading.Lock(), threading.Event()
+    running: list[bool] = []
+    met: list[list[bool]] = []
+
+    def carry_out(planned: PlannedCell, settings: RunSettings, report: object) -> Outcome:
+        with lock:
+            running.append(planned.is_reference)
+            met.append(list(running))
+            if running.count(False) == 2:
+                passed.set()
+        passed.wait(timeout=30)
+        with lock:
+            running.remove(planned.is_reference)
+        return Outcome("done", "", 0.1)
+
+    monkeypatch.setattr(executors, "carry_out", carry_out)
+    monkeypatch.setattr(executors, "_gpu_bytes", lambda device: 10 * 2**30)
+    gpus(monkeypatch, 1)
+    events = list(LocalExecutor(RunSettings(tmp_path, device="cuda"), jobs=3).run(cells))
+    assert sorted(event.cell for event in events if event.status == "done") == [0, 1, 2, 3]
+    assert [True, False, False] in met
+    assert max(cells.count(True) for cells in met) == 1
+
+
+@pytest.mark.usefixtures("toy_data")
+def test_sizes_of_cells_are_learnt_as_they_end(tmp_path: Path) -> None:
+    cells = toy_cells(seeds=[0, 1], methods=["hard_sharing"])
+    room = Room(cells, tmp_path)
+    assert [room.peak_bytes(number) for number in (0, 1)] == [None, None]
+    assert room.first_that_fits([1], [0], 2**31) == 1  # of unknown size
+    store_peak(tmp_path, cells[0], 2**30)
+    room.learn(0)
+    assert [room.peak_bytes(number) for number in (0, 1)] == [2**30, 2**30]
+    assert room.first_that_fits([1], [0], 2**31) is None
+    assert room.first_that_fits([1], [], 2**10) == 1  # alone it is tried, whatever its size
+    assert room.first_that_fits([], [], 2**31) is None
+
+
 @pytest.mark.usefixtures("toy_data")
 def test_workers_take_turns_on_the_gpus(tmp_path: Path, devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "carry_out", lambda *_: Outcome("done", "", 0.1))
+    monkeypatch.setattr(executors, "_gpu_bytes", lambda device: 10 * 2**30)
     gpus(monkeypatch, 3)
     list(LocalExecutor(RunSettings(tmp_path, device="cuda"), jobs=5).run(toy_cells(seeds=[0, 1, 2])))
     assert devices == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]

@@ -6,6 +6,7 @@ A cluster of several nodes is one of several raylets on this machine.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,16 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from benchmark.api import throughput
 from benchmark.plan.cells import PlannedCell
+from benchmark.records.measurements import SpeedSettings
+from benchmark.records.record import Record
 from benchmark.records.store import Store
+from benchmark.speed import ray_node
+from benchmark.speed.jobs import SpeedJob
+from benchmark.speed.sweep import Choices
+from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 from benchmark.train.cell import RunSettings, run_cell
-from benchmark.workers import ray_executor
+from benchmark.workers import ray_cluster, ray_executor
 from benchmark.workers.choice import ExecutorChoice
-from benchmark.workers.executors import Event, LocalExecutor
-from benchmark.workers.ray_executor import RayExecutor, unfit
+from benchmark.workers.executors import Event, LocalExecutor, Outcome
+from benchmark.workers.ray_cluster import unfit
+from benchmark.workers.ray_executor import RayExecutor
 from datasets.errors import UsageError
-from tests.unit.cells import toy_cells
+from tests.unit.cells import planned, store_cells, toy_cells
 
 pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
 LONG = {"budget": {"steps": 200, "cycles": 10}}  # seconds, so that there is something to kill
@@ -134,6 +144,7 @@ def test_a_killed_worker_fails_its_cell_and_no_other(
             os.kill(process_of(tmp_path, wanted[0].key), signal.SIGKILL)
     assert statuses(events)[0] == ("failed", "The worker process ended (out of memory, or a crash in native code).")
     assert statuses(events)[1] == ("done", "")
+    assert all(event.seconds > 0 for event in events if event.kind == "finished")
     list(RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted[:1]))
     assert hashes(tmp_path) == expected(wanted)
 
@@ -176,7 +187,7 @@ def test_a_node_that_joins_later_and_has_other_code_takes_no_cells(
     """The driver's code is another one than the nodes' after they were looked at."""
     nodes.add(1)
     executor = RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0)
-    monkeypatch.setattr(ray_executor, "package_hash", lambda: "other")
+    monkeypatch.setattr(ray_cluster, "package_hash", lambda: "other")
     with pytest.raises(UsageError, match="has other code of sharebench than this machine: install the same"):
         list(executor.run(cells(methods=["hard_sharing"])))
     monkeypatch.setattr(ray_executor._Work, "require_fit_nodes", lambda work: None)
@@ -190,6 +201,36 @@ def test_a_node_that_joins_later_and_has_other_code_takes_no_cells(
     assert not hashes(tmp_path)
 
 
+def test_cells_go_to_nodes_that_take_them_with_the_memory_of_their_kind(
+    tmp_path: Path, toy_data: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two nodes refuses; the cells ask for the memory that another seed took, or for all that a node has."""
+    import ray
+
+    wanted = toy_cells(seeds=[0, 1])
+    for cell, peak in zip(toy_cells(seeds=[9]), (2**20, 2**60), strict=True):
+        Store(tmp_path).write(Record(cell=cell.document, status="done", cost={"peak_bytes": peak}))
+    refuses, takes = nodes.add(1).node_id, nodes.add(1).node_id
+    largest: list[float] = []
+
+    def told(number: int, *_: object) -> Any:
+        node = ray.get_runtime_context().get_node_id()
+        if node == refuses:
+            return ray_executor._Unfit(node, "Node far has other code.")
+        return Outcome("failed", str(ray.get_runtime_context().get_assigned_resources()["memory"]), 0.1)
+
+    monkeypatch.setattr(ray_executor, "_run_cell", told)
+    events = []
+    for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
+        events.append(event)
+        largest += [node["Resources"]["memory"] for node in ray.nodes() if node["NodeID"] == takes]
+    assert [event.message for event in events if event.kind == "note"] == [
+        "Node far has other code. It takes no cells."
+    ]
+    memory = {cell: float(message) for cell, (_, message) in statuses(events).items()}
+    assert memory == {n: 2**20 if cell.is_reference else int(largest[0]) for n, cell in enumerate(wanted)}
+
+
 def test_a_cluster_without_room_for_a_cell_is_refused(tmp_path: Path, toy_data: Path, nodes: Nodes) -> None:
     settings = dataclasses.replace(settings_of(tmp_path, toy_data), threads=3)
     nodes.add(2)
@@ -200,13 +241,51 @@ def test_a_cluster_without_room_for_a_cell_is_refused(tmp_path: Path, toy_data: 
         list(RayExecutor(settings, None, nodes.address, 0.5).run(cells()))
 
 
+def test_one_node_measures_throughput_and_is_held_whole(
+    tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on this machine, from a relative folder; what runs beside a measurement would be measured with it."""
+    nodes.add(1)
+    nodes.add(2)
+    store_cells(tmp_path / "run", planned())
+    monkeypatch.chdir(tmp_path)
+    choices = Choices(batches=(2,), threads=(1,), modes=("joint",), memory=False)
+    protocol = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
+    console = Console(file=io.StringIO(), width=120)
+    executor = ExecutorChoice("ray", nodes.address)
+    code, measured = throughput.measure(Path("run"), choices, console, protocol, executor)
+    assert code == 0
+    assert [one.measurement.status for one in measured] == ["done"]
+    assert {entry.status for entry in measured[0].measurement.networks} == {"done"}
+    assert len(list(Path("run", "speed").rglob("*.json"))) == 1
+
+    def held(job: SpeedJob) -> list[Any]:
+        return [ray.get_runtime_context().get_assigned_resources(), job.root, job.plugins]
+
+    import ray
+
+    monkeypatch.setattr(ray_node, "_measured", held)
+    job = SpeedJob(Path("run"), (), SpeedSettings(batch=2), plugins=("own.py",))
+    with ray_node.ray_node(nodes.address, tmp_path / "run", on_gpu=False) as node:
+        assert list(node.run_job(job)) == [{"CPU": 2.0}, tmp_path / "run", (str(tmp_path / "own.py"),)]
+        assert node.cores >= 1
+        monkeypatch.setattr(ray_node, "_measured", lambda job: "Record 0 is gone.")
+        with pytest.raises(UsageError, match=r"^Record 0 is gone\.$"):
+            list(node.run_job(job))
+    with (
+        pytest.raises(UsageError, match="No node of the Ray cluster has a GPU to measure on"),
+        ray_node.ray_node(nodes.address, tmp_path / "run", on_gpu=True),
+    ):
+        pass
+
+
 # Without a cluster
 
 
 def test_what_must_be_alike_on_all_nodes(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.touch()
-    here = ray_executor._fitness(token)
+    here = ray_cluster.fitness_of(token)
     assert unfit(here, here, tmp_path) is None
     for changes, words in (
         ({"sees_results": False}, f"does not see {tmp_path}: the results folder must be one that all nodes share"),
@@ -219,7 +298,7 @@ def test_what_must_be_alike_on_all_nodes(tmp_path: Path) -> None:
         assert why.startswith("Node far ")
         assert words in why
         assert "\n" not in why
-    assert not ray_executor._fitness(tmp_path / "absent").sees_results
+    assert not ray_cluster.fitness_of(tmp_path / "absent").sees_results
 
 
 @pytest.mark.parametrize(
@@ -264,7 +343,13 @@ def test_the_gpus_of_a_cluster_need_not_be_here(monkeypatch: pytest.MonkeyPatch)
         ExecutorChoice().device("cuda")
 
 
-def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path) -> None:
-    with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`") as error:
-        list(RayExecutor(settings_of(tmp_path, toy_data), None, "no address", 1.0).run(cells()))
-    assert "\n" not in str(error.value)
+def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself only says that it could not connect, also where a cluster runs and asks for a token."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    executor = RayExecutor(settings_of(tmp_path, toy_data), None, "no address", 1.0)
+    with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`; .*MODE=token") as e:
+        list(executor.run(cells()))
+    assert "\n" not in str(e.value)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(UsageError, match=r"Start one with `ray start --head`\.$"):
+        list(executor.run(cells()))
