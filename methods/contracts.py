@@ -136,8 +136,9 @@ class OptimizerSpec:
     `adam` couples weight decay to the gradient (torch.optim.Adam), `adamw` decouples it. By default the learning rate
     is constant. With `decay_every` it is multiplied by `decay` every `decay_every` steps of the stage. With `poly`
     the stage is cut into n parts of `decay_every` steps; in part k (from 0) the rate is lr (1 - k / n)^poly. With
-    `cosine` it falls to 0 over the stage, step by step. Raises ValueError for poly without decay_every or with decay,
-    and for cosine with decay_every.
+    `cosine` it falls to `end_lr` over the stage, step by step, after it has risen to lr over the part `warmup` of it.
+    clip_norm: largest norm of the gradient of all parameters with this value; None does not clip. Raises ValueError for
+    poly without decay_every or with decay, for cosine with decay_every, and for warmup or end_lr without cosine.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -149,8 +150,13 @@ class OptimizerSpec:
     decay: float = 1.0
     poly: float | None = None
     cosine: bool = False
+    warmup: float = 0.0
+    end_lr: float = 0.0
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.cosine and (self.warmup or self.end_lr):
+            raise ValueError(f"warmup is {self.warmup} and end_lr {self.end_lr}; only a cosine rate reads them")
         if self.cosine and self.decay_every is not None:
             raise ValueError(f"cosine is set with decay_every {self.decay_every}; the rate falls in one way")
         if self.poly is not None and (self.decay_every is None or self.decay != 1.0):

@@ -35,7 +35,10 @@ def schedule_factor(schedule: ScheduleSettings, step: int, steps: int) -> float:
 def own_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
     """Learning rate that a method's own optimizer has at `step` (from 0) of a stage of `steps`."""
     if spec.cosine:
-        return spec.lr * schedule_factor(ScheduleSettings(name="cosine", warmup=0), step, steps)
+        factor = schedule_factor(ScheduleSettings(name="cosine", warmup=spec.warmup), step, steps)
+        # The warm-up rises from 0; only what follows it ends above.
+        floor = 0.0 if step < int(spec.warmup * steps) else spec.end_lr
+        return floor + (spec.lr - floor) * factor
     if spec.decay_every is None:
         return spec.lr
     part, parts = step // spec.decay_every, -(-steps // spec.decay_every)
@@ -84,7 +87,8 @@ class StageOptimizers:
     """The optimizers of one stage: the recipe's over backbone, added layers and heads, and one for each own
     prescription.
 
-    Tied parameters are taken once. Only what follows the recipe is scheduled and clipped.
+    Tied parameters are taken once. What follows the recipe is scheduled and clipped by it; an own prescription says
+    both for itself.
     """
 
     def __init__(
@@ -143,6 +147,9 @@ class StageOptimizers:
                 scaler.unscale_(optimizer)
         if self.recipe.clip_norm is not None and self.recipe_parameters:
             nn.utils.clip_grad_norm_(self.recipe_parameters, self.recipe.clip_norm)
+        for norm in {spec.clip_norm for spec, _ in self._own if spec.clip_norm is not None}:
+            of_it = [optimizer for spec, optimizer in self._own if spec.clip_norm == norm]
+            nn.utils.clip_grad_norm_([p for one in of_it for group in one.param_groups for p in group["params"]], norm)
         for optimizer in self._optimizers:
             _suit_fused(optimizer)
             if not scaler.is_enabled():

@@ -31,14 +31,16 @@ from methods.backbones.family import (
     Shape,
     Size,
     find_family,
+    group_stages,
     supported_names,
 )
 from methods.backbones.forms import Form
+from methods.backbones.sublayers import Sublayer
 from methods.backbones.weights import load_weights
 from methods.graph.operations import Config, Operation, register_operation
 from methods.streams import seeded
 
-Part = Literal["stem", "block", "skip", "execute", "tail", "pool_norm"]
+Part = Literal["stem", "block", "skip", "execute", "piece", "tail", "pool_norm"]
 _PRETRAINING_SIZE = (224, 224)  # takes every family with a position embedding; blocks do not depend on it
 _PROBE_SIZE = (256, 256)  # any multiple of the largest reduction; features are measured on it, on the meta device
 
@@ -85,6 +87,10 @@ class Block(nn.Module):
     def branch(self) -> nn.Module:
         """`execute` as a module of two inputs, which holds the block's parts (shared) without the skip path."""
         return self.form.branch(self.module)
+
+    def sublayers(self) -> Sequence[Sublayer]:
+        """The block as residual sub-layers, of which the first reads s = skip(x); empty where it stays whole."""
+        return self.form.sublayers(self.module)
 
     def clone(self) -> Block:
         """An independent copy with equal bits."""
@@ -204,16 +210,27 @@ class Backbone:
             raise UsageError(f"Block {index} of {self.config.name!r} cannot be skipped; use the whole block.")
         return self._operation("execute", index, self.blocks[index].branch())
 
+    def sublayer_operations(self, index: int) -> list[list[Operation]]:
+        """The chains of a block's residual sub-layers, which read the output of its skip path (`Form.sublayers`); empty
+        where the block stays whole.
+        """
+        return [
+            [self._operation("piece", index, piece, (number, place)) for place, piece in enumerate(sublayer.chain)]
+            for number, sublayer in enumerate(self.blocks[index].sublayers())
+        ]
+
     def tail_operation(self) -> Operation:
         """What follows the last block; an identity operation where nothing does."""
         return self._operation("tail", 0, self.tail)
 
-    def _operation(self, part: Part, index: int, module: nn.Module) -> Operation:
+    def _operation(self, part: Part, index: int, module: nn.Module, piece: Sequence[int] = ()) -> Operation:
         if type(module) is nn.Identity:
             return Operation("identity", {}, module, "backbone")
         config: dict[str, object] = {"backbone": self.config.to_json(), "part": part}
         if part not in ("stem", "tail"):
             config["index"] = index
+        if piece:
+            config["piece"] = list(piece)
         return Operation("backbone", config, module, "backbone")
 
 
@@ -368,24 +385,8 @@ def _shapes(config: BackboneConfig, cut: Cut) -> tuple[list[Shape], int]:
     return shapes, shape_of(cut.tail.eval()(x)).channels
 
 
-def group_stages(reductions: Sequence[int]) -> list[range]:
-    """Blocks grouped by the reduction of their output: up to 4, 8, 16, from 32; groups without a block are left out.
-
-    One reduction throughout: four equal groups, the remainder in the last; each block its own where there are fewer.
-    Source: branched 2.2, soft_sharing 0.
-    """
-    n = len(reductions)
-    if len(set(reductions)) == 1:
-        n_groups = min(4, n)
-        size = n // n_groups
-        return [range(i * size, n if i == n_groups - 1 else (i + 1) * size) for i in range(n_groups)]
-    levels = [min(max(reduction, 4), 32) for reduction in reductions]
-    starts = [i for i in range(n) if i == 0 or levels[i] != levels[i - 1]]
-    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], n], strict=True)]
-
-
-def _select(cut: Cut, part: Part, index: int) -> nn.Module:
-    """One part of a cut model."""
+def _select(cut: Cut, part: Part, index: int, piece: Sequence[int]) -> nn.Module:
+    """One part of a cut model. piece: (number of the sub-layer, place in its chain)."""
     if part in ("stem", "tail"):
         return cut.stem if part == "stem" else cut.tail
     if part == "pool_norm":
@@ -395,20 +396,23 @@ def _select(cut: Cut, part: Part, index: int) -> nn.Module:
         return module
     if part == "execute":
         return form.branch(module)
+    if part == "piece":
+        number, place = piece
+        return form.sublayers(module)[number].chain[place]
     projection = form.projection(module)
     return nn.Identity() if projection is None else projection
 
 
-def _fresh_part(config: BackboneConfig, part: Part, index: int = 0) -> nn.Module:
+def _fresh_part(config: BackboneConfig, part: Part, index: int = 0, piece: Sequence[int] = ()) -> nn.Module:
     """A part with weights of its own, which are to be loaded: not a number until then, with fresh norm statistics.
 
     Built on the meta device, so that a graph of many blocks does not initialise as many whole models. Parts with
     tensors that no state dict holds (blur kernels) cannot be made so and come from a real model.
     """
-    module = copy.deepcopy(_select(_skeleton(config), part, index)).train()
+    module = copy.deepcopy(_select(_skeleton(config), part, index, piece)).train()
     if any(name not in module.state_dict() for name, _ in module.named_buffers()):
         with seeded(0, "backbone-rebuild"):
-            module = _select(find_family(config.name).cut(_build(config)), part, index)
+            module = _select(find_family(config.name).cut(_build(config)), part, index, piece)
     else:
         module.to_empty(device="cpu")
     with torch.no_grad():
@@ -432,7 +436,8 @@ def backbone_config(config: Config) -> BackboneConfig:
 
 @register_operation("backbone")
 def _backbone(config: Config) -> nn.Module:
-    return _fresh_part(backbone_config(config), cast(Part, config["part"]), cast(int, config.get("index", 0)))
+    index, piece = cast(int, config.get("index", 0)), cast("list[int]", config.get("piece", []))
+    return _fresh_part(backbone_config(config), cast(Part, config["part"]), index, piece)
 
 
 @register_operation("identity")

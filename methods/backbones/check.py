@@ -50,6 +50,7 @@ def faults(name: str) -> Iterator[str]:
         elif not torch.equal(backbone.forward_features(images), expected):
             yield "tail(blocks(stem(images))) differs from timm's forward_features"
         yield from _blocks(backbone, images)
+        yield from _sublayers(backbone, images)
         yield from _operations(backbone, images)
         yield from _training(backbone, images)
 
@@ -89,6 +90,27 @@ def _blocks(backbone: Backbone, images: Tensor) -> Iterator[str]:
                     f"block {number} ({kind}): branch and skip hold {n_branch:,} + {n_skip:,} parameters, the block "
                     f"{_count(block.module):,}"
                 )
+        x = y
+
+
+def _sublayers(backbone: Backbone, images: Tensor) -> Iterator[str]:
+    """Whether the sub-layers of a block make up the block. Not bit by bit: they need not run on its shapes."""
+    x = backbone.stem(images)
+    for number, block in enumerate(backbone.blocks):
+        y, kind = block(x), type(block.module).__name__
+        sublayers, skip = block.sublayers(), block.skip
+        if sublayers and skip is not None:
+            stream = skip(x)
+            for sublayer in sublayers:
+                added = stream
+                for piece in sublayer.chain:
+                    added = piece(added)
+                stream = stream + added
+            if not torch.allclose(stream, y, rtol=1e-4, atol=1e-5 * float(y.abs().max())):
+                yield f"block {number} ({kind}): its sub-layers give another output"
+            pieces = [piece for sublayer in sublayers for piece in sublayer.chain]
+            if _count(nn.ModuleList([skip, *pieces])) != _count(block.module):
+                yield f"block {number} ({kind}): its sub-layers hold other parameters"
         x = y
 
 

@@ -7,7 +7,7 @@ timm 1.0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 from timm.models import _efficientnet_blocks as mobile
@@ -20,6 +20,14 @@ from torch import Tensor, nn
 from datasets.errors import UsageError
 from methods.backbones.family import BackboneConfig, Cut, Family, Layout, Pool, family
 from methods.backbones.forms import Form, Residual, forms_of, streams_of
+from methods.backbones.sublayers import (
+    Cutter,
+    cut_convnext_block,
+    cut_post_norm_block,
+    cut_swin_block,
+    cut_vit_block,
+    not_cut,
+)
 
 
 def part(module: nn.Module, name: str) -> nn.Module:
@@ -178,13 +186,13 @@ class VisionTransformers(Family):
     layout: ClassVar[Layout] = "tokens"
     fixed_size: ClassVar[bool] = True
     own_patch: ClassVar[bool] = True
-    block_types: ClassVar[Sequence[type[nn.Module]]] = (
-        vision_transformer.Block,
-        vision_transformer.ResPostBlock,
-        vision_transformer.ParallelScalingBlock,
-        vision_transformer.DiffParallelScalingBlock,
-        vision_transformer.ParallelThingsBlock,
-    )
+    block_types: ClassVar[Mapping[type[nn.Module], Cutter]] = {
+        vision_transformer.Block: cut_vit_block,
+        vision_transformer.ResPostBlock: cut_post_norm_block,
+        vision_transformer.ParallelScalingBlock: not_cut,
+        vision_transformer.DiffParallelScalingBlock: not_cut,
+        vision_transformer.ParallelThingsBlock: not_cut,
+    }
 
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
@@ -270,7 +278,7 @@ class ConvNeXts(Family):
 
     def _cut(self, model: nn.Module) -> Cut:
         stages = [(part(stage, "downsample"), children(stage, "blocks")) for stage in children(model, "stages")]
-        blocks = streams_of(stages, (convnext.ConvNeXtBlock,))
+        blocks = streams_of(stages, {convnext.ConvNeXtBlock: cut_convnext_block})
         norm = getattr(part(model, "head"), "norm", None)
         return Cut(part(model, "stem"), blocks, part(model, "norm_pre"), pool_norm=norm)
 
@@ -289,6 +297,7 @@ class SwinTransformers(Family):
     fixed_size: ClassVar[bool] = True
     own_patch: ClassVar[bool] = True
     block_type: ClassVar[type[nn.Module]] = swin_transformer.SwinTransformerBlock
+    position_bias: ClassVar[tuple[str, ...]] = ("relative_position_bias_table",)
 
     def arguments(self, config: BackboneConfig) -> dict[str, object]:
         """Adds the training size, and takes other sizes where evaluation needs it (measurement 2)."""
@@ -297,7 +306,7 @@ class SwinTransformers(Family):
 
     def _cut(self, model: nn.Module) -> Cut:
         stages = [(part(stage, "downsample"), children(stage, "blocks")) for stage in children(model, "layers")]
-        blocks = streams_of(stages, (self.block_type,))
+        blocks = streams_of(stages, {self.block_type: cut_swin_block})
         patch = cast("tuple[int, int]", part(model, "patch_embed").patch_size)
         return Cut(part(model, "patch_embed"), blocks, part(model, "norm"), patch=patch)
 
@@ -309,6 +318,7 @@ class SwinTransformersV2(SwinTransformers):
     modules: ClassVar[tuple[str, ...]] = ("swin_transformer_v2",)
     model_types: ClassVar[tuple[type[nn.Module], ...]] = (swin_transformer_v2.SwinTransformerV2,)
     block_type: ClassVar[type[nn.Module]] = swin_transformer_v2.SwinTransformerV2Block
+    position_bias: ClassVar[tuple[str, ...]] = ("cpb_mlp",)
     zero_init: ClassVar[bool] = True
 
     def initialise(self, model: nn.Module, config: BackboneConfig) -> None:

@@ -111,6 +111,22 @@ class Shape(NamedTuple):
     reduction: int
 
 
+def group_stages(reductions: Sequence[int]) -> list[range]:
+    """Blocks grouped by the reduction of their output: up to 4, 8, 16, from 32; groups without a block are left out.
+
+    One reduction throughout: four equal groups, the remainder in the last; each block its own where there are fewer.
+    Source: branched 2.2, soft_sharing 0.
+    """
+    n = len(reductions)
+    if len(set(reductions)) == 1:
+        n_groups = min(4, n)
+        size = n // n_groups
+        return [range(i * size, n if i == n_groups - 1 else (i + 1) * size) for i in range(n_groups)]
+    levels = [min(max(reduction, 4), 32) for reduction in reductions]
+    starts = [i for i in range(n) if i == 0 or levels[i] != levels[i - 1]]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """A timm model in parts: tail(blocks(stem(x))) is its forward_features.
@@ -135,6 +151,7 @@ class Family(abc.ABC):
     modules: timm modules that hold it; patterns: names in them (wildcards); refused: {pattern: why} of names that match
     but cannot be cut. model_types: the classes whose forward_features the cut reproduces; subclasses are refused.
     head_keys: prefixes of state-dict keys that belong to forward_head and are dropped knowingly.
+    position_bias: names of the parts or parameters of a block that are its bias of relative positions.
     """
 
     modules: ClassVar[tuple[str, ...]]
@@ -147,6 +164,7 @@ class Family(abc.ABC):
     fixed_size: ClassVar[bool] = False
     zero_init: ClassVar[bool] = False
     own_dilation: ClassVar[bool] = False
+    position_bias: ClassVar[tuple[str, ...]] = ()
     own_patch: ClassVar[bool] = False
 
     def names(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from datasets.errors import UsageError
+from methods.backbones.sublayers import Cutter, Sublayer, not_cut
 
 
 class Form(abc.ABC):
@@ -37,6 +38,12 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def branch(self, module: nn.Module) -> nn.Module:
         """A module of two inputs (x, s) that runs `execute` and holds the block's parts without the skip path."""
+
+    def sublayers(self, module: nn.Module) -> Sequence[Sublayer]:
+        """The block as residual sub-layers one after another, of which the first reads s = skip(x); empty where blocks
+        of this kind stay whole.
+        """
+        return ()
 
 
 class Branch(nn.Module):
@@ -123,8 +130,10 @@ class Inner(nn.Module):
 class Stream(Form):
     """inner(s): blocks that only add to a residual stream, whatever number of branches they have (adashare 2.2).
 
-    A `StageEntry` is skipped by its downsampling, every other block by the identity.
+    A `StageEntry` is skipped by its downsampling, every other block by the identity. cutter: cuts into sub-layers.
     """
+
+    cutter: Cutter = not_cut
 
     def skips(self, module: nn.Module) -> bool:
         """Always."""
@@ -146,6 +155,10 @@ class Stream(Form):
         """The inner part."""
         return Inner(self._inner(module))
 
+    def sublayers(self, module: nn.Module) -> Sequence[Sublayer]:
+        """Of the inner part."""
+        return self.cutter(self._inner(module))
+
 
 def forms_of(blocks: Sequence[nn.Module], table: Mapping[type[nn.Module], Form]) -> list[tuple[nn.Module, Form]]:
     """Each block with its form, by exact class. Raises UsageError for a class that the table does not hold."""
@@ -157,15 +170,17 @@ def forms_of(blocks: Sequence[nn.Module], table: Mapping[type[nn.Module], Form])
 
 
 def streams_of(
-    stages: Iterable[tuple[nn.Module | None, Sequence[nn.Module]]], known: Sequence[type[nn.Module]]
+    stages: Iterable[tuple[nn.Module | None, Sequence[nn.Module]]], known: Mapping[type[nn.Module], Cutter]
 ) -> list[tuple[nn.Module, Form]]:
     """Blocks of stages (entry downsampling, or nn.Identity or None, with blocks) that only add to a residual stream.
 
-    The downsampling joins the first block of its stage. Raises UsageError for a block class that is not known.
+    The downsampling joins the first block of its stage. known: {class of block: what cuts it into sub-layers}. Raises
+    UsageError for a block class that is not known.
     """
     cut: list[tuple[nn.Module, Form]] = []
+    forms: dict[type[nn.Module], Form] = {cls: Stream(cutter) for cls, cutter in known.items()}
     for entry, blocks in stages:
-        whole = forms_of(blocks, dict.fromkeys(known, Stream()))
+        whole = forms_of(blocks, forms)
         if entry is not None and type(entry) is not nn.Identity:
             whole[0] = (StageEntry(entry, blocks[0]), whole[0][1])
         cut += whole

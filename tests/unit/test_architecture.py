@@ -49,7 +49,7 @@ FLOORS = {
         "contracts",
         "plain control registry operating",
         "single_task hard_sharing adashare branched dag_search dmo soft_sharing",
-        "recon taps task_switching",
+        "lora recon taps task_switching",
     ),
     "benchmark": (
         "version escape",

@@ -79,6 +79,21 @@ def test_a_part_that_comes_back_as_another_is_found(monkeypatch: pytest.MonkeyPa
     assert "  stem comes back from its configuration as another module" in check.summary(NAME)[0]
 
 
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (lambda cut: cut[:1], "block 0 (Block): its sub-layers hold other parameters"),
+        (lambda cut: [cut[0], type(cut[1])(cut[1].chain, 0.5), cut[1]], "its sub-layers give another output"),
+    ],
+)
+def test_sub_layers_that_are_not_the_block_are_found(
+    keep: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sublayers = Block.sublayers
+    monkeypatch.setattr(Block, "sublayers", lambda self: keep(sublayers(self)))  # type: ignore[operator]
+    assert any(message in line for line in check.summary("test_vit")[0])
+
+
 def _forget() -> None:
     for name in [name for name in family._FAMILIES if name.endswith(".GENets")]:
         del family._FAMILIES[name]

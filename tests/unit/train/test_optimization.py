@@ -126,6 +126,37 @@ def test_an_own_rate_may_fall_like_a_cosine() -> None:
         OptimizerSpec("sgd", 0.2, decay_every=3, cosine=True)
 
 
+def test_an_own_cosine_may_warm_up_and_end_above_0() -> None:
+    """As published recipes of transformers do: a linear rise, then a fall from lr to end_lr."""
+    spec = OptimizerSpec("adamw", 0.4, cosine=True, warmup=0.5, end_lr=0.1)
+    fall = [0.1 + 0.3 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert [own_rate(spec, step, 8) for step in range(8)] == pytest.approx([0.08, 0.16, 0.24, 0.32, *fall])
+    for wrong in ({"warmup": 0.1}, {"end_lr": 0.1}):
+        with pytest.raises(ValueError, match="only a cosine rate reads them"):
+            OptimizerSpec("sgd", 0.2, **wrong)
+
+
+@pytest.mark.numerical
+def test_own_optimizers_of_one_norm_are_clipped_together() -> None:
+    """A group by itself would be clipped less; the recipe's norm is for what follows the recipe."""
+    spec = OptimizerSpec("sgd", 1.0, clip_norm=1.0)
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(4)]
+    groups = [ParameterGroup("added", parameters[:1], spec), ParameterGroup("heads", parameters[1:2], spec)]
+    groups += [ParameterGroup("arch", parameters[2:3], OptimizerSpec("sgd", 1.0))]
+    groups += [ParameterGroup("backbone", parameters[3:])]
+    recipe = RecipeSettings(
+        clip_norm=2.0,
+        optimizer=OptimizerSettings(lr=1.0, momentum=0.0, weight_decay=0.0),
+        schedule={"name": "constant", "warmup": 0.0},
+    )
+    built = StageOptimizers(groups, recipe)
+    built.set_rates(0, 1)
+    for parameter, gradient in zip(parameters, (3.0, 4.0, 10.0, 10.0), strict=True):
+        parameter.grad = torch.tensor([gradient])
+    built.step(torch.amp.GradScaler("cpu", enabled=False))
+    assert [-float(p.detach()) for p in parameters] == pytest.approx([0.6, 0.8, 10.0, 2.0], rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_a_gradient_of_another_memory_layout_updates_the_right_weights(name: str) -> None:
     """Fused kernels on the CPU pair numbers by their place in memory; a loss balancer may set such gradients."""
