@@ -83,11 +83,7 @@ def command(
     ] = None,
     curve: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--curve",
-            metavar="PARAM[:FACT]",
-            help="With --figures: Delta_m along a parameter, against it or what came of it; may be repeated.",
-        ),
+        typer.Option("--curve", metavar="PARAM[:FACT]", help="With --figures: Delta_m along a parameter; repeatable."),
     ] = None,
     against: Annotated[
         Optional[Path],  # noqa: UP045
@@ -97,10 +93,7 @@ def command(
         Optional[str],  # noqa: UP045
         typer.Option("--board", metavar="NAME", help="Published rows beside ours: a board, or all that fit."),
     ] = None,
-    published: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--published", metavar="FOLDER", help="With --board: boards of this folder."),
-    ] = None,
+    published: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help="With --board: of this folder.")] = None,  # noqa: UP045
     show_recalled: Annotated[
         bool, typer.Option("--show-recalled", help="With --board: also rows that were checked against no source.")
     ] = False,
@@ -113,10 +106,7 @@ def command(
         typer.Option("--columns", metavar="A,B", help="Of latex: delta_m, semseg.miou, a metric, a task; or all."),
     ] = None,
     rows: Annotated[Optional[str], typer.Option("--rows", metavar="A,B", help="Of latex, in this order.")] = None,  # noqa: UP045
-    names: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--names", metavar="FILE", help="YAML page: names of rows, columns and tasks in print."),
-    ] = None,
+    names: Annotated[Optional[Path], typer.Option(metavar="FILE", help="YAML page: names in print.")] = None,  # noqa: UP045
     plugin: PluginOption = None,
 ) -> None:
     """Print tables of the records in DIR: the answer at a glance, or with --full accuracy, Delta_m, size, compute and
