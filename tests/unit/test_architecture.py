@@ -47,9 +47,9 @@ FLOORS = {
         "methods figures streams graph",
         "backbones",
         "contracts",
-        "plain control registry operating",
+        "plain control registry operating judging",
         "single_task hard_sharing adashare branched dag_search dmo soft_sharing",
-        "taps task_switching",
+        "merged taps task_switching",
     ),
     "benchmark": (
         "version escape",
