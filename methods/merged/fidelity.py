@@ -63,7 +63,7 @@ FIDELITY = Fidelity(
         Statement("default", "coefficient: select tries .1 to 1 with the single-task heads on select; statistics are "
                   "re-estimated for each, so a value costs a pass of select and, with batch norms, one of fit."),
         Statement("third party", "Surgery: head t reads h - U_t ReLU(D_t h), U_t from 0, rank 16, trained by L1 to the "
-                  "feature of f_t without labels, Adam 1e-3, 1,000 steps (fusion_bench); no more steps than the budget here."),
+                  "feature of f_t without labels, Adam 1e-3, 1,000 steps (fusion_bench); here at most the budget's."),
         Statement("default", "Surgery is trained on fit and arch, there on test images; after the tail at every "
                   "position, D_t drawn as torch draws linear layers; before heads are retrained or all is fine-tuned, "
                   "where they are."),

@@ -119,27 +119,24 @@ class Merged(Method[MergedParams]):
         reference: Metrics,
     ) -> None:
         """Stage 2: give the body the merged weights. graph: over it; reference: metrics of the f_t on select."""
-        from methods.merged.arithmetic import TaskVectors, along, average
-        from methods.merged.network import body_of, weights_of, write
+        from methods.merged.arithmetic import along, average
+        from methods.merged.network import task_vectors, write
         from methods.merged.selection import best_of, gains_of_grid
         from methods.merged.telling import tell_disagreement, tell_grid
 
-        tasks = tuple(sorted(singles))
-        start: Weights = {name: theta.detach() for name, theta in weights_of(body_of(backbone)).items()}
-        trained = [{n: theta.detach() for n, theta in weights_of(singles[task].body).items()} for task in tasks]
-        vectors = TaskVectors(start, trained)
+        tasks, vectors = task_vectors(backbone, singles)
         tell_disagreement(trainer, vectors, tasks)
         if self.params.rule == "average":
             write(average(vectors), body)
             return
         direction = self._direction(vectors)
         if self.params.coefficient == "select":
-            gains = gains_of_grid(trainer, graph, body, start, direction, reference)
+            gains = gains_of_grid(trainer, graph, body, vectors.start, direction, reference)
             coefficient = best_of(gains)
             tell_grid(trainer, gains, coefficient)
         else:
             coefficient = self.params.fixed_coefficient(len(tasks))
-        write(along(start, direction, coefficient), body)
+        write(along(vectors.start, direction, coefficient), body)
 
     def _direction(self, vectors: TaskVectors) -> Weights:
         """What lambda scales."""

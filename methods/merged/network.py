@@ -15,6 +15,7 @@ from methods.contracts import Metrics, Purpose, Role, Trainer
 from methods.graph.norms import has_statistics
 from methods.graph.operations import Operation, Origin
 from methods.graph.task_graph import TaskGraph, estimate_statistics
+from methods.merged.arithmetic import TaskVectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,14 @@ def weights_of(body: Sequence[Operation]) -> dict[str, nn.Parameter]:
         part, index = operation.config["part"], operation.config.get("index")
         modules[str(part) if index is None else f"{part} {index}"] = operation.module
     return dict(nn.ModuleDict(modules).named_parameters())
+
+
+def task_vectors(backbone: Backbone, singles: Mapping[str, Single]) -> tuple[tuple[str, ...], TaskVectors]:
+    """The tasks in alphabetical order, so that no sum depends on theirs, and their vectors from the initial weights."""
+    tasks = tuple(sorted(singles))
+    bodies = [body_of(backbone), *(singles[task].body for task in tasks)]
+    start, *trained = ({name: theta.detach() for name, theta in weights_of(body).items()} for body in bodies)
+    return tasks, TaskVectors(start, trained)
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ class MergedParams(MethodParams):
         return self
 
     def n_surgery_steps(self, budget: int) -> int:
-        """Steps that train the corrections. More than the budget's would be more updates than other rows' weights get."""
+        """Steps that train the corrections; by default no weight gets more updates than those of other rows."""
         return min(_PUBLISHED_SURGERY_STEPS, budget) if self.surgery_steps is None else self.surgery_steps
 
     def fixed_coefficient(self, n_tasks: int) -> float:
