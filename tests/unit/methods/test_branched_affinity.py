@@ -139,10 +139,10 @@ def test_centred_features_do_not_see_what_all_images_share() -> None:
     centred = pairwise_dissimilarity(shifted, "A", "x", center_images=True)
     np.testing.assert_allclose(centred, [1.5, 1.5, 1.5], atol=1e-12)
 
-    both = [(0, 0, A), (1, 0, A + torch.tensor([8.0, 0, -3, 5]))]
+    both = [(0, 0, A), (1, 0, A + torch.tensor([20.0, 0, 0, 0]))]
     found = [affinity(both, ["A", "B"], ["x"], center_images=on).values[0, 0, 1] for on in (False, True)]
     assert found[1] == pytest.approx(1, abs=1e-12)
-    assert found[0] < 0.9
+    assert found[0] == pytest.approx(19 / 35, abs=1e-12)
     assert affinity([(0, 0, A), (1, 0, B)], ["A", "B"], ["x"], center_images=True).values[0, 0, 1] == pytest.approx(
         scipy.stats.spearmanr(*((1 - np.corrcoef(x - x.mean(0)))[np.triu_indices(4, 1)] for x in (A, B))).statistic
     )
