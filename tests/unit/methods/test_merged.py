@@ -351,10 +351,13 @@ def test_c1_one_task_ends_as_its_own_network(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("domains", ["single", "multi"])
-def test_c2_the_order_of_tasks_changes_nothing(domains: str, tmp_path: Path) -> None:
-    """[default] Which network's parameters take the merged weights is told by names, never by the order."""
+def test_c2_the_order_of_tasks_changes_nothing(domains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[default] Which network's parameters take the merged weights is told by names, never by the order. Statistics
+    that nobody re-estimates show whose they are.
+    """
+    if domains == "single":
+        monkeypatch.setattr("methods.merged.network.re_estimate", lambda *_: None)
     found: list[dict[str, Tensor]] = []
-    facts: list[dict[str, Any]] = []
     images: dict[str, Tensor] = {}
     for order in (("a", "b"), ("b", "a")):
         trainer = trainer_with_singles(tmp_path / order[0], domains=domains)
@@ -365,9 +368,7 @@ def test_c2_the_order_of_tasks_changes_nothing(domains: str, tmp_path: Path) -> 
         graph = run(trainer, rule="ties", heads="own", surgery_rank=2)
         with torch.no_grad():
             found.append(graph.network().eval()(images, ("a", "b")))
-        facts.append(trainer.facts)
     assert all(torch.equal(found[0][task], found[1][task]) for task in ("a", "b"))
-    assert facts[0] == facts[1]
 
 
 def test_c2_no_sum_depends_on_the_order_of_tasks(tmp_path: Path) -> None:
@@ -510,6 +511,10 @@ def test_what_each_stage_costs_is_told(tmp_path: Path) -> None:
     final = trainer.evaluate(graph.network(), Role.SELECT)
     gains = trainer.artifacts["gains over single tasks"]
     assert gains.shape == (3, 2)
+    own = trainer_with_singles(tmp_path / "own")
+    run(own, heads="own")
+    kept = own.artifacts["gains over single tasks"]  # deployed with nothing trained: as after re-estimation
+    assert kept[0].tolist() == gains[0].tolist() != gains[1].tolist() == kept[1].tolist() == kept[2].tolist()
     assert gains[2].tolist() == pytest.approx([change_of_task(reference[task], final[task]) for task in ("a", "b")])
     names = [f"gain over single tasks, {stage}" for stage in ("merging", "statistics", "the end")]
     assert [trainer.facts[name]["value"] for name in names] == pytest.approx(gains.mean(1).tolist())
