@@ -361,7 +361,8 @@ def test_c2_the_order_of_tasks_changes_nothing(domains: str, tmp_path: Path, mon
     images: dict[str, Tensor] = {}
     for order in (("a", "b"), ("b", "a")):
         trainer = trainer_with_singles(tmp_path / order[0], domains=domains)
-        trainer.context = dataclasses.replace(trainer.context, data=trainer.data.with_tasks(order))
+        data = dataclasses.replace(trainer.data, tasks=tuple(trainer.data.task(task) for task in order))
+        trainer.context = dataclasses.replace(trainer.context, data=data)
         for loader in trainer.context.loaders.values():
             loader.spec = trainer.data
         images = images if found else images_of(trainer)
