@@ -49,6 +49,7 @@ from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, S
 from methods.branched.trees import Tree
 from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,6 +151,7 @@ class Branched(ChoosingMethod[BranchedParams]):
     """A tree chosen under a size budget by how similarly single-task networks represent the same images."""
 
     Params = BranchedParams
+    traits: ClassVar[Traits] = Traits("some", "some", "1 to T", before_per_task=1, size_parameter="budget")
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Vandenhende et al., Branched Multi-Task Networks: Deciding What Layers To Share, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",

@@ -19,6 +19,7 @@ from methods.merged.fidelity import FIDELITY
 from methods.merged.parameters import MergedParams
 from methods.plain import fit_graph, task_losses
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -35,6 +36,7 @@ class Merged(Method[MergedParams]):
     """One backbone whose weights are merged from those of the single-task networks, one head for each task."""
 
     Params = MergedParams
+    traits: ClassVar[Traits] = Traits("all", "all", "1", before_per_task=1)
     fidelity: ClassVar[Fidelity] = FIDELITY
 
     def __init__(self, params: MergedParams) -> None:

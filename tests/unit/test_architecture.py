@@ -44,7 +44,7 @@ FLOORS = {
         "digit_domains",
     ),
     "methods": (
-        "methods figures streams graph",
+        "methods figures streams graph traits",
         "backbones",
         "contracts",
         "plain control registry operating judging",
