@@ -78,7 +78,7 @@ def changes_figure(changes: Mapping[str, Sequence[float | None]], tasks: Sequenc
         values=tuple(tuple(changes[stage][t] for stage in changes) for t in range(len(tasks))),
         row_title="task",
         column_title="after",
-        value_title="relative gain over the task's own network, percent",
+        value_title="gain over its own network, %",
         centre=0.0,
     )
     return Figure(title="What merging costs each task", panels=(panel,))
@@ -92,7 +92,7 @@ def coefficient_figure(gains: Sequence[float], chosen: float) -> Figure:
         title="on select, with the heads of the single-task networks",
         series=(Series(label="mean over tasks", x=tuple(x for x, _ in points), y=tuple(y for _, y in points)),),
         x_title="coefficient lambda",
-        y_title="relative gain over the single-task networks, percent",
+        y_title="relative gain over single tasks, %",
         marks=marks,
     )
     return Figure(title="Which coefficient was taken", panels=(panel,))

@@ -25,16 +25,21 @@ def gains_of_grid(
     direction: Mapping[str, Tensor],
     reference: Metrics,
 ) -> list[float]:
-    """The gain of theta_0 + lambda * direction for each lambda of `GRID`, percent; the body is left with the last.
+    """The gain of theta_0 + lambda * direction for each lambda of `GRID`, percent; the body is left with the weights of
+    the last, and with the statistics that it had.
 
     graph: the body with the heads of the single-task networks. reference: metrics of those networks. Statistics are
     re-estimated before each look; both passes are charged.
     """
+    buffers = list(graph.network().buffers())
+    kept = [buffer.clone() for buffer in buffers]
     gains = []
     for coefficient in GRID:
         write(along(start, direction, coefficient), body)
         re_estimate(trainer, graph)
         gains.append(gain(reference, judged(trainer, graph, "search")))
+    for buffer, before in zip(buffers, kept, strict=True):
+        buffer.copy_(before)
     return gains
 
 

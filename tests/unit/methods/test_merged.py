@@ -461,6 +461,9 @@ def test_the_best_coefficient_of_the_grid_is_taken(tmp_path: Path) -> None:
     body = [node.operation for node in graph.reachable(["a"])[:-1]]
     assert all(torch.equal(value, expected[key].float()) for key, value in weights_of(body).items())
     assert trainer.ledger.search.forward_passes == 10 * (1 + 1) + 1
+    fixed = trainer_with_singles(tmp_path / "fixed")
+    run(fixed, rule="task_arithmetic", coefficient=chosen, heads="own")  # the looks leave no statistics behind
+    assert torch.equal(*(torch.as_tensor(t.artifacts["gains over single tasks"]) for t in (trainer, fixed)))
     assert [mark[0] for mark in trainer.figures["coefficient"].panels[0].marks] == [chosen]
 
 
@@ -527,7 +530,7 @@ def test_what_each_stage_costs_is_told(tmp_path: Path) -> None:
     assert trainer.figures["gains"].panels[0].columns == ("merging", "statistics", "the end")
     found = disagreement(task_vectors(trainer.backbone(), {t: Single.of(one) for t, one in singles.items()})[1])
     assert trainer.facts["norm of the task vector, b"]["value"] == pytest.approx(found.norms[1])
-    assert trainer.facts["cosine of task vectors, median"]["value"] == pytest.approx(found.cosine[0])
+    assert trainer.facts["cosine of task vectors"]["value"] == pytest.approx(found.cosine[0])
     assert trainer.facts["opposite signs"]["value"] == pytest.approx(100 * found.opposite_share[0])
     assert trainer.elements == []
     assert trainer.search_moved == {}
