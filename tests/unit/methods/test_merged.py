@@ -34,6 +34,7 @@ from methods.merged.parameters import MergedParams
 from methods.merged.pictures import disagreement_figure
 from methods.merged.selection import GRID, best_of, gain
 from methods.merged.surgery import Repair, Surgery, correction, train_corrections
+from methods.merged.telling import tell_disagreement
 from methods.plain import plain_graph
 from tests.unit.kills import Killed, kill_after, outcome
 from tests.unit.towers import backbone_of, images_of, tasks_of, trainer_of
@@ -500,6 +501,17 @@ def test_disagreement_by_hand() -> None:
     assert cosines.rows == signs.rows == ("a / b", "a / c", "b / c")
     assert cosines.values[1][0] is None
     assert signs.values[0] == pytest.approx((0, 0.5))
+
+
+def test_cosines_of_more_than_one_pair_are_told_by_their_range(tmp_path: Path) -> None:
+    trainer = trainer_with_singles(tmp_path)
+    tell_disagreement(trainer, vectors_of([1, 1], [1, 0], [1, 0], [0, 2]), ("a", "b", "c"))
+    words = ("minimum", "mean", "maximum")
+    found = [trainer.facts[f"cosine of task vectors, {word}"]["value"] for word in words]
+    assert found == pytest.approx([0, 1 / 3, 1])
+    tell_disagreement(trainer, vectors_of([1, 1], [0, 0], [1, 0]), ("a", "b"))
+    assert trainer.facts["cosine of task vectors"]["value"] is None  # one network did not move
+    assert trainer.facts["opposite signs"]["value"] is None
 
 
 def test_many_pairs_are_shown_by_their_range() -> None:
