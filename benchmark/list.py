@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from benchmark.api import catalog
+from benchmark.api import catalog, method_table
 from benchmark.cli import PluginOption, start, usage_errors
 from datasets.errors import UsageError
 
@@ -19,7 +19,7 @@ def show(
         str | None,
         typer.Argument(
             help="A method, data set, suite, backbone, board or loss balancing; or `augmentation`, `backbones`, "
-            "`balancing`, `boards`, `heads`, `kinds`, `metrics`."
+            "`balancing`, `boards`, `heads`, `kinds`, `methods`, `metrics`."
         ),
     ] = None,
     plugin: PluginOption = None,
@@ -31,9 +31,20 @@ def show(
             "right? Exit code 1 where not.",
         ),
     ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="With `methods`: what each shares, takes and costs, side by side.")
+    ] = False,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="FORM", help="Of the table: terminal (default) or markdown.")
+    ] = None,
 ) -> None:
     """List what there is, or describe one thing."""
     with usage_errors():
+        if table and name == "methods":
+            print(method_table.method_table(form or "terminal", plugin or ()))
+            return
+        if table or form is not None:
+            raise UsageError("--table and --format are of methods: list methods --table --format markdown.")
         if check is None:
             print(catalog.describe(name, plugin or ()))
             return

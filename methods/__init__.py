@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from methods.graph.task_graph import TaskGraph
     from methods.plain import fit_graph, fit_plain, parameter_groups, plain_graph, task_losses
     from methods.registry import register_method
+    from methods.traits import Traits
 
 _MODULES = {
     "methods.contracts": (
@@ -39,6 +40,7 @@ _MODULES = {
     "methods.graph.task_graph": ("TaskGraph",),
     "methods.plain": ("fit_graph", "fit_plain", "parameter_groups", "plain_graph", "task_losses"),
     "methods.registry": ("register_method",),
+    "methods.traits": ("Traits",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -57,6 +59,7 @@ __all__ = [
     "Statement",
     "TaskGraph",
     "Trainer",
+    "Traits",
     "Tuned",
     "fit_graph",
     "fit_plain",

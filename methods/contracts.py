@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from methods.backbones.backbone import Backbone
     from methods.figures import Figure
     from methods.graph.task_graph import Operation, TaskGraph
+    from methods.traits import Traits
 
 
 class Role(str, Enum):
@@ -387,6 +388,7 @@ class Method(abc.ABC, Generic[P]):
     """A sharing method: registered with `@register_method(name)`, constructed with validated parameters.
 
     Params: class of the parameters. fidelity: how close the implementation is to its source.
+    traits: its row in the table of all methods, None for a plug-in's that does not say.
     needs_all_labels: every image must be labelled for every task; the method refuses multi-domain sets.
     is_single_task_reference: its rows are the baseline of Delta_m.
     is_comparison_reference: with its defaults it is the row that every other row is tested against.
@@ -408,6 +410,7 @@ class Method(abc.ABC, Generic[P]):
 
     Params: ClassVar[type[MethodParams]]
     fidelity: ClassVar[Fidelity]
+    traits: ClassVar[Traits | None] = None
     needs_all_labels: ClassVar[bool] = False
     is_single_task_reference: ClassVar[bool] = False
     is_comparison_reference: ClassVar[bool] = False

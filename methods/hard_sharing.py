@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from methods import Fidelity, Method, MethodParams, Statement, Trainer, fit_plain, register_method
+from methods import Fidelity, Method, MethodParams, Statement, Trainer, Traits, fit_plain, register_method
 from methods.plain import CARUANA
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class HardSharing(Method[HardSharingParams]):
     """One backbone for all tasks, one head for each."""
 
     Params = HardSharingParams
+    traits: ClassVar[Traits] = Traits("all", "all", "1")
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="R. Caruana, Multitask Learning, Machine Learning 28:41-75, 1997",
         link="https://doi.org/10.1023/A:1007379606734",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from methods import Fidelity, Method, MethodParams, Statement, Trainer, register_method
+from methods import Fidelity, Method, MethodParams, Statement, Trainer, Traits, register_method
 from methods.plain import CARUANA
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class SingleTaskNetworks(Method[SingleTaskParams]):
     """One backbone and one head for every task; each network gets a multi-task network's steps, not a T-th of them."""
 
     Params = SingleTaskParams
+    traits: ClassVar[Traits] = Traits("none", "none", "T")
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="the single-task baseline of every multi-task comparison, e.g. Vandenhende et al., TPAMI 2021",
         link="https://arxiv.org/abs/2004.13379",

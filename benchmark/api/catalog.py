@@ -42,6 +42,7 @@ def _described(name: str | None) -> Iterator[str]:
         "boards": boards.overview,
         "heads": glossary.heads,
         "kinds": glossary.kinds,
+        "methods": _all_methods,
         "metrics": glossary.metrics,
     }
     if name in whole:
@@ -68,12 +69,8 @@ def _described(name: str | None) -> Iterator[str]:
 def _overview() -> Iterator[str]:
     """What the files say of themselves: no method, data set or backbone is imported."""
     from datasets.registry import dataset_names, declared_datasets, get_dataset
-    from methods.registry import declared_methods, get_method, method_names
 
-    yield "Methods"
-    methods = declared_methods()
-    for name in method_names():
-        yield f"  {name:<20} {_first_line(methods[name].about if name in methods else get_method(name).__doc__)}"
+    yield from _all_methods()
     yield "Data sets"
     data = declared_datasets()
     for name in dataset_names():
@@ -86,6 +83,15 @@ def _overview() -> Iterator[str]:
     yield "Loss balancing: `list balancing` names the ways"
     yield "Backbones: timm models; `list backbones` names them"
     yield f"Published tables: {len(boards.board_names())}; `list boards` names them"
+
+
+def _all_methods() -> Iterator[str]:
+    from methods.registry import declared_methods, get_method, method_names
+
+    yield "Methods (`list methods --table` puts them side by side)"
+    methods = declared_methods()
+    for name in method_names():
+        yield f"  {name:<20} {_first_line(methods[name].about if name in methods else get_method(name).__doc__)}"
 
 
 def _all_backbones() -> Iterator[str]:

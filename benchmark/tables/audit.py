@@ -323,7 +323,7 @@ def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
     searching = [row for row in rows if _searches(row)]
     far: dict[_Row, str] = {}
     for row in filter(_is_random, rows):
-        same_method = [other for other in searching if _method(other) == _method(row)]
+        same_method = [other for other in searching if other.records[0].method == row.records[0].method]
         found = [(_size_deviation(row, other), other.label) for other in same_method or searching]
         deviation, beside = min(found, default=(None, ""))
         if deviation is not None:
@@ -334,10 +334,6 @@ def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
                 yield text
     if far:
         yield Finding("random architecture", "amber", tuple(row.position for row in far), "; ".join(far.values()))
-
-
-def _method(row: _Row) -> str:
-    return row.records[0].method
 
 
 def _size_deviation(row: _Row, other: _Row) -> float:
@@ -407,14 +403,18 @@ def _still_searches(rows: Sequence[_Row], rule: Rule) -> Iterator[Finding]:
 
 
 def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
-    """4c, 4d: a search needs two controls: a random architecture, and the reference with the same total budget."""
-    searching = [row for row in rows if _searches(row)]
-    if not searching:
-        return
-    missing = [*_missing_reference(rows), *([] if any(map(_is_random, rows)) else ["a random architecture"])]
-    if missing:
-        names = ", ".join(row.label for row in searching)
-        yield f"no equal-cost control for the search of {names}: missing {' and '.join(missing)}"
+    """4c, 4d: two controls: the reference with the same total budget, and of a search a random architecture."""
+    reference = _missing_reference(rows)
+    random = [] if any(map(_is_random, rows)) else ["a random architecture"]
+    for chooses, what, missing in (
+        (True, "search", [*reference, *random]),
+        (False, "cost before the final training", reference),
+    ):
+        # Of a record that does not say whether there are architectures to choose from, that is assumed.
+        found = [row for row in rows if (row.records[0].audit.get("search_space", UNKNOWN) != "") == chooses]
+        names = ", ".join(row.label for row in filter(_searches, found))
+        if names and missing:
+            yield f"no equal-cost control for the {what} of {names}: missing {' and '.join(missing)}"
 
 
 def _missing_reference(rows: Sequence[_Row]) -> list[str]:
@@ -437,7 +437,7 @@ def _controls(rows: Sequence[_Row]) -> Iterator[tuple[int, int]]:
     """(search, its control): the one nearest in size, of its own method where there is one."""
     for row in filter(_searches, rows):
         found = _drawn_from_space(row, rows)
-        if near := [other for other in found if _method(other) == _method(row)] or found:
+        if near := [one for one in found if one.records[0].method == row.records[0].method] or found:
             yield row.position, min(near, key=lambda other: _size_deviation(other, row)).position
 
 

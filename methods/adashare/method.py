@@ -10,6 +10,7 @@ from methods.adashare.parameters import AdaShareParams
 from methods.contracts import Budget, Fidelity, Method, Trainer
 from methods.operating import rate_of, reach_notes
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -36,6 +37,9 @@ class AdaShare(Method[AdaShareParams]):
     """Per task and block, execute or skip: a policy is searched, drawn, and the network trained under it."""
 
     Params = AdaShareParams
+    traits: ClassVar[Traits] = Traits(
+        "some", "some", "up to T", before=1, size_parameter="sparsity_weight", backbones="blocks with shortcuts"
+    )
     search_space: ClassVar[str] = "policies"
     fidelity: ClassVar[Fidelity] = FIDELITY
 

@@ -28,13 +28,21 @@ FEATURE_BYTES = 512 * 2**20  # of float32 features held at a time, where one loc
 
 
 def pairwise_dissimilarity(
-    features: Tensor, task: str, location: str, degenerate: Degenerate = "error", dtype: FeatureDtype = "float64"
+    features: Tensor,
+    task: str,
+    location: str,
+    degenerate: Degenerate = "error",
+    dtype: FeatureDtype = "float64",
+    center_images: bool = False,
 ) -> FloatArray:
     """Upper triangle of the RDM, row by row without the diagonal: float64 [K (K - 1) / 2], each in [0, 2].
 
-    features: float [K, F]. Raises UsageError for values that are not finite, and for an image whose features are all
-    equal, unless `degenerate` is `one`: its distances are then 1.
+    features: float [K, F]. center_images: take from every feature its mean over the K images first. Raises UsageError
+    for values that are not finite, and for an image whose features are all equal, unless `degenerate` is `one`: its
+    distances are then 1.
     """
+    if center_images:
+        features = features - features.mean(0, dtype=torch.float64).to(features.dtype)
     n_images = len(features)
     low, high = features.amin(1), features.amax(1)
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
@@ -111,6 +119,7 @@ def affinity(
     locations: Sequence[str],
     degenerate: Degenerate = "error",
     dtype: FeatureDtype = "float64",
+    center_images: bool = False,
 ) -> Affinity:
     """A from features that come one (task, location) at a time: (i, d, float [K, F]), in any order.
 
@@ -120,7 +129,8 @@ def affinity(
     counts = set()
     for i, d, values in features:
         counts.add(len(values))
-        ranks[i, d] = standard_ranks(pairwise_dissimilarity(values, tasks[i], locations[d], degenerate, dtype))
+        distances = pairwise_dissimilarity(values, tasks[i], locations[d], degenerate, dtype, center_images)
+        ranks[i, d] = standard_ranks(distances)
     if len(counts) != 1 or min(counts) < 3:
         raise UsageError(f"Affinities need the same probe images for every task, at least 3; got {sorted(counts)}.")
     found = np.zeros((len(locations), len(tasks), len(tasks)))

@@ -41,6 +41,7 @@ from methods.branched.trees import Tree, nested
 from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer, Tuned
 from methods.operating import MOVEMENT
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +133,7 @@ class Bmtas(ChoosingMethod[BmtasParams]):
     """A tree found by a search over T copies of every layer, with a loss on its expected compute."""
 
     Params = BmtasParams
+    traits: ClassVar[Traits] = Traits("some", "some", "1 to T", before=1.2, size_parameter="resource_weight")
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="D. Bruggemann et al., Automated Search for Resource-Efficient Branched MTL Networks, BMVC 2020",
         link="https://arxiv.org/abs/2008.10292",

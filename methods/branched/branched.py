@@ -49,6 +49,7 @@ from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, S
 from methods.branched.trees import Tree
 from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +107,9 @@ class BranchedParams(BudgetParams, ChoiceParams):
         default="error",
         description="distances of an image whose features are all equal: an error, or 1",
     )
+    center_images: bool = Field(
+        default=False, description="take from every feature its mean over the probe images before images are compared"
+    )
     cluster_cost: ClusterCost = Field(default="mean_max", description="`mean_max` is the method, others are ablations")
     search: Literal["auto", "exhaustive", "beam"] = Field(
         default="auto", description="`auto` compares all trees up to 6 tasks"
@@ -147,6 +151,7 @@ class Branched(ChoosingMethod[BranchedParams]):
     """A tree chosen under a size budget by how similarly single-task networks represent the same images."""
 
     Params = BranchedParams
+    traits: ClassVar[Traits] = Traits("some", "some", "1 to T", before_per_task=1, size_parameter="budget")
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Vandenhende et al., Branched Multi-Task Networks: Deciding What Layers To Share, BMVC 2020",
         link="https://arxiv.org/abs/1904.02920",
@@ -154,6 +159,11 @@ class Branched(ChoosingMethod[BranchedParams]):
         statements=(
             Statement("paper", "Abstract: affinities and a budget of learnable parameters decide a tree of layers."),
             Statement("recalled", "Similarity analysis: 1 - Pearson of unpooled features, Spearman between tasks."),
+            Statement(
+                "third party",
+                "center_images: later versions of an analysis script take from every feature its mean over the probe "
+                "images; an affinity then depends on that mean. Which form the paper used is not known; off here.",
+            ),
             Statement("recalled", "Cost: per location the mean over clusters of the largest dissimilarity inside."),
             Statement("third party", "An independent implementation agrees on both and on trees as refining chains."),
             Statement("recalled", "500 probe images and beam width 10, with low confidence; here images of fit."),
@@ -231,7 +241,7 @@ class Branched(ChoosingMethod[BranchedParams]):
                 trainer.charge(len(probes))
 
         locations = [f"the end of {name}" for name in segments.names]
-        found = affinity(features(), tasks, locations, p.degenerate, p.feature_dtype)
+        found = affinity(features(), tasks, locations, p.degenerate, p.feature_dtype, p.center_images)
         trainer.artifact("affinity", found.values)
         trainer.fact("probe images", found.n_images)
         if found.n_images < n_asked(trainer.data, p.n_probe):

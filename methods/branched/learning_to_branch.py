@@ -28,6 +28,7 @@ from methods.branched.segments import Segments, size_budget
 from methods.branched.tree_method import ChoosingMethod, Chosen
 from methods.contracts import Budget, Fidelity, Reference, Statement, Trainer
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -66,6 +67,7 @@ class LearningToBranch(ChoosingMethod[LearningToBranchParams]):
     """A tree in which every node has learnt its parent, by Gumbel-softmax mixtures of the level before."""
 
     Params = LearningToBranchParams
+    traits: ClassVar[Traits] = Traits("some", "some", "1 to T", before=1.2, size_parameter="budget")
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="P. Guo, C.-Y. Lee, D. Ulbricht, Learning to Branch for Multi-Task Learning, ICML 2020",
         link="https://arxiv.org/abs/2006.01895",

@@ -20,6 +20,7 @@ from methods.branched.tree_method import Chosen, Size, Tolerance, TreeMethod
 from methods.contracts import Budget, Fidelity, Statement, Trainer
 from methods.control import AMBER_DEVIATION
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -55,6 +56,7 @@ class RandomTree(TreeMethod[RandomTreeParams]):
     """A tree drawn uniformly from all of a size, trained like every other."""
 
     Params = RandomTreeParams
+    traits: ClassVar[Traits] = Traits("some", "some", "1 to T", size_parameter="budget")
     is_random_architecture = True
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="ShareBench; the space is that of S. Vandenhende et al., Branched Multi-Task Networks, BMVC 2020",

@@ -17,6 +17,7 @@ from methods.dag_search.params import GATE_MOVEMENT, DagSearchParams
 from methods.operating import reach_notes
 from methods.plain import fit_graph
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -29,6 +30,7 @@ class DagSearch(Method[DagSearchParams]):
     """A DAG of states over the backbone's blocks, with long skips; every task searches its own sub-DAG in it."""
 
     Params = DagSearchParams
+    traits: ClassVar[Traits] = Traits("some", "some", "up to T", before=1, size_parameter="kappa")
     search_space: ClassVar[str] = "directed acyclic graphs"
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="W. Choi, S. Im, Dynamic Neural Network for Multi-Task Learning Searching across Diverse Network "

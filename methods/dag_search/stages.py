@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 import torch
 
-from methods.contracts import Metrics, OptimizerSpec, ParameterGroup, Role, Stage, Trainer
+from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, Trainer
 from methods.dag_search.params import DagSearchParams
 from methods.dag_search.reduction import Reduction
 from methods.dag_search.space import DagSpace, OwnOperation, build_space
 from methods.dag_search.supernet import Supernet
 from methods.graph.operations import Operation, copy_sharing
 from methods.graph.task_graph import TaskGraph, estimate_statistics
+from methods.judging import relative_change
 from methods.plain import task_losses
 
 PROBE_IMAGES = 512  # of fit, per input: norm statistics of the network that was just cut
@@ -143,21 +144,3 @@ def _own_operations(supernet: Supernet) -> OwnOperation:
         return made[key]
 
     return own
-
-
-def relative_change(before: Metrics, after: Metrics) -> float | None:
-    """Mean over tasks of the mean over their metrics of 100 s (after - before) / |before|, positive is better.
-
-    Metrics without a value on either side, or with |before| < 1e-8, are left out; None where none is left.
-    """
-    tasks = []
-    for task, scores in before.items():
-        changes = []
-        for name, old in scores.items():
-            new = after[task][name].value
-            if old.value is not None and new is not None and abs(old.value) >= 1e-8:
-                sign = 1.0 if old.higher_is_better else -1.0
-                changes.append(100.0 * sign * (new - old.value) / abs(old.value))
-        if changes:
-            tasks.append(sum(changes) / len(changes))
-    return sum(tasks) / len(tasks) if tasks else None

@@ -10,6 +10,7 @@ from methods.contracts import Budget, Fidelity, Method, Trainer
 from methods.dmo.fidelity import FIDELITY
 from methods.dmo.parameters import DmoParams, kept_fraction
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -24,6 +25,7 @@ class Dmo(Method[DmoParams]):
     """Similar tasks share one sparse network, merged from single-task networks that are pruned by difficulty."""
 
     Params = DmoParams
+    traits: ClassVar[Traits] = Traits("some", "some", "1 to T", before_per_task=1, size_parameter="tau")
     search_space: ClassVar[str] = "groups of tasks"
     fidelity: ClassVar[Fidelity] = FIDELITY
 

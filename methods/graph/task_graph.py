@@ -331,7 +331,8 @@ class GraphNetwork(nn.Module):
 def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Replace the norm statistics of every node by the plain mean over these batches (of fit).
 
-    For a graph whose structure was just fixed; train/eval mode and the norms' momentum are put back.
+    For a graph whose structure was just fixed; train/eval mode and the norms' momentum are put back. Everything but the
+    norms is in eval mode: dropout would draw from the global stream, which a resumed run cannot repeat between stages.
     """
     norms = [norm for norm in _norms(network) if norm.track_running_stats]
     if not norms:
@@ -341,7 +342,9 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
-    network.train()
+    network.eval()
+    for norm in norms:
+        norm.train()
     try:
         for batch in batches:
             network(batch.images, tuple(batch.targets))

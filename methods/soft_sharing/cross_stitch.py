@@ -23,6 +23,7 @@ from methods.registry import register_method
 from methods.soft_sharing.parameters import TowerParams
 from methods.soft_sharing.pictures import tell_reads
 from methods.soft_sharing.training import SoftSharing, joint_stage, tower_notes, tower_passes
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,7 @@ class CrossStitch(SoftSharing[CrossStitchParams]):
     """A network for every task; after every stage each takes a learnt linear mix of all networks' features."""
 
     Params = CrossStitchParams
+    traits: ClassVar[Traits] = Traits("all", "all", "T", before_per_task=1)
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="I. Misra, A. Shrivastava, A. Gupta, M. Hebert, Cross-Stitch Networks for Multi-task Learning, CVPR "
         "2016",

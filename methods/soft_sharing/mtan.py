@@ -24,6 +24,7 @@ from methods.registry import register_method
 from methods.soft_sharing.parameters import Refinement, SoftSharingParams
 from methods.soft_sharing.pictures import stage_heatmap
 from methods.soft_sharing.training import SoftSharing, joint_stage, recipe_notes
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -57,6 +58,7 @@ class Mtan(SoftSharing[MtanParams]):
     """One backbone for all tasks; each attends to its features with masks of its own, stage after stage."""
 
     Params = MtanParams
+    traits: ClassVar[Traits] = Traits("all", "all", "1", size_parameter="mid_ratio", backbones="maps with shortcuts")
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Liu, E. Johns, A. J. Davison, End-to-End Multi-Task Learning with Attention, CVPR 2019",
         link="https://arxiv.org/abs/1803.10704",

@@ -23,6 +23,7 @@ from methods.registry import register_method
 from methods.soft_sharing.parameters import Count, TowerParams
 from methods.soft_sharing.pictures import tell_reads
 from methods.soft_sharing.training import SoftSharing, joint_stage, tower_notes, tower_passes
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,6 +75,7 @@ class NddrCnn(SoftSharing[NddrCnnParams]):
     """A network for every task; after every stage each takes a learnt 1x1 reduction of all networks' features."""
 
     Params = NddrCnnParams
+    traits: ClassVar[Traits] = Traits("all", "all", "T", before_per_task=1)
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="Y. Gao, J. Ma, M. Zhao, W. Liu, A. L. Yuille, NDDR-CNN, CVPR 2019",
         link="https://arxiv.org/abs/1801.08297",

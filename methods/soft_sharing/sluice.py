@@ -25,6 +25,7 @@ from methods.registry import register_method
 from methods.soft_sharing.parameters import NonNegative, TowerParams
 from methods.soft_sharing.pictures import stage_heatmap, tell_reads
 from methods.soft_sharing.training import SoftSharing, joint_stage, tower_notes, tower_passes
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -65,6 +66,7 @@ class Sluice(SoftSharing[SluiceParams]):
     """A network for every task; halves of channels are mixed after every stage, and all stages before the head."""
 
     Params = SluiceParams
+    traits: ClassVar[Traits] = Traits("all", "all", "T", before_per_task=1)
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="S. Ruder, J. Bingel, I. Augenstein, A. Sogaard, Latent Multi-Task Architecture Learning, AAAI 2019",
         link="https://arxiv.org/abs/1705.08142",

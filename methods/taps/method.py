@@ -35,6 +35,7 @@ from methods.figures import Figure, Heatmap
 from methods.operating import rate_of, reach_notes
 from methods.plain import require_tasks, task_losses
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,6 +116,7 @@ class Taps(Method[TapsParams]):
     """A frozen base; every task learns which layers to change, and how."""
 
     Params = TapsParams
+    traits: ClassVar[Traits] = Traits("some", "none", "T", before=1, size_parameter="sparsity_weight")
     final_batch_norm = "per_task"
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="M. Wallingford et al., Task Adaptive Parameter Sharing for Multi-Task Learning, CVPR 2022",

@@ -21,6 +21,7 @@ from methods.contracts import Budget, Fidelity, Method, MethodParams, Reference,
 from methods.figures import Figure, Heatmap
 from methods.plain import fit_graph, require_maps, require_tasks
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -55,6 +56,14 @@ class TaskSwitching(Method[TaskSwitchingParams]):
     """One network and one output for all tasks; a code of the task sets the norms of its later part."""
 
     Params = TaskSwitchingParams
+    traits: ClassVar[Traits] = Traits(
+        "all",
+        "some",
+        "1 to T",
+        size_parameter="conditioned_places",
+        backbones="maps",
+        labels="one form",
+    )
     fidelity: ClassVar[Fidelity] = Fidelity(
         citation="G. Sun et al., Task Switching Network for Multi-Task Learning, ICCV 2021",
         link="https://github.com/GuoleiSun/TSNs",

@@ -6,8 +6,10 @@ All in one file, because tests of one file run in one process and share the trai
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
 import matplotlib.pyplot as plt
 import pytest
@@ -22,13 +24,19 @@ from benchmark.deploy.network import (
     OutputDescription,
 )
 from benchmark.show.plots import draw
-from methods.contracts import Fidelity, Role
+from datasets.contracts import TaskSpec
+from datasets.errors import UsageError
+from methods.backbones.backbone import BackboneConfig, create_backbone
+from methods.contracts import Budget, Fidelity, Role
 from methods.figures import Figure
+from methods.graph.cost import CostTable, compute
 from methods.graph.task_graph import TaskGraph
-from methods.plain import task_losses
-from methods.registry import get_method, method_names
+from methods.plain import plain_graph, task_losses
+from methods.registry import declared_methods, get_method, method_names
+from methods.traits import Backbones, Labels, Passes, Shared, Traits
+from tests.conformance.test_pairs import PARAMS, REFUSED
 from tests.conformance.trained import BATCH, CASES, STEPS, build, trained, watched
-from tests.unit.harness import toy_trainer
+from tests.unit.harness import toy_spec, toy_trainer
 from tests.unit.kills import Killed, kill_after, outcome
 
 # By default each method on the kinds of data in turn; the whole product is marked slow.
@@ -151,6 +159,75 @@ def test_a_method_says_where_it_comes_from(name: str) -> None:
     assert method.fidelity.statements
     assert method.__doc__
     assert method.Params.__doc__
+
+
+# What it says of itself in the table of all methods
+
+
+@pytest.mark.parametrize("name", declared_methods())
+def test_a_method_has_a_row_in_the_table(name: str) -> None:
+    """Methods of this package declare their traits; a plug-in's may not."""
+    method = get_method(name)
+    assert isinstance(method.traits, Traits), f"{name} declares no traits (methods.traits)"
+    for value, choices in (
+        (method.traits.weights, Shared),
+        (method.traits.activations, Shared),
+        (method.traits.passes, Passes),
+        (method.traits.backbones, Backbones),
+        (method.traits.labels, Labels),
+    ):
+        assert value in get_args(choices)
+    if method.traits.size_parameter:
+        assert method.traits.size_parameter in method.Params.model_fields
+
+
+def shared_by_all(read_by: list[int], n_tasks: int) -> str:
+    """all, some or none, from how many tasks read each part."""
+    if all(n == n_tasks for n in read_by):
+        return "all"
+    return "some" if any(n > 1 for n in read_by) else "none"
+
+
+@pytest.mark.parametrize("name", declared_methods())
+def test_a_method_shares_and_costs_what_its_traits_say(name: str) -> None:
+    """Read off the network and the ledger of a training of two tasks on one image. A search may find less sharing."""
+    traits, searches = get_method(name).traits, bool(get_method(name).search_space)
+    trainer, graph = trained(name, "single")
+    users = graph.users()
+    nodes = [node for node in graph.nodes.values() if node.operation.kind == "backbone"]
+    readers: dict[int, set[str]] = {}
+    for node in nodes:
+        for parameter in node.module.parameters():
+            readers.setdefault(id(parameter), set()).update(users[node.name])
+    weights = shared_by_all([len(tasks) for tasks in readers.values()], 2)
+    activations = shared_by_all([len(users[node.name]) for node in nodes], 2)
+    for declared, found in ((traits.weights, weights), (traits.activations, activations)):
+        assert declared == found or (declared == "some" and searches)
+    size = {"image": (1, 3, *trainer.data.native_size)}
+    macs = CostTable().graph(graph, size)
+    plain = plain_graph(trainer.data, ["a"], trainer.backbone(), trainer.head)
+    passes = sum(macs[node.name].macs for node in nodes) / compute(plain, size).macs_backbone
+    low, high = {"1": (1, 1), "T": (2, 2), "1 to T": (1, 2), "up to T": (0, 2)}[traits.passes]
+    assert low <= passes <= high
+    before = trainer.ledger.search.images / (BATCH * STEPS)
+    assert before == pytest.approx(traits.before + 2 * traits.before_per_task, abs=1 / STEPS)
+
+
+@pytest.mark.parametrize("name", declared_methods())
+def test_a_method_takes_the_backbones_and_labels_that_its_traits_say(name: str) -> None:
+    """The refusals of tests/conformance/test_pairs.py, and a cell with a label per pixel and one per image."""
+    traits = get_method(name).traits
+    assert (traits.backbones == "any") == (name not in {method for method, _ in REFUSED})
+    data = toy_spec(size=64)
+    data = dataclasses.replace(data, tasks=(data.tasks[0], TaskSpec("m", "semantic", 3, ("miou",))))
+    backbone = create_backbone(BackboneConfig("test_resnet", image_size=(64, 64)), seed=0)
+    method = get_method(name)
+    made = method(method.Params(**PARAMS.get(name, {})))
+    if traits.labels == "any":
+        made.check(data, backbone, Budget(STEPS))
+    else:
+        with pytest.raises(UsageError, match="tasks of one form"):
+            made.check(data, backbone, Budget(STEPS))
 
 
 # What a comparison holds equal: nobody gets more steps, samples or luck

@@ -44,12 +44,12 @@ FLOORS = {
         "digit_domains",
     ),
     "methods": (
-        "methods figures streams graph",
+        "methods figures streams graph traits",
         "backbones",
         "contracts",
-        "plain control registry operating",
+        "plain control registry operating judging",
         "single_task hard_sharing adashare branched dag_search dmo soft_sharing",
-        "lora recon taps task_switching",
+        "lora merged recon taps task_switching",
     ),
     "benchmark": (
         "version escape",

@@ -212,6 +212,16 @@ def test_networks_that_are_equal_have_affinity_one(
     assert trainer.artifacts["tree"].tolist() == [[0, 0]] * 4
 
 
+def test_features_are_centred_where_it_is_asked_for(tmp_path: Path) -> None:
+    found = []
+    for on in (False, True):
+        trainer = toy_trainer(tmp_path / str(on), steps=1)
+        Branched(BranchedParams(center_images=on, n_probe=10)).run(trainer)
+        found.append(trainer.artifacts["affinity"])
+    assert found[0].shape == found[1].shape
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
 def test_probes_of_select_and_small_splits_are_said(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, steps=2)
     Branched(BranchedParams(probe_split="select", n_probe=30)).run(trainer)

@@ -127,6 +127,27 @@ def test_a_constant_location_is_an_error_or_distances_of_one() -> None:
         of(A, B[:3])
 
 
+def test_centred_features_do_not_see_what_all_images_share() -> None:
+    """The specification's addition of 2026-11-29: a constant added to a feature changes which images look alike, unless
+    every feature is centred over the images first.
+    """
+    shifted = 3 * torch.eye(3) + torch.tensor([9.0, 0, 0])
+    # By hand: (12, 0, 0), (9, 3, 0), (9, 0, 3) correlate by 60 / sqrt(96 * 42) and 33 / 42; centred, (2, -1, -1) and
+    # its like by -1/2.
+    r = 60 / 4032**0.5
+    np.testing.assert_allclose(pairwise_dissimilarity(shifted, "A", "x"), [1 - r, 1 - r, 1 - 33 / 42], atol=1e-12)
+    centred = pairwise_dissimilarity(shifted, "A", "x", center_images=True)
+    np.testing.assert_allclose(centred, [1.5, 1.5, 1.5], atol=1e-12)
+
+    both = [(0, 0, A), (1, 0, A + torch.tensor([20.0, 0, 0, 0]))]
+    found = [affinity(both, ["A", "B"], ["x"], center_images=on).values[0, 0, 1] for on in (False, True)]
+    assert found[1] == pytest.approx(1, abs=1e-12)
+    assert found[0] == pytest.approx(19 / 35, abs=1e-12)
+    assert affinity([(0, 0, A), (1, 0, B)], ["A", "B"], ["x"], center_images=True).values[0, 0, 1] == pytest.approx(
+        scipy.stats.spearmanr(*((1 - np.corrcoef(x - x.mean(0)))[np.triu_indices(4, 1)] for x in (A, B))).statistic
+    )
+
+
 def networks(folder: Path, domains: str = "single") -> tuple[object, object, object]:
     trainer = toy_trainer(folder, domains=domains, steps=2, size=32)
     segments = segments_of(trainer.backbone(), trainer.data, "stage")

@@ -212,6 +212,24 @@ def test_estimated_statistics_are_plain_means_over_batches() -> None:
     assert not network.training
 
 
+@register_operation("test.dropped")
+def _dropped(config: dict) -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
+
+
+def test_estimated_statistics_draw_nothing() -> None:
+    """Dropout would draw from the global stream between stages, where a resumed run cannot repeat it."""
+    graph = TaskGraph(["image"])
+    graph.output("t", graph.add(operation("test.dropped", 0), graph.input("image")))
+    images = torch.ones(8, 3, 5, 5)
+    before = torch.get_rng_state()
+    estimate_statistics(graph.network(), [Batch({"image": images}, {"t": torch.zeros(8)}, {})])
+    assert torch.equal(torch.get_rng_state(), before)
+    norm = next(iter(graph.nodes.values())).module[1]
+    assert norm.running_mean.tolist() == [1, 1, 1]
+    assert norm.training
+
+
 def test_operations_in_a_deep_chain_need_no_recursion() -> None:
     graph = TaskGraph(["image"])
     value = graph.input("image")

@@ -413,6 +413,23 @@ def test_each_control_is_missed_on_its_own():
     assert audit(reference, row("free")).banners == ()
 
 
+def test_what_chooses_no_architecture_needs_no_random_one():
+    """Merging spends the training of single-task networks, but nothing in it can be drawn at random."""
+    reference, spends = row("a", shared=True), row("spends", search_steps=200, audit={"search_space": ""})
+    (banner,) = audit(reference, spends).banners
+    assert banner == (
+        "no equal-cost control for the cost before the final training of spends: missing the reference row at the "
+        "largest total budget (3.0 times its steps)"
+    )
+    long = row("long", weight_steps=300, shared=True)
+    assert audit(reference, spends, long).banners == ()
+    banners = audit(reference, spends, row("search", search_steps=200)).banners
+    assert [banner.rpartition(" and ")[2] for banner in banners if "search of search" in banner] == [
+        "a random architecture"
+    ]
+    assert len(banners) == 2
+
+
 def test_a_random_architecture_of_another_size_is_amber():
     def sized(name, total, joint, **keywords):
         return row(name, size={"total": total}, compute={"macs_joint": joint, "macs_sum": 2 * joint}, **keywords)
