@@ -47,8 +47,8 @@ FLOORS = {
         "methods figures streams graph",
         "backbones",
         "contracts",
-        "plain control registry operating",
-        "single_task hard_sharing adashare branched dag_search dmo soft_sharing",
+        "plain control registry operating sparsity",
+        "single_task hard_sharing adashare branched dag_search dmo pruned soft_sharing",
         "taps task_switching",
     ),
     "benchmark": (
