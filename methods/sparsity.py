@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from methods.figures import Figure, Heatmap
 from methods.graph.cost import CostTable, Shape
 from methods.graph.operations import Operation
 from methods.graph.task_graph import Node, TaskGraph
@@ -78,6 +79,22 @@ def n_kept(masks: Masks) -> int:
 def fractions(masks: Masks) -> list[float]:
     """The kept share of each tensor."""
     return [float(mask.double().mean()) for mask in masks]
+
+
+def kept_figure(title: str, rows: Mapping[str, Sequence[float]], layers: Sequence[str]) -> Figure:
+    """The fraction of every layer's weights that is kept. rows: {network or set: fraction by layer}."""
+    panel = Heatmap(
+        title=title,
+        rows=tuple(rows),
+        columns=tuple(layers),
+        values=tuple(tuple(map(float, row)) for row in rows.values()),
+        row_title="network",
+        column_title="layer",
+        value_title="fraction of weights kept",
+        low=0.0,
+        high=1.0,
+    )
+    return Figure(title="What is kept of each layer", panels=(panel,))
 
 
 # What is counted

@@ -33,6 +33,7 @@ from methods.contracts import Budget, Metrics, Purpose, Role, SingleTask, Stage,
 from methods.figures import Figure
 from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
+from methods.streams import seed_of
 
 FIGURE_PREFIX = "figure-"  # of the artifacts that hold figures
 _OWN_ARTIFACTS = ("graph", "weights")
@@ -124,11 +125,17 @@ class CellTrainer:
         n_samples: int | None = None,
         tasks: Sequence[str] | None = None,
         draw_seed: int | None = None,
+        n_batches: int | None = None,
     ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation. Raises ProtocolError for report."""
         if role is Role.REPORT:
             raise ProtocolError("The report role is not open to methods.")
-        return self.context.loaders[role].ordered(tasks or self.data.task_names, n_samples, draw_seed=draw_seed)
+        loader, tasks = self.context.loaders[role], tasks or self.data.task_names
+        if n_batches is None:
+            return loader.ordered(tasks, n_samples, draw_seed=draw_seed)
+        seed = seed_of(self.context.seed, "batches") if draw_seed is None else draw_seed
+        size = self.context.recipe.batch_size
+        return loader.ordered(tasks, n_batches * size, size, seed, shuffled=True)
 
     def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:
         """Count forward passes that were made between stages."""

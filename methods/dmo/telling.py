@@ -10,10 +10,10 @@ import numpy as np
 from methods.contracts import Trainer
 from methods.dmo.grouping import Groups, groups_of, maximal_cliques, task_graph_of
 from methods.dmo.parameters import DmoParams
-from methods.dmo.pictures import groups_figure, kept_figure
+from methods.dmo.pictures import groups_figure
 from methods.dmo.similarity import FloatArray, combined, pairs_of, resolved_threshold
 from methods.graph.task_graph import TaskGraph
-from methods.sparsity import Masks, fractions, n_kept, n_nonzero, tell_counts
+from methods.sparsity import Masks, fractions, kept_figure, n_kept, n_nonzero, tell_counts
 
 _ALIKE = 0.01  # similarities within this of each other rank noise
 _WORDS = {"S_W": "weight similarity", "S_L": "loss similarity", "S": "similarity"}
@@ -58,7 +58,7 @@ def tell_groups(
     trainer: Trainer, groups: Groups, graphs: Sequence[TaskGraph], kept: Sequence[Masks], in_chans: int
 ) -> None:
     """Report the groups, with stored and with nonzero parameters (dmo 5). kept: masks of the groups."""
-    data, tasks = trainer.data, trainer.data.task_names
+    tasks = trainer.data.task_names
     trainer.chosen("+".join(tasks[t] for t in group) for group in groups)
     trainer.fact("groups", len(groups))
     tell_counts(trainer, graphs, kept, in_chans)
@@ -82,7 +82,7 @@ def tell_kept(
         rows[f"group {'+'.join(tasks[t] for t in group)}"] = fractions(masks)
     trainer.fact("weights kept in groups", sum(map(n_kept, kept)))
     trainer.artifact("group survivors", np.array([[int(mask.sum()) for mask in masks] for masks in kept]))
-    trainer.figure("kept", kept_figure(rows, layers))
+    trainer.figure("kept", kept_figure("tasks, then groups", rows, layers))
 
 
 def spread(values: FloatArray) -> tuple[float | None, float | None, float | None]:
