@@ -19,7 +19,7 @@ from methods.graph.task_graph import TaskGraph
 from methods.pruned.network import MaskedNetwork
 from methods.pruned.parameters import PrunedParams
 from methods.pruned.saliency import gradient_sums, overlaps
-from methods.sparsity import Masks, largest, n_kept, n_survivors
+from methods.sparsity import Masks, largest, n_kept, n_survivors, union_of
 
 _ERK_POWER = 0.9  # of the released code; 1 in the paper on Erdos-Renyi-kernel
 _FEWEST_HALVED = 4  # images; below, a half would have fewer than two, of which no batch norm has a variance
@@ -143,10 +143,9 @@ class DynamicNetwork(MaskedNetwork):
     def drop(self, rate: float) -> None:
         """Keep the largest (1 - rate) k_l weights of each tensor."""
         for weight, mask, target in zip(self.weights, self.masks, self.targets, strict=True):
-            least = min(self.floor, target)
-            count = max(least, target - round(rate * target))
-            magnitudes = torch.where(mask, weight.abs(), -1.0).flatten()  # what is pruned comes last
-            mask.logical_and_(largest(magnitudes, max(1, count)).view(mask.shape) & (count > 0))
+            count = max(min(self.floor, target), target - round(rate * target))
+            magnitudes = torch.where(mask, weight.abs(), -1.0)  # what is pruned comes last
+            mask.logical_and_(_top(magnitudes, count))
         self.prune()
 
     @torch.no_grad()
@@ -160,16 +159,19 @@ class DynamicNetwork(MaskedNetwork):
         for number, (mask, target) in enumerate(zip(self.masks, self.targets, strict=True)):
             count = min(target - int(mask.sum()), int((~mask).sum()))
             for own, by_tensor in zip(grown, sums, strict=True):
-                values = torch.where(mask, -1.0, by_tensor[number]).flatten()
-                chosen = largest(values, count) if count > 0 else torch.zeros_like(values, dtype=torch.bool)
-                own.append(chosen.view(mask.shape))
+                own.append(_top(torch.where(mask, -1.0, by_tensor[number]), count))
         self.overlap += overlaps(grown).to(self.overlap.device)
-        entries = []
-        for weight, mask, *chosen in zip(self.weights, self.masks, *grown, strict=True):
-            new = torch.stack(chosen).any(0)
-            mask.logical_or_(new)
-            entries.append((weight, new))
-        return entries
+        new = union_of(grown)
+        for mask, chosen in zip(self.masks, new, strict=True):
+            mask.logical_or_(chosen)
+        return list(zip(self.weights, new, strict=True))
+
+
+def _top(values: Tensor, count: int) -> Tensor:
+    """bool of the shape of `values`: the `count` largest."""
+    if count < 1:
+        return torch.zeros_like(values, dtype=torch.bool)
+    return largest(values.flatten(), count).view(values.shape)
 
 
 def halves(batch: Batch) -> Iterator[Batch]:
