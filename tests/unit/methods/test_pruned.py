@@ -84,8 +84,8 @@ def equal(one: Masks, other: Masks) -> bool:
 
 
 def test_s1_rho_is_not_the_density() -> None:
-    """[official code, derived] T = 2, n = 1000, rho .1: equal sets .1, disjoint ones .2. A user who asks for a density of
-    .1 gets it, whatever the sets.
+    """[official code, derived] T = 2, n = 1000, rho .1: equal sets .1, disjoint ones .2. A user who asks for a density
+    of .1 gets it, whatever the sets.
     """
     ascending = torch.arange(1000.0)
     for other, union, solved in ((ascending, 100, 100), (ascending.flip(0), 200, 50)):
@@ -151,8 +151,8 @@ def test_layer_floor_keeps_the_best_of_every_tensor() -> None:
 
 
 def test_s2_saliency_is_that_of_the_weights_that_are_trained(tmp_path: Path) -> None:
-    """[official code] measures freshly drawn weights; [default] here theta_0: other weights, another mask; a second call
-    finds the same.
+    """[official code] measures freshly drawn weights; [default] here theta_0: other weights, another mask; a second
+    call finds the same.
     """
     trainer = toy_trainer(tmp_path)
     first, again = found_sets(trainer, n_batches=2), found_sets(trainer, n_batches=2)
@@ -163,8 +163,8 @@ def test_s2_saliency_is_that_of_the_weights_that_are_trained(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("float64")
 def test_s3_scores_of_a_weight_by_its_gradient() -> None:
-    """[official code] dL / dw = (2, 1), w = (.5, 1): w^2 |dL / dw| = (.5, 1) keeps the second. |dL / dm|, the gradient of
-    a mask of ones that multiplies w, is |w dL / dw|: a tie, which the bare gradient would decide for the first.
+    """[official code] dL / dw = (2, 1), w = (.5, 1): w^2 |dL / dw| = (.5, 1) keeps the second. |dL / dm|, the gradient
+    of a mask of ones that multiplies w, is |w dL / dw|: a tie, which the bare gradient would decide for the first.
     """
     g, w = torch.tensor([2.0, 1.0]), torch.tensor([0.5, 1.0])
     m = torch.ones(2, requires_grad=True)
@@ -179,8 +179,8 @@ def test_s3_scores_of_a_weight_by_its_gradient() -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_saliencies_are_sums_over_batches_of_each_task_alone(tmp_path: Path) -> None:
-    """[official code] Sums of absolute values batch by batch, by a loop written by hand: a gradient that changes its sign
-    counts twice, and no task sees the other's loss.
+    """[official code] Sums of absolute values batch by batch, by a loop written by hand: a gradient that changes its
+    sign counts twice, and no task sees the other's loss.
     """
     trainer = toy_trainer(tmp_path)
     graph, weights = shared_graph(trainer)
@@ -316,7 +316,9 @@ def watch(trainer: CellTrainer) -> Watched:
 
         def look() -> None:
             stage.after_step()
-            seen.weights.append([weight.detach().clone() for weight in stage.network.weights])
+            weights = stage.network.weights
+            weights = weights.values() if isinstance(weights, dict) else weights
+            seen.weights.append([weight.detach().clone() for weight in weights])
 
         return fit(dataclasses.replace(stage, after_step=look))
 
@@ -439,7 +441,7 @@ def test_masks_change_on_the_halves_of_the_batch(tmp_path: Path) -> None:
 
 
 def test_schedule_of_the_published_length() -> None:
-    """[official code] 20,000 steps: every 50 up to 15,000, from .5 to 0 as a cosine; Taskonomy's 100,000: 250, 75,000."""
+    """[official code] 20,000 steps: every 50 up to 15,000, from .5 to 0 as a cosine; Taskonomy 100,000: 250, 75,000."""
     schedule = Schedule.of(PrunedParams(rule="dynamic"), 20_000)
     assert (schedule.every, schedule.end, schedule.changes) == (50, 15_000, 300)
     assert [schedule.rate(step) for step in (0, 7_500, 15_000)] == pytest.approx([0.5, 0.25, 0.0])
@@ -570,7 +572,7 @@ def test_a_random_mask_is_one_of_its_seed(tmp_path: Path) -> None:
 
 
 def test_magnitude_keeps_the_largest_weights_of_the_dense_network(tmp_path: Path) -> None:
-    """[default] One threshold for all tensors; `saliency: magnitude` of two tasks is the same mask, as heads are out."""
+    """[default] One threshold for all tensors; `saliency: magnitude` gives every task the same mask, as heads are out."""
     trainer = toy_trainer(tmp_path)
     graph, weights = shared_graph(trainer)
     values = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
@@ -584,8 +586,8 @@ def test_magnitude_keeps_the_largest_weights_of_the_dense_network(tmp_path: Path
 
 
 def test_surviving_weights_go_on_or_restart(tmp_path: Path) -> None:
-    """[official code] pretrained goes on with weights and heads of the dense network; the twin [default] has its mask and
-    the initial weights, so that it may stand beside methods that restart.
+    """[official code] pretrained goes on with weights and heads of the dense network; the twin [default] has its mask
+    and the initial weights, so that it may stand beside methods that restart.
     """
     states = {}
     for reinit in (False, True):
@@ -723,7 +725,7 @@ def test_c6_a_killed_run_ends_with_the_same_bits(rule: str, kill: int, tmp_path:
 
 
 def test_how_far_tasks_agree_is_told_by_tensor() -> None:
-    """[official code] Intersection over union of the sets, by tensor and of all weights; [default] None of empty sets."""
+    """[official code] Intersection over union of the sets, by tensor and of all weights; [default] None if empty."""
     one = [torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([0, 0]).bool(), torch.tensor([1]).bool()]
     other = [torch.tensor([0, 1, 1, 0]).bool(), torch.tensor([0, 0]).bool(), torch.tensor([1]).bool()]
     overlap = overlaps([one, other])
