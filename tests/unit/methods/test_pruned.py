@@ -505,11 +505,11 @@ def test_a_threshold_rises_until_as_few_are_kept_as_wanted(tmp_path: Path) -> No
         assert (gradient is None) == is_reached
     seen = watch(trainer)
     method(rule="soft_threshold", density=1.0).run(trainer)
-    assert float(seen.network.s) == -30.5
+    assert seen.network.s.item() == -30.5
     other = toy_trainer(tmp_path / "other", steps=8)
     moved = watch(other)
     method(rule="soft_threshold", density=0.01, lr_threshold=0.5).run(other)
-    assert -30.5 + 0.4 * 8 < float(moved.network.s) <= -30.5 + 0.5 * 8 + 1e-3
+    assert -30.5 + 0.4 * 8 < moved.network.s.item() <= -30.5 + 0.5 * 8 + 1e-3
 
 
 @pytest.mark.numerical
@@ -572,7 +572,7 @@ def test_a_random_mask_is_one_of_its_seed(tmp_path: Path) -> None:
 
 
 def test_magnitude_keeps_the_largest_weights_of_the_dense_network(tmp_path: Path) -> None:
-    """[default] One threshold for all tensors; `saliency: magnitude` gives every task the same mask, as heads are out."""
+    """[default] One threshold for all tensors. By `saliency: magnitude` all tasks have that mask, as heads are out."""
     trainer = toy_trainer(tmp_path)
     graph, weights = shared_graph(trainer)
     values = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
@@ -683,12 +683,8 @@ def test_c4_parameters_are_those_of_the_formula(rule: str) -> None:
         assert found.total == reference - N + kept + heads == fact(trainer, "parameters, not zero")
         assert found.dense == reference + heads == fact(trainer, "parameters, dense")
         assert found.x_backbone == pytest.approx((reference - N + kept) / reference)
-        assert (
-            found.heads
-            == heads
-            == sum(int(torch.count_nonzero(p)) for p in graph.parameters("heads") if p.dim() > 1)
-            + (sum(p.numel() for p in graph.parameters("heads") if p.dim() == 1))
-        )
+        assert found.heads == heads
+        assert all(bool(p.all()) for p in graph.parameters("heads") if p.dim() > 1)
         assert fact(trainer, "bits of the masks") == N
         assert fact(trainer, "MACs, not zero") < fact(trainer, "MACs, dense")
 
