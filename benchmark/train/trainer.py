@@ -33,7 +33,6 @@ from methods.contracts import Budget, Metrics, Purpose, Role, SingleTask, Stage,
 from methods.figures import Figure
 from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
-from methods.streams import seed_of
 
 FIGURE_PREFIX = "figure-"  # of the artifacts that hold figures
 _OWN_ARTIFACTS = ("graph", "weights")
@@ -131,11 +130,9 @@ class CellTrainer:
         if role is Role.REPORT:
             raise ProtocolError("The report role is not open to methods.")
         loader, tasks = self.context.loaders[role], tasks or self.data.task_names
-        if n_batches is None:
-            return loader.ordered(tasks, n_samples, draw_seed=draw_seed)
-        seed = seed_of(self.context.seed, "batches") if draw_seed is None else draw_seed
-        size = self.context.recipe.batch_size
-        return loader.ordered(tasks, n_batches * size, size, seed, shuffled=True)
+        if n_batches is not None:
+            return loader.shuffled(tasks, n_batches, draw_seed)
+        return loader.ordered(tasks, n_samples, draw_seed=draw_seed)
 
     def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:
         """Count forward passes that were made between stages."""
