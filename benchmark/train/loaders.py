@@ -329,20 +329,18 @@ class RoleLoader:
         n_samples: int | None = None,
         batch_size: int | None = None,
         draw_seed: int | None = None,
+        n_batches: int | None = None,
     ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation; of several inputs in turn, each batch with one input.
-        batch_size: None takes `evaluation_batch`.
+        batch_size: None takes `evaluation_batch`. n_batches: so many of each input instead, of the size of a training's
+        and shuffled.
         """
         size = self.evaluation_batch(tasks) if batch_size is None else batch_size
+        if n_batches is not None:
+            n_samples, size = n_batches * self.batch_size, self.batch_size
+            draw_seed = seed_of(self.seed, "shuffled") if draw_seed is None else draw_seed
         for name in self.inputs_of(tasks):
-            for part in self.inputs[name].ordered(n_samples, size, draw_seed):
-                yield self._batch([name], [part], tasks)
-
-    def shuffled(self, tasks: Sequence[str], n_batches: int, draw_seed: int | None = None) -> Iterator[Batch]:
-        """So many batches of each input, of the size of a training and in random order, as `ordered` otherwise."""
-        seed = seed_of(self.seed, "shuffled") if draw_seed is None else draw_seed
-        for name in self.inputs_of(tasks):
-            for part in self.inputs[name].ordered(n_batches * self.batch_size, self.batch_size, seed, shuffled=True):
+            for part in self.inputs[name].ordered(n_samples, size, draw_seed, n_batches is not None):
                 yield self._batch([name], [part], tasks)
 
     @staticmethod

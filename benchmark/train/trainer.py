@@ -129,10 +129,7 @@ class CellTrainer:
         """Batches in fixed order without augmentation. Raises ProtocolError for report."""
         if role is Role.REPORT:
             raise ProtocolError("The report role is not open to methods.")
-        loader, tasks = self.context.loaders[role], tasks or self.data.task_names
-        if n_batches is not None:
-            return loader.shuffled(tasks, n_batches, draw_seed)
-        return loader.ordered(tasks, n_samples, draw_seed=draw_seed)
+        return self.context.loaders[role].ordered(tasks or self.data.task_names, n_samples, None, draw_seed, n_batches)
 
     def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:
         """Count forward passes that were made between stages."""
