@@ -23,6 +23,7 @@ _READ_UNDER: dict[str, tuple[Rule, ...]] = {
     "layer_floor": ("static", "pretrained", "dynamic", "magnitude", "random"),
     "reinit": ("pretrained", "magnitude"),
     "threshold_init": ("soft_threshold",),
+    "decay_threshold": ("soft_threshold",),
     "lr_threshold": ("soft_threshold",),
 }
 
@@ -59,6 +60,9 @@ class PrunedParams(MethodParams):
     reinit: bool = Field(default=False, description="surviving weights restart from the cell's initial weights")
     threshold_init: Annotated[float, Field(lt=0)] = Field(
         default=-30.5, description="s at the start; weights below sigmoid(s) are 0"
+    )
+    decay_threshold: Annotated[float, Field(ge=0)] = Field(
+        default=1e-4, description="weight decay of s, which pulls it up to 0 against the losses"
     )
     lr_threshold: Positive | None = Field(
         default=None,
