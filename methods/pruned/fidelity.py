@@ -47,8 +47,8 @@ FIDELITY = Fidelity(
         Statement("default", "dynamic: pruned weights are 0, grown ones and their moments start at 0, gradients for "
                   "growth are taken at zeros; the code resumes stored values. The code leaves the first convolution "
                   "dense until the first change, at step 0. Densities are rounded so that the sum is exact."),
-        Statement("default", "soft_threshold: one s for the backbone; it learns at a rate that takes it to 0 within "
-                  "update_until of the steps (code: 1e-3). Loss weights from a sliding window are left out."),
+        Statement("default", "soft_threshold: one s for the backbone; it learns at a rate that takes it near 0 "
+                  "within update_until of the steps (code: 1e-3). Loss weights from a sliding window are left out."),
         Statement("default", "pretrained goes on with weights and heads of the dense network; reinit restarts."),
         Statement("default", "Controls: magnitude (one threshold after dense training) and random, at one density."),
         Statement("default", "Masks are unstructured: nothing is saved in memory or time without sparse kernels."),

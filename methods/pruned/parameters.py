@@ -13,6 +13,9 @@ Saliency = Literal["gradient", "gradient_weight2", "magnitude"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+# Of s on its way from the start to 0, times the way: weight decay pulls it, ever less the nearer it comes. Twice the way
+# is what Adam needs to be at -1, a threshold of .27, in the steps that a constant pull would take to 0.
+_MOVEMENT = 2.0
 _READ_UNDER: dict[str, tuple[Rule, ...]] = {
     "keep": ("static", "pretrained"),
     "n_batches": ("static", "pretrained"),
@@ -23,7 +26,6 @@ _READ_UNDER: dict[str, tuple[Rule, ...]] = {
     "layer_floor": ("static", "pretrained", "dynamic", "magnitude", "random"),
     "reinit": ("pretrained", "magnitude"),
     "threshold_init": ("soft_threshold",),
-    "decay_threshold": ("soft_threshold",),
     "lr_threshold": ("soft_threshold",),
 }
 
@@ -61,12 +63,9 @@ class PrunedParams(MethodParams):
     threshold_init: Annotated[float, Field(lt=0)] = Field(
         default=-30.5, description="s at the start; weights below sigmoid(s) are 0"
     )
-    decay_threshold: Annotated[float, Field(ge=0)] = Field(
-        default=1e-4, description="weight decay of s, which pulls it up to 0 against the losses"
-    )
     lr_threshold: Positive | None = Field(
         default=None,
-        description="learning rate of s (Adam); null: it can go from its start to 0 within `update_until` of the steps",
+        description="learning rate of s (Adam); null: it can come near 0 within `update_until` of the steps",
     )
 
     @property
@@ -76,7 +75,7 @@ class PrunedParams(MethodParams):
 
     def threshold_rate(self, steps: int) -> float:
         """Learning rate of s in a stage of `steps`."""
-        return self.lr_threshold or -self.threshold_init / max(1, round(self.update_until * steps))
+        return self.lr_threshold or -_MOVEMENT * self.threshold_init / max(1, round(self.update_until * steps))
 
     @model_validator(mode="after")
     def _read(self) -> PrunedParams:
