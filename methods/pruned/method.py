@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from methods.graph.task_graph import TaskGraph
     from methods.sparsity import Masks
 
-_ADAM_BETAS, _DECAY_OF_S = (0.5, 0.999), 1e-4  # AdapMTL's: weight decay is what first moves s, whose gradient is ~0
+_ADAM_BETAS = (0.5, 0.999)  # AdapMTL's
 
 
 @register_method("pruned")
@@ -201,7 +201,7 @@ class Pruned(Method[PrunedParams]):
         graph, weights = shared_graph(trainer)
         n = sum(weight.numel() for weight in weights.values())
         network = SoftThresholdNetwork(graph, list(weights.values()), n_survivors(p.density, n), p.threshold_init)
-        own = OptimizerSpec("adam", p.threshold_rate(steps), weight_decay=_DECAY_OF_S, betas=_ADAM_BETAS)
+        own = OptimizerSpec("adam", p.threshold_rate(steps), weight_decay=p.threshold_decay, betas=_ADAM_BETAS)
         stage = self._stage(trainer, "soft threshold", graph, network, "final")
         trainer.fit(
             dataclasses.replace(

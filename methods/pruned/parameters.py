@@ -13,8 +13,8 @@ Saliency = Literal["gradient", "gradient_weight2", "magnitude"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
-# Of s on its way from the start to 0, times the way: weight decay pulls it, ever less the nearer it comes. Twice the way
-# is what Adam needs to be at -1, a threshold of .27, in the steps that a constant pull would take to 0.
+# Way of s by Adam at a constant pull, in ways from the start to 0. Weight decay pulls it ever less the nearer it comes:
+# with 2 it is at -1, a threshold of .27, when with a constant pull it would be beyond 0.
 _MOVEMENT = 2.0
 _READ_UNDER: dict[str, tuple[Rule, ...]] = {
     "keep": ("static", "pretrained"),
@@ -26,6 +26,7 @@ _READ_UNDER: dict[str, tuple[Rule, ...]] = {
     "layer_floor": ("static", "pretrained", "dynamic", "magnitude", "random"),
     "reinit": ("pretrained", "magnitude"),
     "threshold_init": ("soft_threshold",),
+    "threshold_decay": ("soft_threshold",),
     "lr_threshold": ("soft_threshold",),
 }
 
@@ -62,6 +63,9 @@ class PrunedParams(MethodParams):
     reinit: bool = Field(default=False, description="surviving weights restart from the cell's initial weights")
     threshold_init: Annotated[float, Field(lt=0)] = Field(
         default=-30.5, description="s at the start; weights below sigmoid(s) are 0"
+    )
+    threshold_decay: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="weight decay of s, which pulls it up towards 0 against the losses"
     )
     lr_threshold: Positive | None = Field(
         default=None,
