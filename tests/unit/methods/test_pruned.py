@@ -518,6 +518,21 @@ def test_a_threshold_rises_until_as_few_are_kept_as_wanted(tmp_path: Path) -> No
     assert -30.5 + 0.4 * 8 < moved.network.s.item() <= -30.5 + 0.5 * 8 + 1e-3
 
 
+def test_the_rate_of_a_threshold_lets_it_pass_all_weights_in_time() -> None:
+    """[default] By weight decay alone s is at -1, a threshold of .27, after `update_until` of the steps, whatever their
+    number; a given rate is taken as it is.
+    """
+    for params, steps in (({}, 200), ({}, 400), ({"update_until": 0.5, "threshold_init": -20.0}, 200)):
+        p = PrunedParams(rule="soft_threshold", **params)
+        s = nn.Parameter(torch.tensor(p.threshold_init))
+        adam = torch.optim.Adam([s], p.threshold_rate(steps), betas=(0.5, 0.999), weight_decay=p.threshold_decay)
+        for _ in range(round(p.update_until * steps)):
+            s.grad = torch.zeros(())
+            adam.step()
+        assert -1.2 < s.item() < -0.5
+    assert PrunedParams(rule="soft_threshold", lr_threshold=0.3).threshold_rate(100) == 0.3
+
+
 @pytest.mark.numerical
 @pytest.mark.parametrize("domains", ["single", "multi"])
 def test_the_network_below_a_threshold_is_deployed_as_it_was_trained(domains: str, tmp_path: Path) -> None:
@@ -714,16 +729,30 @@ def test_c5_transformers_are_pruned_in_their_linear_layers(rule: str, name: str,
     assert found.dense - found.total == n - fact(trainer, "weights kept")
 
 
-@pytest.mark.parametrize(("rule", "kill"), [("dynamic", 3), ("dynamic", 7), ("soft_threshold", 5), ("pretrained", 11)])
-def test_c6_a_killed_run_ends_with_the_same_bits(rule: str, kill: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rule", "kill", "params"),
+    [
+        ("dynamic", 3, OFTEN),
+        ("dynamic", 7, OFTEN),
+        ("soft_threshold", 5, {}),
+        ("soft_threshold", 5, {"density": 0.9, "threshold_init": -6.0, "lr_threshold": 1.0}),  # reached before the kill
+        ("pretrained", 11, {}),
+    ],
+)
+def test_c6_a_killed_run_ends_with_the_same_bits(rule: str, kill: int, params: dict[str, Any], tmp_path: Path) -> None:
     """[default] Masks, step and threshold are buffers; a dense network is not trained twice."""
-    killed = toy_trainer(tmp_path, steps=8, checkpoint_steps=1)
+    killed = toy_trainer(tmp_path / "killed", steps=8, checkpoint_steps=1)
     kill_after(killed, kill)
     with pytest.raises(Killed):
-        method(rule=rule, **(OFTEN if rule == "dynamic" else {})).run(killed)
-    again = toy_trainer(tmp_path, steps=8)
-    graph = method(rule=rule, **(OFTEN if rule == "dynamic" else {})).run(again)
-    assert outcome(again, graph) == outcome(*trained(rule))
+        method(rule=rule, **params).run(killed)
+    again = toy_trainer(tmp_path / "killed", steps=8)
+    graph = method(rule=rule, **params).run(again)
+    if params in ({}, OFTEN):
+        assert outcome(again, graph) == outcome(*trained(rule))
+        return
+    straight = toy_trainer(tmp_path / "straight", steps=8)
+    assert outcome(again, graph) == outcome(straight, method(rule=rule, **params).run(straight))
+    assert fact(straight, "density") < 90
 
 
 def test_how_far_tasks_agree_is_told_by_tensor() -> None:
