@@ -283,6 +283,25 @@ def test_a_task_is_asked_on_its_own_images_alone(tmp_path: Path) -> None:
     assert counts == [2, 0]
     assert all(torch.equal(x, y) for x, y in zip(found[0], alone[0], strict=True))
     assert not any(bool(total.any()) for total in alone[1])
+    one = dataclasses.replace(only[0], images={"a": only[0].images["a"][:1]}, targets={"a": only[0].targets["a"][:1]})
+    assert gradient_sums(trainer.data, graph.network(), list(weights.values()), [one])[1] == [0, 0]  # has no variance
+
+
+def test_dropout_draws_the_same_when_a_run_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[default] Between stages nobody seeds the global stream; after a crash the mask would be another one."""
+    plain = saliency.task_losses
+
+    def noisy(*args: Any) -> Any:
+        losses_of = plain(*args)
+        return lambda batch, tasks: {task: loss * torch.rand(()) for task, loss in losses_of(batch, tasks).items()}
+
+    monkeypatch.setattr(saliency, "task_losses", noisy)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(union_of(found_sets(toy_trainer(tmp_path), n_batches=3)))
+        assert torch.initial_seed() == seed
+    assert equal(*found)
 
 
 def test_tasks_without_a_label_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,6 +582,8 @@ def test_a_density_that_is_missed_is_flagged() -> None:
     assert fact(trainer, "deviation from the size asked for") == pytest.approx(missed)
     assert missed > 5
     assert any("from the one asked for" in flag for flag in trainer.flags)
+    assert trainer.curves["density"][0] == 1.0
+    assert len(trainer.curves["density"]) == 4  # at the start of every cycle
     assert not trained("static")[0].flags
 
 
@@ -653,11 +674,9 @@ def test_c1_with_one_task_and_all_weights_it_is_the_single_task_network(tmp_path
     """[default] Bit for bit: neither the saliency nor a mask of ones leaves a trace."""
     data = toy_spec().with_tasks(["a"])
     expected = toy_trainer(tmp_path / "single", steps=4).single_task("a").graph
-    for rule in ("static", "random"):
-        trainer = toy_trainer(tmp_path / rule, steps=4, data=data)
-        graph = method(rule=rule, density=1.0).run(trainer)
-        assert graph.weights_hash() == expected.weights_hash()
-        assert graph.hash() == expected.hash()
+    graph = method(density=1.0).run(toy_trainer(tmp_path / "pruned", steps=4, data=data))
+    assert graph.weights_hash() == expected.weights_hash()
+    assert graph.hash() == expected.hash()
 
 
 @pytest.mark.usefixtures("float64")
@@ -693,7 +712,7 @@ def test_c3_masks_come_back_from_a_file(rule: str) -> None:
 def test_c4_parameters_are_those_of_the_formula(rule: str) -> None:
     """[default] P_ref - n + |M| + heads, of P_ref + heads that are stored; masks are n bits more; heads stay whole."""
     for domains in ("single", "multi"):
-        if domains == "multi" and rule not in ("static", "dynamic", "soft_threshold"):
+        if domains == "multi" and rule != "dynamic":
             continue
         trainer, graph = trained(rule, domains)
         graph.require_deployable()
@@ -732,8 +751,7 @@ def test_c5_transformers_are_pruned_in_their_linear_layers(rule: str, name: str,
 @pytest.mark.parametrize(
     ("rule", "kill", "params"),
     [
-        ("dynamic", 3, OFTEN),
-        ("dynamic", 7, OFTEN),
+        ("dynamic", 5, OFTEN),
         ("soft_threshold", 5, {}),
         ("soft_threshold", 5, {"density": 0.9, "threshold_init": -6.0, "lr_threshold": 1.0}),  # reached before the kill
         ("pretrained", 11, {}),
