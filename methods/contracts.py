@@ -204,6 +204,9 @@ class Stage:
     before_cycle: called with the number of the cycle before the stage's phase in it. It sets temperatures and curricula
         from that number. Any state it changes must be in the network's buffers, so that a checkpoint restores it. After
         a resume the latest call of every stage is repeated, in order, before the network's state is restored.
+    before_step: called with each batch before its step (masks that follow gradients). It gives the entries of
+        parameters, as bool tensors of their shapes, whose optimizer state is set to 0. State that it changes belongs in
+        the network's buffers. Its multiply-accumulates are counted; its passes it charges itself.
     after_step: called after each optimizer step (masks).
     fresh_optimizer: `stage` makes new optimizers at the start of the stage, `cycle` clears their state every cycle.
     first_cycle: in an alternation, the first cycle in which this stage takes part.
@@ -223,6 +226,7 @@ class Stage:
     tasks: Sequence[str] | None = None
     penalty: Callable[[], Tensor] | None = None
     before_cycle: Callable[[int], None] | None = None
+    before_step: Callable[[Batch], Sequence[tuple[nn.Parameter, Tensor]]] | None = None
     after_step: Callable[[], None] | None = None
     fresh_optimizer: Literal["stage", "cycle"] = "stage"
     first_cycle: int = 0
@@ -331,12 +335,14 @@ class Trainer(Protocol):
         n_samples: int | None = None,
         tasks: Sequence[str] | None = None,
         draw_seed: int | None = None,
+        n_batches: int | None = None,
     ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation.
 
         n_samples: number of samples of each input, the first ones; None for all. draw_seed: take a random `n_samples`
-        instead, the same for every cell. On multi-domain sets each batch holds the images of one input; the inputs
-        follow one another.
+        instead, the same for every cell. n_batches: so many batches of each input, of the recipe's size and in random
+        order instead, as a training has them; fewer where there are fewer images. On multi-domain sets each batch holds
+        the images of one input; the inputs follow one another.
         """
 
     def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:

@@ -44,10 +44,16 @@ def require_maps(backbone: Backbone, method: str) -> None:
         )
 
 
-def plain_graph(
-    data: DatasetSpec, tasks: Sequence[str], backbone: Backbone, head: Callable[[str], Operation]
+def body_of(backbone: Backbone) -> list[Operation]:
+    """The operations of a whole backbone in order: stem, blocks, tail."""
+    blocks = [backbone.block_operation(index) for index in range(len(backbone.blocks))]
+    return [backbone.stem_operation(), *blocks, backbone.tail_operation()]
+
+
+def graph_of(
+    data: DatasetSpec, tasks: Sequence[str], body: Sequence[Operation], head: Callable[[str], Operation]
 ) -> TaskGraph:
-    """One backbone for all the tasks, a head for each.
+    """One body for all the tasks, a head for each. body: operations in a row.
 
     On one image the tasks share every activation; on multi-domain data each reads its own images, so they share weights
     while norm statistics belong to each task's nodes.
@@ -56,12 +62,18 @@ def plain_graph(
 
     graph = TaskGraph([name for name in data.inputs if name in {data.input_of(task) for task in tasks}])
     for task in tasks:
-        value = graph.add(backbone.stem_operation(), graph.input(data.input_of(task)))
-        for index in range(len(backbone.blocks)):
-            value = graph.add(backbone.block_operation(index), value)
-        value = graph.add(backbone.tail_operation(), value)
+        value = graph.input(data.input_of(task))
+        for operation in body:
+            value = graph.add(operation, value)
         graph.output(task, graph.add(head(task), value))
     return graph
+
+
+def plain_graph(
+    data: DatasetSpec, tasks: Sequence[str], backbone: Backbone, head: Callable[[str], Operation]
+) -> TaskGraph:
+    """One backbone for all the tasks, a head for each; see `graph_of`."""
+    return graph_of(data, tasks, body_of(backbone), head)
 
 
 def task_losses(data: DatasetSpec, network: nn.Module) -> LossFunction:

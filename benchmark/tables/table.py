@@ -421,6 +421,6 @@ def _sparse_notes(labels: Sequence[str], groups: Sequence[Sequence[Record]]) -> 
         if shares and min(shares) < SPARSE_BELOW:
             kept = 100 * math.fsum(shares) / len(shares)
             text = f"{label}: {kept:.1f} % of its parameters are not zero; unstructured zeros save no time"
-            pruned = any(record.size.get("total") != record.size.get("dense") for record in group)
-            notes.append(f"{text}, and counts leave out what its masks prune" if pruned else text)
+            masked = any(record.size.get("total") != record.size.get("dense") for record in group)
+            notes.append(f"{text}, and counts leave out what its masks prune" if masked else text)
     return notes

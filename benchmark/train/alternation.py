@@ -150,10 +150,15 @@ class Alternation:
 
     def _step(self, run: StageRun, batch: Batch) -> None:
         """One batch, and its work on the account."""
+        account = self.state.ledger.account(run.stage.purpose)
+        if run.stage.before_step is not None:
+            look = MacCounter()  # of every look: few of them do any work
+            with look:
+                run.prepare(batch)
+            account.train_macs += look.macs
         # A step is as large as the largest so far: where a task has no label, nothing is traced back for it.
         n_labelled = len(run.tasks) if run.tasks_counted == len(run.tasks) else len(run.labelled(batch, run.tasks))
         counter = MacCounter() if n_labelled > run.tasks_counted else contextlib.nullcontext()
-        account = self.state.ledger.account(run.stage.purpose)
         with counter:
             account.optimizer_steps += run.step(batch)
         if isinstance(counter, MacCounter):

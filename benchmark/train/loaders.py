@@ -151,15 +151,18 @@ class InputLoader:
             keys.append(list(zip(positions.tolist(), epochs.tolist(), strict=True)))
         yield from self._load(keys, self.augment)
 
-    def ordered(self, n_samples: int | None, batch_size: int, draw_seed: int | None = None) -> Iterator[Part]:
+    def ordered(
+        self, n_samples: int | None, batch_size: int, draw_seed: int | None = None, shuffled: bool = False
+    ) -> Iterator[Part]:
         """The first `n_samples` (all by default) once each, in order, the last batch as short as it comes, no
-        augmentation. draw_seed: a random `n_samples` instead, in ascending order.
+        augmentation. draw_seed: a random `n_samples` instead, in ascending order, or as drawn where `shuffled`: files
+        are often sorted by class, and batches would be too.
         """
         count = len(self.samples) if n_samples is None else min(n_samples, len(self.samples))
         chosen = torch.arange(count)
         if draw_seed is not None:
             drawn = torch.randperm(len(self.samples), generator=generator(draw_seed, "drawn-samples"))
-            chosen = drawn[:count].sort().values
+            chosen = drawn[:count] if shuffled else drawn[:count].sort().values
         chunks = chosen.split(batch_size)
         if self._is_cached:
             for positions in chunks:
@@ -326,13 +329,18 @@ class RoleLoader:
         n_samples: int | None = None,
         batch_size: int | None = None,
         draw_seed: int | None = None,
+        n_batches: int | None = None,
     ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation; of several inputs in turn, each batch with one input.
-        batch_size: None takes `evaluation_batch`.
+        batch_size: None takes `evaluation_batch`. n_batches: so many of each input instead, of the size of a training's
+        and shuffled.
         """
         size = self.evaluation_batch(tasks) if batch_size is None else batch_size
+        if n_batches is not None:
+            n_samples, size = n_batches * self.batch_size, self.batch_size
+            draw_seed = seed_of(self.seed, "shuffled") if draw_seed is None else draw_seed
         for name in self.inputs_of(tasks):
-            for part in self.inputs[name].ordered(n_samples, size, draw_seed):
+            for part in self.inputs[name].ordered(n_samples, size, draw_seed, n_batches is not None):
                 yield self._batch([name], [part], tasks)
 
     @staticmethod

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmark.plan.suite import OptimizerSettings, RecipeSettings, ScheduleSettings
 from methods.contracts import OptimizerSpec, ParameterGroup
@@ -158,6 +158,17 @@ class StageOptimizers:
                 scaler.step(optimizer)  # which takes no optimizer whose tasks all lack labels
         if scaler.is_enabled():
             scaler.update()
+
+    @torch.no_grad()
+    def restart(self, entries: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        """Set moments and momenta of some entries of parameters to 0. entries: bool tensors of their shapes. A count of
+        steps, which a parameter has as a whole, goes on.
+        """
+        for parameter, chosen in entries:
+            for optimizer in self._optimizers:
+                for value in optimizer.state.get(parameter, {}).values():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0:
+                        value.masked_fill_(chosen, 0.0)
 
     def clear_state(self) -> None:
         """Forget moments and momenta, as a new optimizer would."""

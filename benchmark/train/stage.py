@@ -136,6 +136,11 @@ class StageRun:
             self._batches = loader.training(self.tasks, self.done, self.stage.steps, self.stream)
         return self._batches
 
+    def prepare(self, batch: Batch) -> None:
+        """Let the method look at the batch of the next step."""
+        if self.stage.before_step is not None:
+            self.optimizers.restart(self.stage.before_step(batch))
+
     def step(self, batch: Batch) -> int:
         """One batch: one optimizer step, or one for each task. Gives the number of optimizer steps made."""
         self.optimizers.set_rates(self.done, self.stage.steps)

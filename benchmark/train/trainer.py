@@ -124,11 +124,12 @@ class CellTrainer:
         n_samples: int | None = None,
         tasks: Sequence[str] | None = None,
         draw_seed: int | None = None,
+        n_batches: int | None = None,
     ) -> Iterator[Batch]:
         """Batches in fixed order without augmentation. Raises ProtocolError for report."""
         if role is Role.REPORT:
             raise ProtocolError("The report role is not open to methods.")
-        return self.context.loaders[role].ordered(tasks or self.data.task_names, n_samples, draw_seed=draw_seed)
+        return self.context.loaders[role].ordered(tasks or self.data.task_names, n_samples, None, draw_seed, n_batches)
 
     def charge(self, forward_passes: int, purpose: Purpose = "search") -> None:
         """Count forward passes that were made between stages."""

@@ -9,7 +9,7 @@ curves, combined; L^t_n loss of sample n under the network of task t, mu their m
 q_t = 1 - exp(-d_t / tau), k_t survivors, m_t mask; M_g mask of a group.
 
 In reading order: `parameters`, `similarity` (step 2 to 4), `difficulty` (5), `grouping` (6), `pruning` (7 and 8),
-`network` (9 and 10, counting), `method` (the course: `singles`, `analysis`, `group_training`), `telling`, `pictures`.
+`network` (9 and 10), `method` (the course: `singles`, `analysis`, `group_training`), `telling`, `pictures`.
 `Dmo.fidelity` lists what is the article's, the code's and ours. Not supported: loss curves by single steps, backbones
 of different shapes.
 """

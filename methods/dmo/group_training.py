@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from methods.contracts import Role, Stage, Trainer
 from methods.dmo.network import GroupNetwork, group_graph, group_updates
 from methods.dmo.parameters import DmoParams
-from methods.dmo.pruning import Survivors, hardest_last, merged_weights, prunable, with_masks
+from methods.dmo.pruning import Survivors, hardest_last, merged_weights
 from methods.dmo.singles import Single, fit_stage, trained_groups
 from methods.graph.task_graph import GraphNetwork, TaskGraph
-from methods.plain import task_losses
+from methods.plain import body_of, task_losses
+from methods.sparsity import prunable, with_masks
 
 
 def merge(
@@ -31,9 +32,7 @@ def merge(
     values, union = merged_weights(tensors, [pruned[t].masks for t in order], p.merge_rule)
     body = singles[order[-1]].body
     if p.reinit:
-        backbone = trainer.backbone()
-        blocks = [backbone.block_operation(index) for index in range(len(backbone.blocks))]
-        body = [backbone.stem_operation(), *blocks, backbone.tail_operation()]
+        body = body_of(trainer.backbone())
         initial = list(prunable(body).values())
         values = [weight.detach() * mask for weight, mask in zip(initial, union, strict=True)]
     weights = list(prunable(body).values())

@@ -1,8 +1,7 @@
-"""The network of a group: its graph under the norm rules, its updates, and its nonzero weights (dmo 2, 3, 5)."""
+"""The network of a group: its graph under the norm rules, and its updates (dmo 2 and 3)."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -11,11 +10,10 @@ from torch import Tensor, nn
 from datasets.contracts import Batch, DatasetSpec
 from methods.contracts import LossFunction
 from methods.dmo.parameters import PublishedParams
-from methods.graph.cost import CostTable, Shape
 from methods.graph.norms import with_own_norms
 from methods.graph.operations import Operation
 from methods.graph.rules import BatchNormRule
-from methods.graph.task_graph import Node, TaskGraph
+from methods.graph.task_graph import TaskGraph
 from methods.plain import task_losses
 
 
@@ -90,41 +88,3 @@ class GroupNetwork(nn.Module):
     def advance(self) -> None:
         """The next step."""
         self.step += 1
-
-
-@torch.no_grad()
-def macs_nonzero(graph: TaskGraph, inputs: Mapping[str, Shape]) -> tuple[int, int]:
-    """(dense, nonzero) multiply-accumulates of all nodes at batch size 1: those of each convolution and linear layer
-    times the fraction of its weights that is not 0. What multiplies no weight (attention), and weights that a module
-    uses without calling their layer, count in full.
-    """
-    costs = CostTable().graph(graph, inputs)
-    dense = sum(cost.macs for cost in costs.values())
-    shapes = {**inputs, **{name: cost.output for name, cost in costs.items()}}
-    saved = sum(_saved(node, [shapes[value.name] for value in node.inputs]) for node in graph.reachable())
-    return dense, dense - round(saved)
-
-
-def _saved(node: Node, shapes: Sequence[Shape]) -> float:
-    """MACs of a node that multiply a zero weight."""
-    zero = {
-        name: 1 - int(torch.count_nonzero(part.weight)) / part.weight.numel()
-        for name, part in node.module.named_modules()
-        if isinstance(part, (nn.Conv2d, nn.Linear))
-    }
-    if not any(zero.values()):
-        return 0.0
-    saved = 0.0
-
-    def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def look(module: nn.Module, given: object, output: Tensor) -> None:
-            nonlocal saved
-            saved += zero[name] * output.numel() * module.get_parameter("weight")[0].numel()
-
-        return look
-
-    skeleton = copy.deepcopy(node.module).to("meta").eval()
-    for name in zero:
-        skeleton.get_submodule(name).register_forward_hook(watch(name))
-    skeleton(*(torch.empty(shape, device="meta") for shape in shapes))
-    return saved

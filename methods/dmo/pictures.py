@@ -58,19 +58,3 @@ def groups_figure(groups: Groups, nonzero: Sequence[int], heads: Sequence[int], 
         levels=(("images", image), ("sparse backbones", networks), ("heads", ends)),
     )
     return Figure(title="Groups of tasks, each with a sparse network", panels=(panel,))
-
-
-def kept_figure(rows: Mapping[str, Sequence[float]], layers: Sequence[str]) -> Figure:
-    """The fraction of every layer's weights that is kept. rows: {network: fraction by layer}."""
-    panel = Heatmap(
-        title="tasks, then groups",
-        rows=tuple(rows),
-        columns=tuple(layers),
-        values=tuple(tuple(map(float, row)) for row in rows.values()),
-        row_title="network",
-        column_title="layer",
-        value_title="fraction of weights kept",
-        low=0.0,
-        high=1.0,
-    )
-    return Figure(title="What is kept of each layer", panels=(panel,))

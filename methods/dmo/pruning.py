@@ -1,48 +1,18 @@
 """The weights of each network that survive, and one sparse network of a group (dmo 2, steps 7 and 8).
 
-W: the weights of all convolutions and linear layers of a backbone, n of them; a mask is a list of bool tensors with
-their shapes, True = survives.
+W, n and masks as in `methods.sparsity`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.dmo.parameters import MergeRule, PruneScope
-from methods.graph.operations import Operation
-
-Masks = list[Tensor]
-
-
-def prunable(operations: Iterable[Operation]) -> dict[str, nn.Parameter]:
-    """W by name, in the order of the network; tied weights once. Biases, norms and heads are not in it."""
-    found: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for operation in operations:
-        config: Mapping[str, object] = operation.config
-        place = f"{config['part']} {config['index']}" if "index" in config else str(config.get("part", operation.kind))
-        for name, module in operation.module.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) not in seen:
-                seen.add(id(module.weight))
-                found[f"{place} {name}".strip()] = cast(nn.Parameter, module.weight)
-    return found
-
-
-def with_masks(operation: Operation) -> Operation:
-    """The operation, telling that zeros of its prunable weights are pruned (measurement 2)."""
-    layers = operation.module.named_modules()
-    names = [f"{name}.weight".lstrip(".") for name, module in layers if isinstance(module, (nn.Conv2d, nn.Linear))]
-    return dataclasses.replace(operation, masks={name: name for name in names})
-
-
-def n_survivors(q: float, n: int) -> int:
-    """k = max(1, round(q n))."""
-    return max(1, round(q * n))
+from methods.sparsity import Masks, largest, n_kept, n_survivors, union_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,31 +37,22 @@ def survivors(weights: Sequence[Tensor], q: float, scope: PruneScope, layer_floo
     """
     if scope == "global":
         flat = torch.cat([weight.abs().flatten() for weight in weights])
-        chosen = _largest(flat, n_survivors(q, flat.numel())).split([weight.numel() for weight in weights])
+        chosen = largest(flat, n_survivors(q, flat.numel())).split([weight.numel() for weight in weights])
         masks = [mask.view(weight.shape) for mask, weight in zip(chosen, weights, strict=True)]
     else:
-        masks = [_largest(w.abs().flatten(), n_survivors(q, w.numel())).view(w.shape) for w in weights]
+        masks = [largest(w.abs().flatten(), n_survivors(q, w.numel())).view(w.shape) for w in weights]
     n_floored = 0
     for number, (mask, weight) in enumerate(zip(masks, weights, strict=True)):
         least = min(layer_floor, weight.numel())
         if int(mask.sum()) < least:
-            masks[number] = _largest(weight.abs().flatten(), least).view(weight.shape)
+            masks[number] = largest(weight.abs().flatten(), least).view(weight.shape)
             n_floored += 1
     return Survivors(masks, n_floored)
 
 
 def n_union(masks: Sequence[Masks]) -> int:
     """Weights that at least one of several networks keeps."""
-    return sum(int(torch.stack(kept).any(0).sum()) for kept in zip(*masks, strict=True))
-
-
-def _largest(magnitudes: Tensor, k: int) -> Tensor:
-    """bool [n] with exactly k True: the k largest, of equal ones the first."""
-    threshold = magnitudes.kthvalue(magnitudes.numel() - k + 1).values
-    mask = magnitudes > threshold
-    ties = (magnitudes == threshold).nonzero().flatten()
-    mask[ties[: k - int(mask.sum())]] = True
-    return mask
+    return n_kept(union_of(masks))
 
 
 def hardest_last(members: Sequence[int], d: Sequence[float]) -> list[int]:

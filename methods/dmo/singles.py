@@ -10,10 +10,10 @@ from methods.backbones.backbone import create_backbone
 from methods.contracts import OptimizerSpec, ParameterGroup, Role, Stage, StageResult, Trainer
 from methods.dmo.network import batches_of
 from methods.dmo.parameters import DmoParams
-from methods.dmo.pruning import prunable
 from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 from methods.plain import parameter_groups, plain_graph, task_losses
+from methods.sparsity import prunable
 
 
 @dataclasses.dataclass(frozen=True)

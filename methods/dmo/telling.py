@@ -9,13 +9,11 @@ import numpy as np
 
 from methods.contracts import Trainer
 from methods.dmo.grouping import Groups, groups_of, maximal_cliques, task_graph_of
-from methods.dmo.network import macs_nonzero
 from methods.dmo.parameters import DmoParams
-from methods.dmo.pictures import groups_figure, kept_figure
-from methods.dmo.pruning import Masks
+from methods.dmo.pictures import groups_figure
 from methods.dmo.similarity import FloatArray, combined, pairs_of, resolved_threshold
-from methods.graph.cost import Shape
 from methods.graph.task_graph import TaskGraph
+from methods.sparsity import Masks, fractions, kept_figure, n_kept, n_nonzero, tell_counts
 
 _ALIKE = 0.01  # similarities within this of each other rank noise
 _WORDS = {"S_W": "weight similarity", "S_L": "loss similarity", "S": "similarity"}
@@ -60,17 +58,11 @@ def tell_groups(
     trainer: Trainer, groups: Groups, graphs: Sequence[TaskGraph], kept: Sequence[Masks], in_chans: int
 ) -> None:
     """Report the groups, with stored and with nonzero parameters (dmo 5). kept: masks of the groups."""
-    data, tasks = trainer.data, trainer.data.task_names
+    tasks = trainer.data.task_names
     trainer.chosen("+".join(tasks[t] for t in group) for group in groups)
     trainer.fact("groups", len(groups))
-    trainer.fact("parameters, dense", sum(p.numel() for graph in graphs for p in graph.parameters()))
+    tell_counts(trainer, graphs, kept, in_chans)
     nonzero = [n_nonzero(graph, masks) for graph, masks in zip(graphs, kept, strict=True)]
-    trainer.fact("parameters, not zero", sum(nonzero))
-    trainer.fact("bits of the masks", sum(mask.numel() for masks in kept for mask in masks))
-    shape: Shape = (1, in_chans, *data.native_size)
-    macs = [macs_nonzero(graph, dict.fromkeys(graph.inputs, shape)) for graph in graphs]
-    trainer.fact("MACs, dense", sum(dense for dense, _ in macs))
-    trainer.fact("MACs, not zero", sum(left for _, left in macs))
     heads = {
         task: sum(p.numel() for p in graph.nodes[graph.outputs[task].name].module.parameters())
         for graph in graphs
@@ -88,20 +80,9 @@ def tell_kept(
     rows = {task: fractions(masks) for task, masks in zip(tasks, pruned, strict=True)}
     for group, masks in zip(groups, kept, strict=True):
         rows[f"group {'+'.join(tasks[t] for t in group)}"] = fractions(masks)
-    trainer.fact("weights kept in groups", sum(int(mask.sum()) for masks in kept for mask in masks))
+    trainer.fact("weights kept in groups", sum(map(n_kept, kept)))
     trainer.artifact("group survivors", np.array([[int(mask.sum()) for mask in masks] for masks in kept]))
-    trainer.figure("kept", kept_figure(rows, layers))
-
-
-def n_nonzero(graph: TaskGraph, masks: Masks) -> int:
-    """nnz(M_g) + all parameters that are not prunable: the dense count without pruned weights."""
-    pruned = sum(mask.numel() - int(mask.sum()) for mask in masks)
-    return sum(parameter.numel() for parameter in graph.parameters()) - pruned
-
-
-def fractions(masks: Masks) -> list[float]:
-    """Report the kept share of each tensor."""
-    return [float(mask.double().mean()) for mask in masks]
+    trainer.figure("kept", kept_figure("tasks, then groups", rows, layers))
 
 
 def spread(values: FloatArray) -> tuple[float | None, float | None, float | None]:

@@ -47,8 +47,8 @@ FLOORS = {
         "methods figures streams graph traits",
         "backbones",
         "contracts",
-        "plain control registry operating judging",
-        "single_task hard_sharing adashare branched dag_search dmo soft_sharing",
+        "plain control registry operating judging sparsity",
+        "single_task hard_sharing adashare branched dag_search dmo pruned soft_sharing",
         "lora merged recon taps task_switching",
     ),
     "benchmark": (

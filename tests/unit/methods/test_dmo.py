@@ -32,21 +32,15 @@ from methods.dmo.difficulty import difficulties, mean_loss, sample_losses
 from methods.dmo.group_training import merge
 from methods.dmo.grouping import groups_of, maximal_cliques, random_groups, read_groups, task_graph_of
 from methods.dmo.method import Dmo
-from methods.dmo.network import GroupNetwork, batches_of, group_graph, group_updates, is_due, macs_nonzero
+from methods.dmo.network import GroupNetwork, batches_of, group_graph, group_updates, is_due
 from methods.dmo.parameters import DmoParams, PublishedParams, kept_fraction
-from methods.dmo.pruning import (
-    hardest_last,
-    merged_weights,
-    n_survivors,
-    prunable,
-    survivors,
-)
+from methods.dmo.pruning import hardest_last, merged_weights, survivors
 from methods.dmo.similarity import combined, loss_similarity, resolved_threshold, weight_similarity
 from methods.dmo.singles import train_single
-from methods.dmo.telling import n_nonzero
 from methods.graph.cost import count, size
 from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
+from methods.sparsity import macs_nonzero, n_nonzero, n_survivors, prunable
 from tests.unit.harness import toy_backbone, toy_spec, toy_trainer
 from tests.unit.kills import Killed, kill_after, outcome
 

@@ -188,3 +188,28 @@ def test_a_momentum_may_begin_later_than_others() -> None:
         built.step(torch.amp.GradScaler("cpu", enabled=False))
     torch.testing.assert_close(early.detach(), torch.full((3,), -0.1 * (1 + 1.5 + 1.75)))
     torch.testing.assert_close(late.detach(), torch.full((3,), -0.1 * (1 + 1.5)))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_entries_of_a_parameter_can_start_anew(name: str) -> None:
+    """Moments of what is named are 0, as if it had had no gradient; those of its neighbours stay, and so does the count
+    of steps.
+    """
+    weight, other = (nn.Parameter(torch.zeros(2, 3)) for _ in range(2))
+    recipe = RecipeSettings(optimizer=OptimizerSettings(name=name, lr=0.1, momentum=0.9), clip_norm=None)
+    built = StageOptimizers([ParameterGroup("backbone", [weight, other])], recipe)
+    chosen = torch.tensor([[True, False, False], [False, False, True]])
+    built.restart([(weight, chosen)])  # before the first step there is nothing
+    for parameter in (weight, other):
+        parameter.grad = torch.ones(2, 3)
+    built.step(torch.amp.GradScaler("cpu", enabled=False))
+    built.restart([(weight, chosen)])
+    state = {parameter: built._optimizers[0].state[parameter] for parameter in (weight, other)}
+    names = [key for key, value in state[weight].items() if value.shape == weight.shape]
+    assert len(names) == (1 if name == "sgd" else 2)
+    for key in names:
+        assert not bool(state[weight][key][chosen].any())
+        assert torch.equal(state[weight][key][~chosen], state[other][key][~chosen])
+        assert bool(state[other][key].all())
+    if "step" in state[weight]:
+        assert float(state[weight]["step"]) == 1

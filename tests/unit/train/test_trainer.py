@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.train.stage import DivergedError
 from benchmark.train.trainer import CellTrainer
+from datasets.contracts import Batch
 from datasets.errors import ProtocolError, UsageError
 from methods.contracts import Metrics, OptimizerSpec, ParameterGroup, Role, Score, Stage
 from methods.plain import fit_plain, parameter_groups, plain_graph, task_losses
@@ -205,6 +207,40 @@ def test_optimizer_state_is_cleared_where_the_method_asks(tmp_path: Path, monkey
     assert counters == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_a_method_sees_the_batch_before_its_step_and_its_work_is_counted(tmp_path: Path) -> None:
+    """Once each, before the losses, with the passes of a look in train_macs: those of a method that looks at every
+    second step, and of one that does not look, differ by the looks alone. A step that is counted holds no look.
+    """
+    macs = {}
+    for looks in (False, True):
+        trainer = toy_trainer(tmp_path / str(looks), steps=4)
+        graph = plain_graph(trainer.data, ("a", "b"), trainer.backbone(), trainer.head)
+        network = graph.network()
+        inner, order = task_losses(trainer.data, network), []
+
+        def losses(batch: Batch, tasks: Sequence[str], inner: Callable = inner, order: list = order) -> object:
+            order.append(("step", batch.index["image"].tolist()))
+            return inner(batch, tasks)
+
+        def before_step(
+            batch: Batch, inner: Callable = inner, order: list = order, looks: bool = looks
+        ) -> Sequence[object]:
+            if looks and len(order) % 4 == 0:
+                inner(batch, ("a", "b"))["a"].backward()  # gradients that the step must not see
+            order.append(("look", batch.index["image"].tolist()))
+            return ()
+
+        stage = Stage("s", network, 4, Role.FIT, parameter_groups(graph), losses, "final", before_step=before_step)
+        trainer.fit(stage)
+        assert [name for name, _ in order] == ["look", "step"] * 4
+        assert all(look[1] == step[1] for look, step in zip(order[::2], order[1::2], strict=True))
+        macs[looks] = trainer.ledger.final.train_macs
+    with FlopCounterMode(display=False) as counter:
+        batch = next(iter(trainer.context.loaders[Role.FIT].training(("a", "b"), 0, 1, "x")))
+        inner(batch, ("a", "b"))["a"].backward()
+    assert macs[True] - macs[False] == 2 * counter.get_total_flops() // 2
+
+
 def test_cycles_share_the_steps_and_a_phase_can_start_later(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path)
     network = SkipNetwork(trainer)
@@ -304,6 +340,26 @@ def test_report_is_closed_to_methods(tmp_path: Path) -> None:
         trainer.report(graph)
 
 
+def test_a_method_can_have_batches_as_a_training_has_them(tmp_path: Path) -> None:
+    """Of the recipe's size and shuffled: files are often sorted by class, and a batch of one class tells little. No
+    image comes twice, there are no more batches than images, and inputs follow one another.
+    """
+    trainer = toy_trainer(tmp_path, domains="multi")
+    batches = list(trainer.batches(Role.FIT, n_batches=4))
+    assert [list(batch.images) for batch in batches] == [["a"]] * 4 + [["b"]] * 4
+    seen = [row for batch in batches[:4] for row in batch.index["a"].tolist()]
+    assert [len(batch.index["a"]) for batch in batches[:4]] == [8] * 4
+    assert len(set(seen)) == 32
+    assert seen != sorted(seen)
+    again = list(trainer.batches(Role.FIT, n_batches=4, tasks=["a"]))
+    assert [row for batch in again for row in batch.index["a"].tolist()] == seen
+    other = list(trainer.batches(Role.FIT, n_batches=4, draw_seed=7))
+    assert other[0].index["a"].tolist() != seen[:8]
+    assert sum(len(batch.index["a"]) for batch in trainer.batches(Role.FIT, n_batches=50, tasks=["a"])) == 48
+    with pytest.raises(ProtocolError, match="not open"):
+        trainer.batches(Role.REPORT, n_batches=1)
+
+
 def test_equal_initial_weights_and_heads_for_everybody(tmp_path: Path) -> None:
     one, two = toy_trainer(tmp_path / "1"), toy_trainer(tmp_path / "2")
     two.head("b")  # another order of calls
@@ -338,8 +394,6 @@ def test_weight_steps_follow_the_weights_not_the_stages(tmp_path: Path) -> None:
 
 
 def test_train_macs_are_those_of_forward_and_backward(tmp_path: Path) -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     trainer = toy_trainer(tmp_path)
     graph, _ = fit_plain(trainer, "joint", 5)
     network, losses = graph.network(), None
