@@ -21,6 +21,7 @@ from methods.lora.fidelity import FIDELITY
 from methods.lora.parameters import LoraParams
 from methods.plain import parameter_groups, plain_graph, task_losses
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -34,6 +35,7 @@ class Lora(Method[LoraParams]):
 
     Params = LoraParams
     fidelity: ClassVar[Fidelity] = FIDELITY
+    traits: ClassVar[Traits] = Traits("all", "some", "1 to T", before=1, size_parameter="task_rank")
 
     def __init__(self, params: LoraParams) -> None:
         super().__init__(params)

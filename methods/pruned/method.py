@@ -25,6 +25,7 @@ from methods.plain import body_of, parameter_groups, task_losses
 from methods.pruned.fidelity import FIDELITY
 from methods.pruned.parameters import PrunedParams
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,6 +45,7 @@ class Pruned(Method[PrunedParams]):
     Params = PrunedParams
     search_space: ClassVar[str] = "masks of weights"
     fidelity: ClassVar[Fidelity] = FIDELITY
+    traits: ClassVar[Traits] = Traits("all", "all", "1", size_parameter="density")
 
     def __init__(self, params: PrunedParams) -> None:
         super().__init__(params)

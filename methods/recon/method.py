@@ -10,6 +10,7 @@ from methods.contracts import Budget, Fidelity, Method, Trainer
 from methods.recon.fidelity import FIDELITY
 from methods.recon.parameters import ReconParams
 from methods.registry import register_method
+from methods.traits import Traits
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec
@@ -26,6 +27,7 @@ class Recon(Method[ReconParams]):
     Params = ReconParams
     search_space: ClassVar[str] = "layers with copies"
     fidelity: ClassVar[Fidelity] = FIDELITY
+    traits: ClassVar[Traits] = Traits("some", "some", "1 to T", before=0.25, size_parameter="top_k")
 
     def __init__(self, params: ReconParams) -> None:
         super().__init__(params)
