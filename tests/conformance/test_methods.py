@@ -194,11 +194,13 @@ def test_a_method_shares_and_costs_what_its_traits_say(name: str) -> None:
     traits, searches = get_method(name).traits, bool(get_method(name).search_space)
     trainer, graph = trained(name, "single")
     users = graph.users()
-    nodes = [node for node in graph.nodes.values() if node.operation.kind == "backbone"]
+    # Parts of the backbone, by themselves or with something of the method's inside.
+    nodes = [node for node in graph.nodes.values() if "backbone" in node.operation.config]
     readers: dict[int, set[str]] = {}
     for node in nodes:
-        for parameter in node.module.parameters():
-            readers.setdefault(id(parameter), set()).update(users[node.name])
+        for part, parameter in node.module.named_parameters():
+            if part not in node.operation.origins:
+                readers.setdefault(id(parameter), set()).update(users[node.name])
     weights = shared_by_all([len(tasks) for tasks in readers.values()], 2)
     activations = shared_by_all([len(users[node.name]) for node in nodes], 2)
     for declared, found in ((traits.weights, weights), (traits.activations, activations)):
