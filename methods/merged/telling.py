@@ -21,11 +21,11 @@ def tell_disagreement(trainer: Trainer, vectors: TaskVectors, tasks: tuple[str, 
     if len(tasks) == 1:
         return
     known = found.cosine[np.isfinite(found.cosine)]
-    spread = (
-        {"": known.mean} if len(tasks) == 2 else {", minimum": known.min, ", mean": known.mean, ", maximum": known.max}
-    )
-    for words, reduced in spread.items():
-        trainer.fact(f"cosine of task vectors{words}", float(reduced()) if len(known) else None)
+    if len(tasks) == 2:
+        trainer.fact("cosine of task vectors", float(known[0]) if len(known) else None)
+    else:
+        for word, reduce in (("minimum", np.min), ("mean", np.mean), ("maximum", np.max)):
+            trainer.fact(f"cosine of task vectors, {word}", float(reduce(known)) if len(known) else None)
     known = found.opposite_share[np.isfinite(found.opposite_share)]
     trainer.fact("opposite signs", 100 * float(np.mean(known)) if len(known) else None, "percent")
     trainer.artifact("cosines by layer", found.cosines)  # float64 [P, L]
