@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from methods.contracts import Metrics, Trainer
 from methods.judging import change_of_task, relative_change
 from methods.merged.arithmetic import TaskVectors
-from methods.merged.disagreement import FloatArray, disagreement
+from methods.merged.disagreement import disagreement
 from methods.merged.pictures import changes_figure, coefficient_figure, disagreement_figure
 
 
@@ -21,11 +21,11 @@ def tell_disagreement(trainer: Trainer, vectors: TaskVectors, tasks: tuple[str, 
     if len(tasks) == 1:
         return
     known = found.cosine[np.isfinite(found.cosine)]
-    spread: dict[str, Callable[[FloatArray], float]] = (
-        {"": np.mean} if len(tasks) == 2 else {", minimum": np.min, ", mean": np.mean, ", maximum": np.max}
-    )
-    for words, reduced in spread.items():
-        trainer.fact(f"cosine of task vectors{words}", float(reduced(known)) if len(known) else None)
+    if len(tasks) == 2:
+        trainer.fact("cosine of task vectors", float(known[0]) if len(known) else None)
+    else:
+        for word, reduce in (("minimum", np.min), ("mean", np.mean), ("maximum", np.max)):
+            trainer.fact(f"cosine of task vectors, {word}", float(reduce(known)) if len(known) else None)
     known = found.opposite_share[np.isfinite(found.opposite_share)]
     trainer.fact("opposite signs", 100 * float(np.mean(known)) if len(known) else None, "percent")
     trainer.artifact("cosines by layer", found.cosines)  # float64 [P, L]
