@@ -32,7 +32,7 @@ _READ_UNDER: dict[str, tuple[Rule, ...]] = {
 
 
 class PrunedParams(MethodParams):
-    """The parameters of pruning. W: the prunable weights of the backbone."""
+    """The parameters of pruning. Prunable are the weights of all convolutions and linear layers of the backbone."""
 
     rule: Rule = Field(
         default="static",
@@ -40,11 +40,11 @@ class PrunedParams(MethodParams):
         "`dynamic` drops and grows in training, `soft_threshold` learns a threshold; `magnitude`, after a dense "
         "training, and `random` are controls",
     )
-    density: Share = Field(default=0.1, description="share of W that is kept, of all tasks' sets together")
+    density: Share = Field(default=0.1, description="share of the backbone's prunable weights that is kept")
     keep: Literal["solved"] | Share = Field(
         default="solved",
-        description="share of W in the set of each task: solved for `density`, or a number, from which the density "
-        "follows",
+        description="share of these weights in the set of each task, of which the union is kept: solved for `density`, "
+        "or a number, from which the density follows",
     )
     n_batches: Annotated[int, Field(ge=1)] = Field(default=50, description="batches of fit that gradients are taken on")
     saliency: Saliency | None = Field(
