@@ -322,7 +322,7 @@ def resolve(cell: Cell, data_root: Path | None = None) -> PlannedCell:
         raise UsageError(f"recipe.batch_size is {cell.recipe.batch_size}; {where} has {n_train} training samples.")
     weights = cell.backbone.weights
     document = {
-        "method": {"name": cell.method.name, "params": params.model_dump(mode="json"), **_own_rate(cell, method)},
+        "method": {"name": cell.method.name, "params": params.document(), **_own_rate(cell, method)},
         "data": {
             "dataset": spec.name,
             "layout": spec.layout,

@@ -52,7 +52,7 @@ def missing_evidence(cells: Sequence[PlannedCell]) -> list[str]:
         if not longer or given:
             continue
         method = get_method(name)
-        params = method_params(method, name, dict(longer)).model_dump(mode="json")
+        params = method_params(method, name, dict(longer)).document()
         wanted = row_key({**cell.document, "method": {"name": name, "params": params}})
         if wanted not in rows[cell.table_key]:
             text = ", ".join(f"{key}: {value}" for key, value in longer.items())

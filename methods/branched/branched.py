@@ -47,7 +47,7 @@ from methods.branched.selection import (
 )
 from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, Size, TreeParams
 from methods.branched.trees import Tree
-from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Later, Reference, Role, SingleTask, Statement, Trainer
 from methods.registry import register_method
 from methods.traits import Traits
 
@@ -107,7 +107,7 @@ class BranchedParams(BudgetParams, ChoiceParams):
         default="error",
         description="distances of an image whose features are all equal: an error, or 1",
     )
-    center_images: bool = Field(
+    center_images: Annotated[bool, Later()] = Field(
         default=False, description="take from every feature its mean over the probe images before images are compared"
     )
     cluster_cost: ClusterCost = Field(default="mean_max", description="`mean_max` is the method, others are ablations")

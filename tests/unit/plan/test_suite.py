@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
@@ -12,6 +13,8 @@ from benchmark.plan.suite_file import find_suite, read_suite, suite_names
 from datasets.errors import UsageError
 from datasets.images.augmentation import read_steps
 from datasets.registry import read_options
+from datasets.settings import Checked
+from methods.contracts import Later, MethodParams
 from methods.registry import get_method
 
 GOOD = "name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\n"
@@ -241,3 +244,25 @@ def test_paths_of_a_suite_are_relative_to_its_file(tmp_path: Path, monkeypatch: 
     assert suite.plugins == (str(tmp_path / "mine.py"),)
     with pytest.raises(UsageError, match=r"net.pth' does not exist; expected none, pretrained, or a path relative"):
         weights_tag(suite.backbones[2].weights)
+
+
+class Nested(Checked):
+    depth: int = 1
+
+
+class Grown(MethodParams):
+    """A method that got two parameters after records were made."""
+
+    rate: float = 0.1
+    nested: Nested = Nested()
+    centred: Annotated[bool, Later()] = False
+    wide: Annotated[Nested, Later()] = Nested()
+
+
+def test_a_later_parameter_is_part_of_a_cell_only_where_it_is_asked_for() -> None:
+    """Else every cell of the method would get another key, and its records would be rows of no table."""
+    assert Grown().document() == {"rate": 0.1, "nested": {"depth": 1}}
+    assert Grown(centred=True).document() == {"rate": 0.1, "nested": {"depth": 1}, "centred": True}
+    assert Grown(wide=Nested(depth=2)).document() == {"rate": 0.1, "nested": {"depth": 1}, "wide": {"depth": 2}}
+    assert Grown(rate=0.2).document()["rate"] == 0.2
+    assert "center_images" not in get_method("branched").Params().document()
