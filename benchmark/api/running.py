@@ -302,6 +302,9 @@ def _measure_speed(store: Store, keys: Sequence[str], settings: RunSettings, con
     except UsageError as error:
         say(console, f"Speed was not measured: {error}")
         return
+    if found.absent:
+        cells = "1 cell has its network" if found.absent == 1 else f"{found.absent} cells have their networks"
+        say(console, f"{cells} elsewhere: their speed stays as it was measured there.")
     for line in found.failures:
         say(console, line)
 

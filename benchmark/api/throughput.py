@@ -77,15 +77,21 @@ def measure(
 ) -> tuple[int, list[NamedMeasurement]]:
     """Measure and print; returns the exit code and what was measured. Raises UsageError."""
     from benchmark.records.measurements import failures_of
-    from benchmark.speed.jobs import networks_of
+    from benchmark.speed.jobs import networks_of, with_networks
     from benchmark.tables.labels import table_head
 
-    tables = networks_of(Store(directory).load_all())
+    store = Store(directory)
+    here, absent = with_networks(store, store.load_all())
+    tables = networks_of(here)
+    if not tables and absent:
+        raise UsageError(f"{directory} holds {absent} finished records without networks; run their cells to have them.")
     if not tables:
         raise UsageError(f"{directory} holds no finished records; expected the --out of a run.")
+    if absent:
+        say(console, f"Records without networks here are left out: {absent}.")
     labels = {table: _labels(records) for table, records in tables.items()}
     devices = tuple(dict.fromkeys(map(executor.device, choices.devices)))
-    code, measured = 0, list[NamedMeasurement]()
+    code, measured = EXIT_NOT_MEASURED if absent else 0, list[NamedMeasurement]()
     with _place(executor, directory, devices) as place:
         jobs = _jobs(directory, tables, choices, devices, place.cores, protocol)
         for number, job in enumerate(jobs, start=1):

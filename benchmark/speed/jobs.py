@@ -71,6 +71,19 @@ def networks_of(records: Sequence[Record], keys: Collection[str] | None = None) 
     return tables
 
 
+def with_networks(store: Store, records: Sequence[Record]) -> tuple[list[Record], int]:
+    """(those whose networks are in the folder, number of finished ones without). Shipped leaderboards hold records
+    without networks, beside which an own row can be measured.
+    """
+    done = [record for record in records if record.status == "done"]
+    here = [
+        record
+        for record in done
+        if all(name in record.artifacts and store.holds(record.artifacts[name]) for name in ("graph", "weights"))
+    ]
+    return here, len(done) - len(here)
+
+
 def modes_of(record: Record, wanted: Sequence[str]) -> list[str]:
     """The modes asked for that a record's network has. wanted: joint, mixed, task (every task), task:NAME, train-step.
 

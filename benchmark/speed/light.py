@@ -9,17 +9,20 @@ from collections.abc import Collection, Sequence
 from benchmark.records.measurements import JOINT, MIXED, TASK, failures_of, light_settings, read_speed
 from benchmark.records.provenance import cpu_name, package_hash
 from benchmark.records.store import Store
-from benchmark.speed.jobs import SpeedJob, TableJob, is_measured, modes_of, networks_of
+from benchmark.speed.jobs import SpeedJob, TableJob, is_measured, modes_of, networks_of, with_networks
 from benchmark.speed.process import run_job
 from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 
 
 @dataclasses.dataclass(frozen=True)
 class LightResult:
-    """What the light measurement did. seconds: all of it, with the start of its process."""
+    """What the light measurement did. absent: finished cells whose networks are not in the folder. seconds: all of it,
+    with the start of its process.
+    """
 
     measured: int
     kept: int
+    absent: int
     seconds: float
     flags: tuple[str, ...]
     failures: tuple[str, ...]
@@ -47,7 +50,8 @@ def measure_light(
     settings, results, package = light_settings(device), read_speed(store.root), package_hash()
     name = _device_name(device)
     tables, kept = [], 0
-    for table, records in networks_of(store.load_all(), keys).items():
+    here, absent = with_networks(store, store.load_all())
+    for table, records in networks_of(here, keys).items():
         modes = {record.key: tuple(modes_of(record, LIGHT_MODES)) for record in records}
         missing = {
             record.key
@@ -61,12 +65,13 @@ def measure_light(
         if along:
             tables.append(TableJob(table, {key: value for key, value in modes.items() if key in along}))
     if not tables:
-        return LightResult(0, kept, time.monotonic() - start, (), ())
+        return LightResult(0, kept, absent, time.monotonic() - start, (), ())
     job = SpeedJob(store.root, tuple(tables), settings, protocol, device, tuple(plugins))
     files = list(run_job(job))
     return LightResult(
         measured=sum(len({entry.graph for entry in file.networks if entry.status == "done"}) for file in files),
         kept=kept,
+        absent=absent,
         seconds=time.monotonic() - start,
         flags=tuple(sorted({flag for file in files for flag in file.flags})),
         failures=tuple(failure for file in files for failure in failures_of(file)),

@@ -477,6 +477,33 @@ def test_light_takes_the_single_task_networks_along(tmp_path: Path, monkeypatch:
     assert measure_light(Store(tmp_path), keys={single.key}, protocol=TINY).kept == 1
 
 
+def test_beside_records_without_networks_an_own_row_is_measured_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a copy of a shipped leaderboard: nothing is tried that cannot be, and speeds that were shipped stay."""
+    monkeypatch.setattr(light, "run_job", in_this_process)
+    store, (single, shared) = Store(tmp_path), planned()
+    records = store_cells(tmp_path, [single])
+    assert measure_light(store, protocol=TINY).absent == 0
+    (tmp_path / records["single_task"].artifacts["weights"]["file"]).unlink()
+    store_cells(tmp_path, [shared])
+    found = measure_light(store, protocol=TINY)
+    assert (found.measured, found.absent, found.failures) == (1, 1, ())
+    old = str(records["single_task"].graph["hash"])
+    kept = read_speed(tmp_path).find(old, light_settings("cpu").name, "joint")
+    assert kept is not None
+    assert kept.entry.status == "done"
+    monkeypatch.setattr(process, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY)))
+    said = invoke(tmp_path, "--batch", "1", "--threads", "1", "--mode", "joint", "--no-memory")
+    assert said.exit_code == 1
+    assert "Records without networks here are left out: 1." in said.output
+    for path in (tmp_path / "artifacts").rglob("graph.json"):
+        path.unlink()
+    said = invoke(tmp_path)
+    assert said.exit_code == 2
+    assert "holds 2 finished records without networks; run their cells to have them" in " ".join(said.output.split())
+
+
 def test_a_measuring_process_that_dies_is_one_line() -> None:
     messages = messages_of(os._exit, 1)  # which takes no connection and ends in a TypeError
     with pytest.raises(UsageError, match="ended with exit code 1"):
@@ -669,7 +696,7 @@ def test_cuda_says_that_it_has_not_been_tried(capsys: pytest.CaptureFixture[str]
 
 def test_exit_code_1_where_a_network_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = store_cells(tmp_path, planned())
-    (tmp_path / records["hard_sharing"].artifacts["graph"]["file"]).unlink()
+    (tmp_path / records["hard_sharing"].artifacts["graph"]["file"]).write_text("{}")
     monkeypatch.setattr(process, "run_job", lambda job: in_this_process(dataclasses.replace(job, protocol=TINY)))
     result = invoke(tmp_path, "--device", "cpu", "--batch", "1", "--threads", "1", "--mode", "joint")
     assert result.exit_code == 1
