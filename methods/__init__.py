@@ -13,7 +13,6 @@ if TYPE_CHECKING:
         Budget,
         Fidelity,
         Method,
-        MethodParams,
         OptimizerSpec,
         ParameterGroup,
         Reference,
@@ -21,23 +20,24 @@ if TYPE_CHECKING:
         Stage,
         Statement,
         Trainer,
-        Tuned,
     )
     from methods.figures import Figure
     from methods.graph.operations import Operation, register_operation
     from methods.graph.task_graph import TaskGraph
+    from methods.parameters import MethodParams, Tuned
     from methods.plain import fit_graph, fit_plain, parameter_groups, plain_graph, task_losses
     from methods.registry import register_method
     from methods.traits import Traits
 
 _MODULES = {
     "methods.contracts": (
-        *("Budget", "Fidelity", "Method", "MethodParams", "OptimizerSpec", "ParameterGroup", "Reference", "Role"),
-        *("Stage", "Statement", "Trainer", "Tuned"),
+        *("Budget", "Fidelity", "Method", "OptimizerSpec", "ParameterGroup", "Reference", "Role"),
+        *("Stage", "Statement", "Trainer"),
     ),
     "methods.figures": ("Figure",),
     "methods.graph.operations": ("Operation", "register_operation"),
     "methods.graph.task_graph": ("TaskGraph",),
+    "methods.parameters": ("MethodParams", "Tuned"),
     "methods.plain": ("fit_graph", "fit_plain", "parameter_groups", "plain_graph", "task_losses"),
     "methods.registry": ("register_method",),
     "methods.traits": ("Traits",),

@@ -178,7 +178,7 @@ def _parameters(params: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Name, default, type and meaning of every parameter, and the range in which it is tuned; those of nested settings
     by their dotted names.
     """
-    from methods.contracts import Tuned
+    from methods.parameters import Tuned
 
     for key, field in params.model_fields.items():
         parts = get_args(field.annotation) or (field.annotation,)

@@ -29,7 +29,7 @@ from benchmark.records.delta import delta_m, delta_task
 from benchmark.records.documents import MetricEntry
 from benchmark.records.record import Record
 from datasets.errors import UsageError
-from methods.contracts import Tuned
+from methods.parameters import Tuned
 from methods.registry import get_method
 
 if TYPE_CHECKING:

@@ -20,20 +20,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+class _GoneError(UsageError):
+    """A node was lost."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RayNode:
-    """A node that measures. identifier: Ray's. cpus, gpus: of Ray's resources there, all of which a job holds."""
+    """A node that measures. identifier: Ray's. cpus, gpus: of Ray's resources there, all of which a job holds. cores:
+    physical ones.
+    """
 
     identifier: str
     cpus: float
     gpus: float
+    cores: int = 0
 
-    @property
-    def cores(self) -> int:
-        """Physical cores of the node."""
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> RayNode:
+        """The node of an entry of `ray.nodes()`. Raises _GoneError."""
         from benchmark.speed.device import physical_cores
 
-        return int(self._call(physical_cores, threads=1, whole=False))
+        found = cls(node["NodeID"], _count(node, "CPU"), _count(node, "GPU"))
+        return dataclasses.replace(found, cores=int(found._call(physical_cores, threads=1, whole=False)))
 
     def run_job(self, job: SpeedJob) -> Iterator[MeasurementFile]:
         """As of `benchmark.speed.process`, once the node is free. Raises UsageError where it cannot."""
@@ -61,6 +69,8 @@ class RayNode:
         answer = task.remote(*arguments)
         try:
             return ray.get(answer)
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError) as error:
+            raise _GoneError(f"The node that measures was lost: {str(error).strip().splitlines()[0]}") from None
         except ray.exceptions.RayError as error:
             raise UsageError(f"Nothing was measured: {str(error).strip().splitlines()[-1]}") from None
         except BaseException:  # an interrupt: the process there ends too
@@ -90,9 +100,15 @@ def ray_node(address: str | None, out: Path, on_gpu: bool) -> Iterator[RayNode]:
         nodes = [node for node in ray.nodes() if node["Alive"] and _count(node, kind) >= 1]
         if not nodes:
             raise UsageError(f"No node of the Ray cluster has a {kind} to measure on.")
-        node = max(nodes, key=lambda node: (_count(node, "CPU"), node["NodeID"]))
-        require_fit([node], token, fitness_of(token), out)
-        yield RayNode(node["NodeID"], _count(node, "CPU"), _count(node, "GPU"))
+        for node in sorted(nodes, key=lambda node: (-_count(node, "CPU"), node["NodeID"])):
+            require_fit([node], token, fitness_of(token), out)
+            try:
+                measuring = RayNode.of(node)
+            except _GoneError:  # it died a moment ago, before the cluster knew
+                continue
+            yield measuring
+            return
+        raise UsageError("No node of the Ray cluster is left to measure on.")
 
 
 def _count(node: Mapping[str, Any], resource: str) -> float:

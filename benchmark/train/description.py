@@ -19,8 +19,9 @@ from benchmark.records.store import Store
 from benchmark.train.trainer import FIGURE_PREFIX, CellTrainer
 from datasets.images.transforms import Normalise
 from methods.backbones.weights import pretrained_tag
-from methods.contracts import Method, MethodParams
+from methods.contracts import Method
 from methods.graph.task_graph import TaskGraph
+from methods.parameters import MethodParams
 
 
 def audit_of(planned: PlannedCell, method: Method[MethodParams], normalise: Normalise, trainer: CellTrainer) -> Audit:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from methods.adashare.presets import PRESETS, Phase, Preset, PresetName
-from methods.contracts import MethodParams, Tuned
 from methods.graph.rules import BatchNormRule
 from methods.operating import MOVEMENT
+from methods.parameters import MethodParams, Tuned
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -38,8 +38,9 @@ from methods.branched.schedule import Schedule, SearchParams, search_notes
 from methods.branched.segments import Segments, size_budget
 from methods.branched.tree_method import ChoosingMethod, Chosen
 from methods.branched.trees import Tree, nested
-from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer, Tuned
+from methods.contracts import Budget, Fidelity, OptimizerSpec, Reference, Statement, Trainer
 from methods.operating import MOVEMENT
+from methods.parameters import Tuned
 from methods.registry import register_method
 from methods.traits import Traits
 

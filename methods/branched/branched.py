@@ -47,7 +47,8 @@ from methods.branched.selection import (
 )
 from methods.branched.tree_method import ChoiceParams, ChoosingMethod, Chosen, Size, TreeParams
 from methods.branched.trees import Tree
-from methods.contracts import Budget, Fidelity, Later, Reference, Role, SingleTask, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Reference, Role, SingleTask, Statement, Trainer
+from methods.parameters import Later
 from methods.registry import register_method
 from methods.traits import Traits
 

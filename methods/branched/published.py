@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from datasets.errors import UsageError
 from methods.branched.network import FinalRecipe
-from methods.contracts import MethodParams, OptimizerSpec
+from methods.contracts import OptimizerSpec
+from methods.parameters import MethodParams
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec

@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from datasets.errors import UsageError
 from methods.branched.segments import BudgetScope, BudgetUnit, Segments, budget_notes, size_budget
 from methods.branched.tree_method import ChoiceParams, Size
-from methods.contracts import Tuned
 from methods.graph.rules import BatchNormRule
 from methods.operating import MOVEMENT, rate_of, reach_notes
+from methods.parameters import Tuned
 
 if TYPE_CHECKING:
     from datasets.contracts import DatasetSpec

@@ -19,8 +19,9 @@ from methods.branched.network import Copies, FinalRecipe, ShareScaling, fit_tree
 from methods.branched.pictures import tell_tree
 from methods.branched.segments import Granularity, Segments, segments_of
 from methods.branched.trees import Labels, Tree, read_tree
-from methods.contracts import Budget, Method, MethodParams, Trainer
+from methods.contracts import Budget, Method, Trainer
 from methods.control import AMBER_DEVIATION
+from methods.parameters import MethodParams
 from methods.plain import require_tasks
 
 if TYPE_CHECKING:

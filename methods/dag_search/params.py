@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import Budget, MethodParams, Tuned
+from methods.contracts import Budget
 from methods.graph.rules import BatchNormRule
 from methods.operating import rate_of
+from methods.parameters import MethodParams, Tuned
 
 # Of a gate's logit over the search. Twice that of other logits, which start at 1/2: a gate of the chain goes from 2 to
 # -2 to close, by a gradient whose sign changes. Largest change of a gate in 160 updates: .26 at 4, .47 at 8, .72 at 16.

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import MethodParams, Tuned
 from methods.graph.rules import BatchNormRule
+from methods.parameters import MethodParams, Tuned
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

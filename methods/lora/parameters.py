@@ -7,7 +7,8 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from datasets.settings import Checked
-from methods.contracts import MethodParams, OptimizerSpec, Tuned
+from methods.contracts import OptimizerSpec
+from methods.parameters import MethodParams, Tuned
 
 TaskPath: TypeAlias = Literal["side", "side_with_shared", "own"]
 TrainedPart: TypeAlias = Literal["norms", "embeddings", "merging", "position_bias"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import MethodParams
+from methods.parameters import MethodParams
 
 Rule = Literal["static", "pretrained", "dynamic", "magnitude", "random", "soft_threshold"]
 Saliency = Literal["gradient", "gradient_weight2", "magnitude"]

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import Budget, MethodParams, Tuned
+from methods.contracts import Budget
+from methods.parameters import MethodParams, Tuned
 
 Granularity = Literal["layer", "block"]
 ScoreRule = Literal["rate", "excess"]

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from methods.contracts import MethodParams, OptimizerSpec, Tuned
+from methods.contracts import OptimizerSpec
 from methods.graph.rules import BatchNormRule
+from methods.parameters import MethodParams, Tuned
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -21,7 +21,6 @@ from methods.contracts import (
     Budget,
     Fidelity,
     Method,
-    MethodParams,
     OptimizerSpec,
     ParameterGroup,
     Reference,
@@ -29,10 +28,10 @@ from methods.contracts import (
     Stage,
     Statement,
     Trainer,
-    Tuned,
 )
 from methods.figures import Figure, Heatmap
 from methods.operating import rate_of, reach_notes
+from methods.parameters import MethodParams, Tuned
 from methods.plain import require_tasks, task_losses
 from methods.registry import register_method
 from methods.traits import Traits

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from methods.contracts import Budget, Fidelity, Method, MethodParams, Reference, Statement, Trainer
+from methods.contracts import Budget, Fidelity, Method, Reference, Statement, Trainer
 from methods.figures import Figure, Heatmap
+from methods.parameters import MethodParams
 from methods.plain import fit_graph, require_maps, require_tasks
 from methods.registry import register_method
 from methods.traits import Traits

@@ -44,7 +44,7 @@ FLOORS = {
         "digit_domains",
     ),
     "methods": (
-        "methods figures streams graph traits",
+        "methods figures streams graph traits parameters",
         "backbones",
         "contracts",
         "plain control registry operating judging sparsity",

@@ -15,9 +15,10 @@ from benchmark.api.method_table import budgets_text, method_table, paper_text
 from benchmark.list import app
 from datasets.errors import UnknownNameError
 from methods import registry
-from methods.contracts import Fidelity, Method, MethodParams, Reference, Statement, Trainer
+from methods.contracts import Fidelity, Method, Reference, Statement, Trainer
 from methods.graph.task_graph import TaskGraph
 from methods.hard_sharing import HardSharing
+from methods.parameters import MethodParams
 from methods.registry import method_names
 from methods.traits import Traits
 

@@ -236,8 +236,8 @@ def test_probes_come_from_the_role_that_was_asked_for(split: str, tmp_path: Path
     asked: list[tuple[Role, int]] = []
     for role, loader in trainer.context.loaders.items():
         original = loader.ordered
-        loader.ordered = lambda tasks, n=None, role=role, original=original, **more: (
-            asked.append((role, n)) or original(tasks, n, **more)
+        loader.ordered = lambda tasks, n=None, *more, role=role, original=original, **named: (
+            asked.append((role, n)) or original(tasks, n, *more, **named)
         )
     Branched(BranchedParams(probe_split=split, n_probe=16)).run(trainer)
     assert asked == [(Role(split), 8)]  # equal parts of both domains

@@ -14,7 +14,7 @@ from datasets.errors import UsageError
 from datasets.images.augmentation import read_steps
 from datasets.registry import read_options
 from datasets.settings import Checked
-from methods.contracts import Later, MethodParams
+from methods.parameters import Later, MethodParams
 from methods.registry import get_method
 
 GOOD = "name: q\ndata: [a]\nbackbones: [b]\nmethods: [c]\n"

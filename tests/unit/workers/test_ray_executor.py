@@ -269,6 +269,10 @@ def test_one_node_measures_throughput_and_is_held_whole(
     with ray_node.ray_node(nodes.address, tmp_path / "run", on_gpu=False) as node:
         assert list(node.run_job(job)) == [{"CPU": 2.0}, tmp_path / "run", (str(tmp_path / "own.py"),)]
         assert node.cores >= 1
+        gone = [{"NodeID": "0" * 56, "Alive": True, "Resources": {"CPU": 99.0}}, *ray.nodes()]
+        monkeypatch.setattr(ray, "nodes", lambda: gone)
+        with ray_node.ray_node(nodes.address, tmp_path / "run", on_gpu=False) as next_one:
+            assert next_one == node  # the larger one died before the cluster knew
         monkeypatch.setattr(ray_node, "_measured", lambda job: "Record 0 is gone.")
         with pytest.raises(UsageError, match=r"^Record 0 is gone\.$"):
             list(node.run_job(job))
