@@ -135,7 +135,7 @@ def test_a_cell_waits_until_its_memory_fits_beside_the_others(
     gpus(monkeypatch, 1)
     events = list(LocalExecutor(RunSettings(tmp_path, device="cuda"), jobs=3).run(cells))
     assert sorted(event.cell for event in events if event.status == "done") == [0, 1, 2, 3]
-    assert [True, False, False] in met
+    assert any(sorted(cells) == [False, False, True] for cells in met)
     assert max(cells.count(True) for cells in met) == 1
 
 
