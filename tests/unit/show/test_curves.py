@@ -40,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 store.write(record("searcher", seed, params, 1 + step * span, {"sparsity": 1 / span}))
         params = {"span": 2, "how": {"score": "alone"}, "rate": 0.5}
         store.write(record("searcher", seed, params, 1.5, {"sparsity": 0.9}))
-        store.write(record("other", seed, {"depth": 3}, 1.2, {}))
+        for depth, share in ((3, 0.2), (4, 0.4)):
+            store.write(record("other", seed, {"depth": depth / 10}, 1.2, {"sparsity": share}))
     return root
 
 
@@ -62,6 +63,7 @@ def test_rows_that_differ_in_one_parameter_are_a_line_in_its_order(table: Table)
 
 def test_a_number_that_came_of_the_parameter_can_be_the_axis(table: Table) -> None:
     found = {curve.label: curve for curve in curves(table, "span", "sparsity")}
+    assert set(found) == {"flow", "random"}  # the other method has no span
     assert found["flow"].x == pytest.approx((0.1, 0.5, 1.0))
     assert found["flow"].y == pytest.approx((10.0, 2.0, 1.0))
 
@@ -97,7 +99,7 @@ def test_the_command_draws_what_is_asked_for(folder: Path, tmp_path: Path, table
     [
         ("spam", "Unknown parameter 'spam'. Nearest: 'span'"),
         ("span:sparsitty", "Unknown number that methods report 'sparsitty'. Nearest: 'sparsity'"),
-        ("depth", "--curve depth: no rows differ in depth alone"),
+        ("how.score", "--curve how.score: no rows differ in how.score alone"),
     ],
 )
 def test_a_curve_that_no_table_has_is_refused(table: Table, tmp_path: Path, wanted: str, words: str) -> None:

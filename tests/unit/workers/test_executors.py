@@ -140,6 +140,24 @@ def test_a_cell_waits_until_its_memory_fits_beside_the_others(
 
 
 @pytest.mark.usefixtures("toy_data")
+def test_each_gpu_has_its_own_memory(tmp_path: Path, devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cells that fill a GPU run at once on two of them: each waits until the other has begun."""
+    for cell in toy_cells(seeds=[9]):
+        store_peak(tmp_path, cell, 7 * 2**30)
+    meeting = threading.Barrier(2)
+
+    def carry_out(planned: PlannedCell, settings: RunSettings, report: object) -> Outcome:
+        meeting.wait(timeout=30)
+        return Outcome("done", "", 0.1)
+
+    monkeypatch.setattr(executors, "carry_out", carry_out)
+    monkeypatch.setattr(executors, "_gpu_bytes", lambda device: 10 * 2**30)
+    gpus(monkeypatch, 2)
+    events = list(LocalExecutor(RunSettings(tmp_path, device="cuda"), jobs=3).run(toy_cells(seeds=[0])))
+    assert [event.status for event in events if event.kind == "finished"] == ["done", "done"]
+
+
+@pytest.mark.usefixtures("toy_data")
 def test_sizes_of_cells_are_learnt_as_they_end(tmp_path: Path) -> None:
     cells = toy_cells(seeds=[0, 1], methods=["hard_sharing"])
     room = Room(cells, tmp_path)
