@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
 from benchmark.show.names import Names
@@ -64,6 +66,13 @@ def test_pictures_of_a_table(tmp_path: Path) -> None:
     pictures = {file.stem.split("-", 2)[2] for file in files}
     assert pictures == {"delta", "delta-x_backbone", "delta-macs_joint", "tasks"}
     assert len(files) == 12
+    widths = {file.stem.split("-", 2)[2]: Image.open(file).width for file in files if file.suffix == ".png"}
+    assert widths["delta"] == pytest.approx(BOTH / COLUMN * widths["delta-x_backbone"], abs=2)  # a panel a price
+    drawing = _against(table, prices(table)[:2], Names())
+    left, right = drawing.axes
+    assert [axes.get_xlabel() for axes in (left, right)] == [Names().column(price) for price in prices(table)[:2]]
+    assert left.get_position().x1 < right.get_position().x0
+    plt.close(drawing)
     assert all(file.stat().st_size > 1000 for file in files)
     first = {file.name: file.read_bytes() for file in files}
     again = {file.name: file.read_bytes() for file in draw_tables([table], tmp_path)}
@@ -123,8 +132,6 @@ def test_pictures_fit_a_column_of_a_paper_and_can_be_read() -> None:
         for drawing, wide in zip(drawings, (width, COLUMN, BOTH), strict=True):
             drawing.canvas.draw()
             assert drawing.get_size_inches()[0] == wide
-            if len(drawing.axes) == 2 and drawing is drawings[-1]:
-                assert [one.get_xlabel() for one in drawing.axes] == [Names().column(price) for price in both]
             sizes = [text.get_fontsize() for text in drawing.findobj(plt.Text) if text.get_text()]
             assert min(sizes) >= 6
             inked = drawing.get_tightbbox()
