@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from datasets.errors import UsageError
 from datasets.protocols import get_protocol
-from methods.contracts import LossFunction, ParameterGroup, Reference, Role, Stage, StageResult, Trainer
+from methods.contracts import LossFunction, ParameterGroup, Purpose, Reference, Role, Stage, StageResult, Trainer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,17 +99,26 @@ def parameter_groups(graph: TaskGraph) -> list[ParameterGroup]:
     return [ParameterGroup(origin, graph.parameters(origin)) for origin in ("backbone", "added", "heads")]
 
 
-def fit_graph(trainer: Trainer, name: str, graph: TaskGraph, steps: int) -> StageResult:
-    """The final training of a graph whose structure is fixed, for all its tasks, on fit and arch together."""
+def fit_graph(
+    trainer: Trainer,
+    name: str,
+    graph: TaskGraph,
+    steps: int,
+    purpose: Purpose = "final",
+    train: Sequence[ParameterGroup] | None = None,
+) -> StageResult:
+    """The training of a graph whose structure is fixed, for all its tasks, on fit and arch together. train: None for
+    all its parameters.
+    """
     network = graph.network()
     stage = Stage(
         name=name,
         network=network,
         steps=steps,
         role=Role.FIT_ARCH,
-        train=parameter_groups(graph),
+        train=parameter_groups(graph) if train is None else train,
         losses=task_losses(trainer.data, network),
-        purpose="final",
+        purpose=purpose,
         tasks=graph.tasks,
     )
     return trainer.fit(stage)

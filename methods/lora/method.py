@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from methods.contracts import Budget, Fidelity, Method, ParameterGroup, Role, Stage, Trainer
+from methods.contracts import Budget, Fidelity, Method, Trainer
 from methods.lora.fidelity import FIDELITY
 from methods.lora.parameters import LoraParams
-from methods.plain import parameter_groups, plain_graph, task_losses
+from methods.plain import fit_graph, plain_graph
 from methods.registry import register_method
 from methods.traits import Traits
 
@@ -72,45 +72,14 @@ class Lora(Method[LoraParams]):
         heads = {task: trainer.head(task) for task in data.task_names}
         base = plain_graph(data, data.task_names, backbone, heads.__getitem__)
         if self._joint(backbone):
-            self._fit_base(trainer, base)
+            fit_graph(trainer, "base", base, trainer.budget.steps, "search")
         elif backbone.from_scratch:
             trainer.flag("lora-scratch: the frozen base has random weights, where the method needs a trained one.")
         frozen = {name: weight.detach().clone() for name, weight in backbone.module().named_parameters()}
         network = low_rank_network(trainer, backbone, heads, self.params)
         graph = network.training_graph()
         take_statistics(base, graph)
-        self._fit_updates(trainer, graph, network.groups(graph, self.params))
+        fit_graph(trainer, "lora", graph, trainer.budget.steps, train=network.groups(graph, self.params))
         deployed = network.deployed_graph(graph)
         tell(trainer, network, graph, deployed, frozen, self.params)
         return deployed
-
-    @staticmethod
-    def _fit_base(trainer: Trainer, graph: TaskGraph) -> None:
-        """All weights on all tasks, by the cell's recipe."""
-        network = graph.network()
-        trainer.fit(
-            Stage(
-                name="base",
-                network=network,
-                steps=trainer.budget.steps,
-                role=Role.FIT_ARCH,
-                train=parameter_groups(graph),
-                losses=task_losses(trainer.data, network),
-                purpose="search",
-            )
-        )
-
-    @staticmethod
-    def _fit_updates(trainer: Trainer, graph: TaskGraph, groups: Sequence[ParameterGroup]) -> None:
-        network = graph.network()
-        trainer.fit(
-            Stage(
-                name="lora",
-                network=network,
-                steps=trainer.budget.steps,
-                role=Role.FIT_ARCH,
-                train=groups,
-                losses=task_losses(trainer.data, network),
-                purpose="final",
-            )
-        )

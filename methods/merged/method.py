@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from datasets.errors import UsageError
-from methods.contracts import Budget, Fidelity, Method, ParameterGroup, Role, Stage, Trainer
+from methods.contracts import Budget, Fidelity, Method, ParameterGroup, Trainer
 from methods.merged.fidelity import FIDELITY
 from methods.merged.parameters import MergedParams
-from methods.plain import fit_graph, task_losses
+from methods.plain import fit_graph
 from methods.registry import register_method
 from methods.traits import Traits
 
@@ -159,18 +159,6 @@ class Merged(Method[MergedParams]):
                 fit_graph(trainer, "finetune", graph, steps)
             return graph
         graph = merged_graph(data, body, {task: trainer.head(task) for task in data.task_names}, corrections)
-        network = graph.network()
-        trainer.fit(
-            Stage(
-                name="heads",
-                network=network,
-                steps=steps,
-                role=Role.FIT_ARCH,
-                train=[ParameterGroup("heads", graph.parameters("heads"))],
-                losses=task_losses(data, network),
-                purpose="final",
-                tasks=graph.tasks,
-            )
-        )
+        fit_graph(trainer, "heads", graph, steps, train=[ParameterGroup("heads", graph.parameters("heads"))])
         re_estimate(trainer, graph, "final")  # norms were in train mode
         return graph

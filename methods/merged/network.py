@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.contracts import Batch, DatasetSpec
+from methods import plain
 from methods.backbones.backbone import Backbone
 from methods.contracts import Metrics, Purpose, Role, Trainer
 from methods.graph.norms import has_statistics
@@ -39,9 +40,7 @@ class Single:
 
 def body_of(backbone: Backbone) -> list[Operation]:
     """Stem, blocks and tail, where it does anything: the operations of a plain network before its head."""
-    blocks = [backbone.block_operation(index) for index in range(len(backbone.blocks))]
-    parts = [backbone.stem_operation(), *blocks, backbone.tail_operation()]
-    return [part for part in parts if not isinstance(part.module, nn.Identity)]
+    return [part for part in plain.body_of(backbone) if not isinstance(part.module, nn.Identity)]
 
 
 def weights_of(body: Sequence[Operation]) -> dict[str, nn.Parameter]:

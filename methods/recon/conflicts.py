@@ -17,8 +17,8 @@ from datasets.kinds import get_kind
 from methods.backbones.backbone import Backbone
 from methods.contracts import Role, Stage, Trainer
 from methods.graph.task_graph import GraphNetwork, TaskGraph
-from methods.plain import parameter_groups, plain_graph, task_losses
-from methods.recon.layers import Layer, parts_of
+from methods.plain import body_of, parameter_groups, plain_graph, task_losses
+from methods.recon.layers import Layer
 from methods.recon.parameters import ReconParams
 
 FloatArray = npt.NDArray[np.float64]
@@ -159,5 +159,5 @@ def count_conflicts(p: ReconParams, trainer: Trainer, layers: Sequence[Layer]) -
 
 def parameters_of(backbone: Backbone, layers: Sequence[Layer]) -> list[list[nn.Parameter]]:
     """[layer]: its parameters in this backbone."""
-    parts = parts_of(backbone)
+    parts = body_of(backbone)
     return [[parts[layer.part].module.get_parameter(name) for name in layer.parameters] for layer in layers]

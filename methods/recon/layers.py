@@ -14,7 +14,7 @@ from methods.backbones.backbone import Backbone
 from methods.control import ArchitectureSize
 from methods.graph.cost import CostTable, Shape
 from methods.graph.operations import Operation
-from methods.plain import plain_graph
+from methods.plain import body_of, plain_graph
 from methods.recon.parameters import Granularity
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -22,7 +22,7 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What gets a copy per task or none. part: position of its part among `parts_of`. parameters: {name in the part:
+    """What gets a copy per task or none. part: position of its part among `body_of`. parameters: {name in the part:
     elements}, one vector in this order. is_norm: whether nothing but norms is in it.
     """
 
@@ -37,12 +37,6 @@ class Layer:
         return sum(self.parameters.values())
 
 
-def parts_of(backbone: Backbone) -> list[Operation]:
-    """Stem, blocks and tail in order."""
-    blocks = [backbone.block_operation(index) for index in range(len(backbone.blocks))]
-    return [backbone.stem_operation(), *blocks, backbone.tail_operation()]
-
-
 def layers_of(backbone: Backbone, granularity: Granularity) -> list[Layer]:
     """The n layers in the order of the network: modules that own parameters, weight and bias together, norms too
     [official code]. What a module owns besides (position embeddings, class token, tables of biases) is in its layer.
@@ -51,7 +45,7 @@ def layers_of(backbone: Backbone, granularity: Granularity) -> list[Layer]:
     """
     names = ["stem", *(f"blocks.{index}" for index in range(len(backbone.blocks))), "tail"]
     layers = []
-    for number, (name, part) in enumerate(zip(names, parts_of(backbone), strict=True)):
+    for number, (name, part) in enumerate(zip(names, body_of(backbone), strict=True)):
         found = [
             Layer(f"{name}.{path}" if path else name, number, own, isinstance(module, _NORMS))
             for path, module, own in _owners(part.module)
@@ -105,7 +99,7 @@ class Sizes:
         macs = {id(node.operation.module): costs[node.name].macs for node in graph.reachable()}
         self._head_macs = sum(macs[id(head.module)] for head in heads.values())
         # A part that does nothing (no tail) is no node.
-        self._part_macs = [macs.get(id(part.module), 0) for part in parts_of(backbone)]
+        self._part_macs = [macs.get(id(part.module), 0) for part in body_of(backbone)]
 
     def growth(self, order: Sequence[int]) -> list[int]:
         """[K]: parameters of the backbone and of the copies of the first K of these layers, from K = 0 on."""

@@ -86,8 +86,9 @@ class Recon(Method[ReconParams]):
 
     def run(self, trainer: Trainer) -> TaskGraph:
         """Search, selection, final training."""
+        from methods.plain import body_of
         from methods.recon.conflicts import count_conflicts
-        from methods.recon.layers import layers_of, parts_of
+        from methods.recon.layers import layers_of
         from methods.recon.network import fit_split, split_graph
         from methods.recon.telling import tell_layers
 
@@ -96,7 +97,7 @@ class Recon(Method[ReconParams]):
         found = count_conflicts(p, trainer, layers) if p.searches and n_tasks > 1 else None
         selected = self._select(trainer, backbone, layers, found) if n_tasks > 1 else []
         graph = split_graph(data, backbone, [layers[k] for k in selected], trainer.head)
-        tell_layers(trainer, layers, selected, len(parts_of(backbone)), found)
+        tell_layers(trainer, layers, selected, len(body_of(backbone)), found)
         fit_split(trainer, graph)
         return graph
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from datasets.contracts import DatasetSpec
 from methods.backbones.backbone import Backbone
-from methods.contracts import ParameterGroup, Role, Stage, Trainer
+from methods.contracts import ParameterGroup, Trainer
 from methods.graph.operations import Operation, copy_sharing
 from methods.graph.task_graph import TaskGraph
-from methods.plain import task_losses
-from methods.recon.layers import Layer, own_parameters, parts_of
+from methods.plain import body_of, fit_graph
+from methods.recon.layers import Layer, own_parameters
 
 
 def split_graph(
@@ -23,7 +23,7 @@ def split_graph(
     share every node; from there each has its own, with statistics of its own and weights that are shared where they
     were not selected. Copies count as `added`.
     """
-    parts = parts_of(backbone)
+    parts = body_of(backbone)
     own = own_parameters(selected, len(parts))
     graph = TaskGraph(data.inputs)
     for number, task in enumerate(data.task_names):
@@ -47,16 +47,6 @@ def fit_split(trainer: Trainer, graph: TaskGraph) -> None:
     """The final training, on fit and arch together. Copies learn at the backbone's rate: they hold its weights, and no
     task is the first.
     """
-    network = graph.network()
     backbone = [*graph.parameters("backbone"), *graph.parameters("added")]
-    trainer.fit(
-        Stage(
-            name="joint",
-            network=network,
-            steps=trainer.budget.steps,
-            role=Role.FIT_ARCH,
-            train=[ParameterGroup("backbone", backbone), ParameterGroup("heads", graph.parameters("heads"))],
-            losses=task_losses(trainer.data, network),
-            purpose="final",
-        )
-    )
+    groups = [ParameterGroup("backbone", backbone), ParameterGroup("heads", graph.parameters("heads"))]
+    fit_graph(trainer, "joint", graph, trainer.budget.steps, train=groups)

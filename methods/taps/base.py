@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from methods.backbones.backbone import Backbone
-from methods.contracts import Role, Stage, Trainer
+from methods.contracts import Trainer
 from methods.graph.norms import other_parameters
 from methods.graph.operations import Operation, copy_sharing
 from methods.graph.task_graph import TaskGraph
-from methods.plain import parameter_groups, plain_graph, task_losses
+from methods.plain import fit_graph, plain_graph
 
 
 def copies(backbone: Backbone, n_tasks: int) -> list[Backbone]:
@@ -26,18 +26,7 @@ def joint_base(trainer: Trainer, backbone: Backbone, heads: Mapping[str, Operati
     """Backbones of all tasks from one network trained on all of them; heads are trained with it."""
     data = trainer.data
     graph = plain_graph(data, data.task_names, backbone, heads.__getitem__)
-    network = graph.network()
-    trainer.fit(
-        Stage(
-            name="base",
-            network=network,
-            steps=trainer.budget.steps,
-            role=Role.FIT_ARCH,
-            train=parameter_groups(graph),
-            losses=task_losses(data, network),
-            purpose="search",
-        )
-    )
+    fit_graph(trainer, "base", graph, trainer.budget.steps, "search")
     backbones = copies(backbone, len(data.tasks))
     for task, own in zip(data.task_names, backbones, strict=True):
         _take_statistics(own, graph.subgraph(task))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from methods.lora.network import LowRankNetwork, low_rank_network
 from methods.lora.places import places_of, share_covered, trained_whole
 from methods.lora.updates import Adapted, LowRank, adapt, layers_of
 from methods.lora.walk import Walk
-from methods.plain import plain_graph, task_losses
+from methods.plain import fit_graph, plain_graph, task_losses
 from tests.numbers import assert_same
 from tests.unit.harness import toy_trainer
 from tests.unit.kills import Killed, kill_after, outcome
@@ -378,7 +377,7 @@ def test_l5_frozen_weights_keep_their_bits(tmp_path: Path) -> None:
     before = {name: value.detach().clone() for name, value in network.backbone.module().named_parameters()}
     graph = network.training_graph()
     groups = network.groups(graph, LoraParams())
-    Lora._fit_updates(trainer, graph, groups)
+    fit_graph(trainer, "lora", graph, trainer.budget.steps, train=groups)
     trained = {id(p) for group in groups for p in group.parameters}
     for name, value in network.backbone.module().named_parameters():
         is_trained = name.startswith(("stem", "tail")) or "norm" in name  # the tail is a norm
@@ -631,19 +630,20 @@ def test_updates_start_from_the_joint_base(domains: str, tmp_path: Path, monkeyp
     trainer = trainer_of(tmp_path, 2, domains=domains, steps=3)
     found: dict[str, Any] = {}
 
-    def updates(trainer: CellTrainer, graph: TaskGraph, groups: Any) -> None:
-        found["start"] = predictions(graph, images_of(trainer))
+    def fit(trainer: CellTrainer, name: str, graph: TaskGraph, *more: Any, **named: Any) -> None:
+        if name == "base":
+            fit_graph(trainer, name, graph, *more, **named)
+            _look_at_base(found, trainer, graph)
+        else:
+            found["start"] = predictions(graph, images_of(trainer))
 
-    watched = functools.partial(_watched_base, Lora._fit_base, found)
-    monkeypatch.setattr(Lora, "_fit_base", staticmethod(watched))
-    monkeypatch.setattr(Lora, "_fit_updates", staticmethod(updates))
+    monkeypatch.setattr("methods.lora.method.fit_graph", fit)
     Lora(LoraParams()).run(trainer)
     assert found["own"] == (domains == "multi")
     assert all(torch.equal(found["start"][task], found["base"][task]) for task in "ab")
 
 
-def _watched_base(fit: Any, found: dict[str, Any], trainer: CellTrainer, graph: TaskGraph) -> None:
-    fit(trainer, graph)
+def _look_at_base(found: dict[str, Any], trainer: CellTrainer, graph: TaskGraph) -> None:
     found["base"] = predictions(graph, images_of(trainer))
     norms = [next(m for node in graph.reachable([t]) for m in node.module.modules() if isinstance(m, nn.BatchNorm2d))
              for t in "ab"]  # fmt: skip
