@@ -20,7 +20,7 @@ from methods.contracts import Role
 from methods.registry import get_method, method_names
 from tests.unit.harness import toy_trainer
 
-STEPS = {"dmo": 3}  # which correlates courses of losses; 2 of the others
+STEPS = {"dmo": 3, "adashare": 2}  # dmo correlates courses of losses, adashare has two phases; 1 of the others
 FAMILIES = {  # a small model of each; image size
     "test_resnet": 32,
     "test_efficientnet": 32,
@@ -87,7 +87,7 @@ def test_a_method_on_a_family(name: str, family: str, kind: str, tmp_path: Path)
         pytest.skip(f"{name} needs every label on one image")
     size = {**FAMILIES, **LARGE}[family]
     backbone = prototype(family, size)
-    steps = STEPS.get(name, 2)
+    steps = STEPS.get(name, 1)
     trainer = toy_trainer(tmp_path, domains=kind, steps=steps, cycles=steps, size=size, prototype=backbone)
     made = method(method.Params(**PARAMS.get(name, {})))
     if (name, family) in REFUSED:

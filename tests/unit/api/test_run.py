@@ -195,6 +195,7 @@ def test_the_console_script_has_the_same_commands() -> None:
     assert CliRunner().invoke(sharebench.app, ["list", "hard_sharing"]).exit_code == 0
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_worker_may_have_loader_processes_of_its_own(suite: Path, toy_data: Path, tmp_path: Path) -> None:
     """A daemon may not: suites with `workers` on files that are read one by one failed in their first batch."""
     from benchmark.plan.cells import plan
@@ -229,6 +230,7 @@ def test_a_worker_that_dies_fails_its_cell_and_no_other(suite: Path, toy_data: P
     assert statuses[1] == ("done", "")
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_worker_whose_run_is_gone_ends_without_a_word_and_without_a_record(
     suite: Path, toy_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

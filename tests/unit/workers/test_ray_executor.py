@@ -28,8 +28,7 @@ from benchmark.speed.timing import SpeedProtocol, WarmUpRule
 from benchmark.train.cell import RunSettings, run_cell
 from benchmark.workers import ray_cluster, ray_executor
 from benchmark.workers.choice import ExecutorChoice
-from benchmark.workers.executors import Event, LocalExecutor, Outcome
-from benchmark.workers.ray_cluster import unfit
+from benchmark.workers.executors import Event, Outcome
 from benchmark.workers.ray_executor import RayExecutor
 from datasets.errors import UsageError
 from tests.unit.cells import planned, store_cells, toy_cells
@@ -79,30 +78,44 @@ class Nodes:
 
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.address: str = self.cluster.address
-        self.added: list[Any] = []
+        self.alive: list[tuple[int, Any]] = []
 
-    def add(self, cpus: int = 1) -> Any:
-        self.added.append(self.cluster.add_node(num_cpus=cpus))
-        return self.added[-1]
+    def exactly(self, *cpus: int) -> list[Any]:
+        """Nodes of so many CPUs and no others. Those of an earlier test are taken, with worker processes that have
+        imported what they need.
+        """
+        wanted, kept = list(cpus), []
+        for size, node in self.alive:
+            if size in wanted:
+                wanted.remove(size)
+                kept.append((size, node))
+            else:
+                self.cluster.remove_node(node, allow_graceful=False)
+        self.alive = kept
+        for size in wanted:
+            self.add(size)
+        return [node for _, node in self.alive]
+
+    def add(self, cpus: int) -> None:
+        self.alive.append((cpus, self.cluster.add_node(num_cpus=cpus)))
 
     def kill(self, node: Any) -> None:
-        self.added.remove(node)
+        self.alive = [one for one in self.alive if one[1] is not node]
         self.cluster.remove_node(node, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Nodes]:
+def nodes() -> Iterator[Nodes]:
     found = Nodes()
     yield found
     found.cluster.shutdown()
 
 
-@pytest.fixture
-def nodes(cluster: Nodes) -> Iterator[Nodes]:
-    """The cluster with the nodes that the test adds."""
-    yield cluster
-    for node in list(cluster.added):
-        cluster.kill(node)
+@pytest.fixture(scope="module")
+def connected_nodes(nodes: Nodes) -> Iterator[Nodes]:
+    """This process stays a driver from here on: worker processes belong to a driver, and start in seconds."""
+    with ray_cluster.connected(nodes.address):
+        yield nodes
 
 
 def statuses(events: list[Event]) -> dict[int, tuple[str, str]]:
@@ -132,27 +145,10 @@ def test_what_a_cluster_on_this_machine_trains_is_what_local_workers_train(
     assert not list(tmp_path.glob(".shared-*"))
 
 
-def test_a_killed_worker_fails_its_cell_and_no_other(
-    tmp_path: Path, toy_data: Path, nodes: Nodes, expected: Callable[..., dict[str, str | None]]
-) -> None:
-    nodes.add(2)
-    wanted, events, killed = cells(methods=["hard_sharing"], **LONG), [], False
-    for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
-        events.append(event)
-        if event.kind == "progress" and event.cell == 0 and not killed:
-            killed = True
-            os.kill(process_of(tmp_path, wanted[0].key), signal.SIGKILL)
-    assert statuses(events)[0] == ("failed", "The worker process ended (out of memory, or a crash in native code).")
-    assert statuses(events)[1] == ("done", "")
-    assert all(event.seconds > 0 for event in events if event.kind == "finished")
-    list(RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted[:1]))
-    assert hashes(tmp_path) == expected(wanted)
-
-
 def test_cells_of_a_lost_node_go_on_at_one_that_joined_later(
     tmp_path: Path, toy_data: Path, nodes: Nodes, expected: Callable[..., dict[str, str | None]]
 ) -> None:
-    first = nodes.add(1)
+    (first,) = nodes.exactly(1)
     wanted, events, killed = cells(methods=["hard_sharing"], **LONG), [], False
     for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
         events.append(event)
@@ -167,11 +163,28 @@ def test_cells_of_a_lost_node_go_on_at_one_that_joined_later(
     assert hashes(tmp_path) == expected(wanted)
 
 
-def test_nothing_runs_on_once_the_events_are_left(tmp_path: Path, toy_data: Path, nodes: Nodes) -> None:
+def test_a_killed_worker_fails_its_cell_and_no_other(
+    tmp_path: Path, toy_data: Path, connected_nodes: Nodes, expected: Callable[..., dict[str, str | None]]
+) -> None:
+    connected_nodes.exactly(2)
+    wanted, events, killed = cells(methods=["hard_sharing"], **LONG), [], False
+    for event in RayExecutor(settings_of(tmp_path, toy_data), None, connected_nodes.address, 1.0).run(wanted):
+        events.append(event)
+        if event.kind == "progress" and event.cell == 0 and not killed:
+            killed = True
+            os.kill(process_of(tmp_path, wanted[0].key), signal.SIGKILL)
+    assert statuses(events)[0] == ("failed", "The worker process ended (out of memory, or a crash in native code).")
+    assert statuses(events)[1] == ("done", "")
+    assert all(event.seconds > 0 for event in events if event.kind == "finished")
+    list(RayExecutor(settings_of(tmp_path, toy_data), None, connected_nodes.address, 1.0).run(wanted[:1]))
+    assert hashes(tmp_path) == expected(wanted)
+
+
+def test_nothing_runs_on_once_the_events_are_left(tmp_path: Path, toy_data: Path, connected_nodes: Nodes) -> None:
     """As at an interrupt: the cell's process is gone, its lock free, and a later run takes it up."""
-    nodes.add(1)
+    connected_nodes.exactly(1)
     wanted = cells(methods=["hard_sharing"], seeds=[0], **LONG)
-    executor = RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0)
+    executor = RayExecutor(settings_of(tmp_path, toy_data), None, connected_nodes.address, 1.0)
     for event in (events := executor.run(wanted)):
         if event.kind == "progress":
             break
@@ -182,11 +195,11 @@ def test_nothing_runs_on_once_the_events_are_left(tmp_path: Path, toy_data: Path
 
 
 def test_a_node_that_joins_later_and_has_other_code_takes_no_cells(
-    tmp_path: Path, toy_data: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, toy_data: Path, connected_nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver's code is another one than the nodes' after they were looked at."""
-    nodes.add(1)
-    executor = RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0)
+    connected_nodes.exactly(1)
+    executor = RayExecutor(settings_of(tmp_path, toy_data), None, connected_nodes.address, 1.0)
     monkeypatch.setattr(ray_cluster, "package_hash", lambda: "other")
     with pytest.raises(UsageError, match="has other code of sharebench than this machine: install the same"):
         list(executor.run(cells(methods=["hard_sharing"])))
@@ -202,7 +215,7 @@ def test_a_node_that_joins_later_and_has_other_code_takes_no_cells(
 
 
 def test_cells_go_to_nodes_that_take_them_with_the_memory_of_their_kind(
-    tmp_path: Path, toy_data: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, toy_data: Path, connected_nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of two nodes refuses; the cells ask for the memory that another seed took, or for all that a node has."""
     import ray
@@ -210,7 +223,7 @@ def test_cells_go_to_nodes_that_take_them_with_the_memory_of_their_kind(
     wanted = toy_cells(seeds=[0, 1])
     for cell, peak in zip(toy_cells(seeds=[9]), (2**20, 2**60), strict=True):
         Store(tmp_path).write(Record(cell=cell.document, status="done", cost={"peak_bytes": peak}))
-    refuses, takes = nodes.add(1).node_id, nodes.add(1).node_id
+    refuses, takes = (node.node_id for node in connected_nodes.exactly(1, 1))
     largest: list[float] = []
 
     def told(number: int, *_: object) -> Any:
@@ -221,7 +234,7 @@ def test_cells_go_to_nodes_that_take_them_with_the_memory_of_their_kind(
 
     monkeypatch.setattr(ray_executor, "_run_cell", told)
     events = []
-    for event in RayExecutor(settings_of(tmp_path, toy_data), None, nodes.address, 1.0).run(wanted):
+    for event in RayExecutor(settings_of(tmp_path, toy_data), None, connected_nodes.address, 1.0).run(wanted):
         events.append(event)
         largest += [node["Resources"]["memory"] for node in ray.nodes() if node["NodeID"] == takes]
     assert [event.message for event in events if event.kind == "note"] == [
@@ -231,28 +244,27 @@ def test_cells_go_to_nodes_that_take_them_with_the_memory_of_their_kind(
     assert memory == {n: 2**20 if cell.is_reference else int(largest[0]) for n, cell in enumerate(wanted)}
 
 
-def test_a_cluster_without_room_for_a_cell_is_refused(tmp_path: Path, toy_data: Path, nodes: Nodes) -> None:
+def test_a_cluster_without_room_for_a_cell_is_refused(tmp_path: Path, toy_data: Path, connected_nodes: Nodes) -> None:
     settings = dataclasses.replace(settings_of(tmp_path, toy_data), threads=3)
-    nodes.add(2)
+    connected_nodes.exactly(1, 2)
     with pytest.raises(UsageError, match="No node of the Ray cluster has the 3 CPUs of a cell"):
-        list(RayExecutor(settings, None, nodes.address, 1.0).run(cells()))
+        list(RayExecutor(settings, None, connected_nodes.address, 1.0).run(cells()))
     settings = dataclasses.replace(settings_of(tmp_path, toy_data), device="cuda")
     with pytest.raises(UsageError, match=r"has the 1 CPUs and 0\.5 GPUs of a cell"):
-        list(RayExecutor(settings, None, nodes.address, 0.5).run(cells()))
+        list(RayExecutor(settings, None, connected_nodes.address, 0.5).run(cells()))
 
 
 def test_one_node_measures_throughput_and_is_held_whole(
-    tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, connected_nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on this machine, from a relative folder; what runs beside a measurement would be measured with it."""
-    nodes.add(1)
-    nodes.add(2)
+    connected_nodes.exactly(1, 2)
     store_cells(tmp_path / "run", planned())
     monkeypatch.chdir(tmp_path)
     choices = Choices(batches=(2,), threads=(1,), modes=("joint",), memory=False)
     protocol = SpeedProtocol(pairs=2, warm_up=WarmUpRule(steps=1, seconds=0.0, limit_s=0.0, shared=True))
     console = Console(file=io.StringIO(), width=120)
-    executor = ExecutorChoice("ray", nodes.address)
+    executor = ExecutorChoice("ray", connected_nodes.address)
     code, measured = throughput.measure(Path("run"), choices, console, protocol, executor)
     assert code == 0
     assert [one.measurement.status for one in measured] == ["done"]
@@ -266,94 +278,18 @@ def test_one_node_measures_throughput_and_is_held_whole(
 
     monkeypatch.setattr(ray_node, "_measured", held)
     job = SpeedJob(Path("run"), (), SpeedSettings(batch=2), plugins=("own.py",))
-    with ray_node.ray_node(nodes.address, tmp_path / "run", on_gpu=False) as node:
+    with ray_node.ray_node(connected_nodes.address, tmp_path / "run", on_gpu=False) as node:
         assert list(node.run_job(job)) == [{"CPU": 2.0}, tmp_path / "run", (str(tmp_path / "own.py"),)]
         assert node.cores >= 1
         gone = [{"NodeID": "0" * 56, "Alive": True, "Resources": {"CPU": 99.0}}, *ray.nodes()]
         monkeypatch.setattr(ray, "nodes", lambda: gone)
-        with ray_node.ray_node(nodes.address, tmp_path / "run", on_gpu=False) as next_one:
+        with ray_node.ray_node(connected_nodes.address, tmp_path / "run", on_gpu=False) as next_one:
             assert next_one == node  # the larger one died before the cluster knew
         monkeypatch.setattr(ray_node, "_measured", lambda job: "Record 0 is gone.")
         with pytest.raises(UsageError, match=r"^Record 0 is gone\.$"):
             list(node.run_job(job))
     with (
         pytest.raises(UsageError, match="No node of the Ray cluster has a GPU to measure on"),
-        ray_node.ray_node(nodes.address, tmp_path / "run", on_gpu=True),
+        ray_node.ray_node(connected_nodes.address, tmp_path / "run", on_gpu=True),
     ):
         pass
-
-
-# Without a cluster
-
-
-def test_what_must_be_alike_on_all_nodes(tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.touch()
-    here = ray_cluster.fitness_of(token)
-    assert unfit(here, here, tmp_path) is None
-    for changes, words in (
-        ({"sees_results": False}, f"does not see {tmp_path}: the results folder must be one that all nodes share"),
-        ({"code": "other"}, "has other code of sharebench"),
-        ({"versions": {**here.versions, "torch": "1.0"}}, "has torch 1.0, this machine"),
-        ({"versions": {**here.versions, "timm": None}}, "has timm None, this machine"),
-    ):
-        why = unfit(dataclasses.replace(here, host="far", **changes), here, tmp_path)
-        assert why is not None
-        assert why.startswith("Node far ")
-        assert words in why
-        assert "\n" not in why
-    assert not ray_cluster.fitness_of(tmp_path / "absent").sees_results
-
-
-@pytest.mark.parametrize(
-    ("choice", "words"),
-    [
-        ({"name": "rai"}, "Unknown executor 'rai'. Nearest: 'ray'"),
-        ({"address": "auto"}, "--address is of the executor ray; say --executor ray"),
-        ({"gpus_per_cell": 0.5}, "--gpus-per-cell is of the executor ray"),
-        ({"name": "ray", "gpus_per_cell": 0.0}, "expected a whole number, or one between 0 and 1"),
-        ({"name": "ray", "gpus_per_cell": 1.5}, "--gpus-per-cell 1.5: expected a whole number"),
-        ({"name": "ray", "gpus_per_cell": float("nan")}, "expected a whole number"),
-    ],
-)
-def test_a_choice_that_means_nothing_is_refused(choice: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        ExecutorChoice(**choice)
-
-
-def test_the_choice_makes_the_executor_and_names_it(tmp_path: Path) -> None:
-    settings = RunSettings(Path("out"), Path("data"))
-    local = ExecutorChoice().executor(settings, 3)
-    assert isinstance(local, LocalExecutor)
-    assert local.jobs == 3
-    assert ExecutorChoice().words(settings, 3, 2) == "2 workers on cpu"
-    ray = ExecutorChoice("ray", "auto", 0.25).executor(dataclasses.replace(settings, device="cuda"), 3)
-    assert isinstance(ray, RayExecutor)
-    assert (ray.jobs, ray.address, ray.gpus) == (3, "auto", 0.25)
-    assert (ray.settings.out, ray.settings.data_root) == (Path.cwd() / "out", Path.cwd() / "data")
-    assert ExecutorChoice("ray").executor(settings, None).gpus == 0.0
-    assert ExecutorChoice("ray").words(settings, None, 2) == "on cpu of Ray on this machine"
-    assert ExecutorChoice("ray", "auto").words(settings, None, 2) == "on cpu of a Ray cluster"
-
-
-def test_the_gpus_of_a_cluster_need_not_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    choice = ExecutorChoice("ray", "auto")
-    assert [choice.device(name) for name in ("cuda", "cpu", "auto")] == ["cuda", "cpu", "cpu"]
-    with pytest.raises(UsageError, match="--device cuda:1: with --executor ray it is cuda"):
-        choice.device("cuda:1")
-    with pytest.raises(UsageError, match="PyTorch sees 0 CUDA devices here"):
-        ExecutorChoice().device("cuda")
-
-
-def test_no_cluster_at_an_address_is_one_line(tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray itself only says that it could not connect, also where a cluster runs and asks for a token."""
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    executor = RayExecutor(settings_of(tmp_path, toy_data), None, "no address", 1.0)
-    with pytest.raises(UsageError, match=r"^No Ray cluster at .* Start one with `ray start --head`; .*MODE=token") as e:
-        list(executor.run(cells()))
-    assert "\n" not in str(e.value)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with pytest.raises(UsageError, match=r"Start one with `ray start --head`\.$"):
-        list(executor.run(cells()))
