@@ -11,7 +11,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmark.records.provenance import PACKAGES, module_file
@@ -84,21 +84,30 @@ def _roots(name: str) -> Iterator[_Module]:
         yield _Module(file.stem, file, file.parent, "")
 
 
-def _located(name: str, home: Path, own: str) -> Iterator[_Module]:
+def _located(name: str, home: Path, own: str) -> Sequence[_Module]:
     """The files that an absolute import runs: those of the packages around it, then its own. None for libraries."""
-    parts = name.split(".")
-    if parts[0] in PACKAGES:
-        parts = _public_names(parts[0]).get(name, name).split(".")
-        home, own = _home_of(parts[0]), parts[0]
-    elif own not in ("", parts[0]):
-        return
+    package = name.partition(".")[0]
+    if package in PACKAGES:
+        return _of_ours(name)
+    return _files(name.split("."), home, own, 1) if own in ("", package) else ()
+
+
+@functools.cache  # as for `_program`; a suite asks for a module a hundred times
+def _of_ours(name: str) -> Sequence[_Module]:
+    package = name.partition(".")[0]
     # The __init__ of our three packages holds versions and names only: a release does not change the program.
-    for end in range(2 if parts[0] in PACKAGES else 1, len(parts) + 1):
+    return _files(_public_names(package).get(name, name).split("."), _home_of(package), package, 2)
+
+
+def _files(parts: Sequence[str], home: Path, own: str, first: int) -> Sequence[_Module]:
+    """Those of a dotted name, from its part number `first` on."""
+    found = []
+    for end in range(first, len(parts) + 1):
         path = home.joinpath(*parts[:end])
-        for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
-            if file.is_file():
-                yield _Module(".".join(parts[:end]), file, home, own)
-                break
+        file = next((one for one in (path / "__init__.py", path.with_name(f"{path.name}.py")) if one.is_file()), None)
+        if file is not None:
+            found.append(_Module(".".join(parts[:end]), file, home, own))
+    return tuple(found)
 
 
 @functools.cache
