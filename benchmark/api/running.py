@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from benchmark.api.results import Results
     from benchmark.plan.cells import PlannedCell
     from benchmark.plan.staleness import Present
+    from benchmark.records.record import Record
     from benchmark.show.render import Format
     from benchmark.tables.folder import ReadTables
     from benchmark.train.cell import RunSettings
@@ -105,7 +106,9 @@ def run_suite(
         speed=speed,
     )
     chosen, run_settings = prepare(request)
-    keys = execute(chosen, run_settings, console, jobs=jobs, executor=request.executor, speed=speed, print_tables=False)
+    keys, _ = execute(
+        chosen, run_settings, console, jobs=jobs, executor=request.executor, speed=speed, print_tables=False
+    )
     return Results(run_settings.out, keys)
 
 
@@ -116,8 +119,8 @@ def run(request: RunRequest, console: Console) -> int:
     """
     suite, settings = prepare(request)
     speed = request.speed and not request.smoke
-    keys = execute(suite, settings, console, jobs=request.jobs, executor=request.executor, speed=speed)
-    return 0 if all(map(Store(settings.out).is_done, keys)) else EXIT_NOT_DONE
+    keys, done = execute(suite, settings, console, jobs=request.jobs, executor=request.executor, speed=speed)
+    return 0 if done.issuperset(keys) else EXIT_NOT_DONE
 
 
 def print_plan(request: RunRequest, console: Console, probe: bool = True) -> int:
@@ -200,8 +203,9 @@ def execute(
     executor: ExecutorChoice = ExecutorChoice(),
     speed: bool = True,
     print_tables: bool = True,
-) -> list[str]:
-    """Train what has no record yet, measure speed, write tables and figures; returns the keys of the suite's cells.
+) -> tuple[list[str], set[str]]:
+    """Train what has no record yet, measure speed, write tables and figures; returns the keys of the suite's cells, and
+    those of all cells of the folder that are done.
 
     jobs: cells at once, None for one a core, or one on CUDA; on a Ray cluster for all that have room. executor: where
     they run. Raises UsageError before the first step.
@@ -240,14 +244,15 @@ def execute(
                 view.show(event)
     if not store.holds_records():
         say(console, "No cell left a record; there is nothing to print.")
-        return keys
+        return keys, set()
     if speed:
         _measure_speed(store, keys, settings, console)
-    _draw_figures(store, keys, console)
     read = _write_tables(settings.out, console, print_tables)
+    known = {record.key: record for record in read[0] if record.cell}  # read once: a large suite has 10,000
+    _draw_figures(store, [known[key] for key in keys if key in known], console)
     if print_tables and settings.step_limit is None:
         _write_page(settings.out, read, console)
-    return keys
+    return keys, {key for key, record in known.items() if record.status == "done"}
 
 
 def _lacks_reference(cells: Sequence[PlannedCell], store: Store) -> bool:
@@ -358,11 +363,10 @@ def _is_current(page: Path, out: Path) -> bool:
     return max((path.stat().st_mtime_ns for path in files), default=0) < page.stat().st_mtime_ns
 
 
-def _draw_figures(store: Store, keys: Sequence[str], console: Console) -> None:
+def _draw_figures(store: Store, records: Sequence[Record], console: Console) -> None:
     """Pictures of what the methods found, beside the records. One that fails never decides the exit code."""
     from benchmark.show.plots import draw_records
 
-    records = [record for key in keys if (record := store.read(key)) is not None]
     folder = store.root / FIGURES
     try:
         drawn = list(draw_records(records, store, folder))
