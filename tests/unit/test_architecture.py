@@ -5,6 +5,7 @@ names. A room is a folder, or a file beside the folders; docs/design.md draws th
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def executed(node: ast.AST) -> Iterator[ast.AST]:
         yield from executed(child)
 
 
-def imported(path: Path) -> set[str]:
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
     """Our modules that a file imports anywhere in it, inside functions too; not what it imports for types alone."""
     found = set()
     for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
@@ -102,7 +104,7 @@ def imported(path: Path) -> set[str]:
             if module.split(".")[0] in PACKAGES:
                 names = {f"{module}.{alias.name}" for alias in node.names}
                 found.update(name if name in MODULES else module for name in names)
-    return found - {module_of(path)}
+    return frozenset(found - {module_of(path)})
 
 
 def problem_of_import(importer: str, module: str) -> str | None:
