@@ -32,6 +32,8 @@ EVALUATION_BATCH = 256  # most images at once; no effect on results beyond round
 # Most values of images and of predictions at their resolution at once: 256 RGB images of 418 x 418 with pooled heads,
 # 9 of 480 x 640 with 44 channels of dense heads. What a network holds between its layers grows alike.
 EVALUATION_VALUES = 2**27
+NORMALISED_VALUES = 2**24  # most values of images that are kept normalised: 64 MiB, twice that with mirror images
+STEPS_AHEAD = 32  # of which the draws are made at once: between two steps of training each would find cold caches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,10 @@ class InputLoader:
             )
 
     def _cached_tensors(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """(images, targets) of this role on the device, made when a role is first read: most runs read two of five."""
+        """(images, targets) of this role on the device, made when a role is first read: most runs read two of five.
+        Where that takes little memory, images are float [N, H, W, C], normalised once, and N more that are mirrored
+        follow them if the recipe flips; else uint8 [N, C, H, W].
+        """
         if self._tensors is None:
             cached = self.samples.data.cached()
             assert cached is not None
@@ -132,18 +137,24 @@ class InputLoader:
             def part(values: Tensor) -> Tensor:
                 return (values if whole else values.index_select(0, positions)).to(self.form.device)
 
-            images = one_channel(cached.images) if self.form.in_chans == 1 else cached.images
-            self._tensors = part(images), {task: part(cached.targets[task]) for task in self.tasks}
+            images = part(one_channel(cached.images) if self.form.in_chans == 1 else cached.images)
+            if len(images) * self.form.in_chans * images[0, 0].numel() <= NORMALISED_VALUES:
+                images = self._normalise(images).permute(0, 2, 3, 1).contiguous()
+                if self._flip_of_batches() is not None:
+                    images = torch.cat([images, images.flip(2)])
+            self._tensors = images, {task: part(cached.targets[task]) for task in self.tasks}
         return self._tensors
 
     def training(self, order: SampleOrder, first_step: int, steps: int) -> Iterator[Part]:
         """The parts of each step from `first_step` to `steps`, augmented where the recipe says so."""
         flip = self._flip_of_batches()
         if self._is_cached and (self.augment is None or flip is not None):
-            for step in range(first_step, steps):
-                positions, epochs = order.batch(step)
-                mirrored = None if flip is None else self._mirrored(positions, epochs, flip)
-                yield *self._gather(positions, mirrored), positions
+            for start in range(first_step, steps, STEPS_AHEAD):
+                drawn = [order.batch(step) for step in range(start, min(start + STEPS_AHEAD, steps))]
+                positions, epochs = (torch.stack(each) for each in zip(*drawn, strict=True))
+                mirrored = [None] * len(drawn) if flip is None else self._mirrored(positions, epochs, flip)
+                for batch, flips, labelled in zip(positions, mirrored, self._labelled(positions), strict=True):
+                    yield *self._gather(batch, flips), labelled, batch
             return
         keys = []
         for step in range(first_step, steps):
@@ -166,7 +177,7 @@ class InputLoader:
         chunks = chosen.split(batch_size)
         if self._is_cached:
             for positions in chunks:
-                yield *self._gather(positions), positions
+                yield *self._gather(positions), self._labelled(positions[None])[0], positions
             return
         yield from self._load([[(int(position), 0) for position in chunk] for chunk in chunks], None)
 
@@ -193,32 +204,37 @@ class InputLoader:
         return self.augment.flip
 
     def _mirrored(self, positions: Tensor, epochs: Tensor, p: float) -> Tensor:
-        """bool [B]: which samples of a batch are flipped; the draws of `_Items`."""
-        ids, indices = self.samples.data.ids, self.samples.indices
-        random = torch.Generator()
-        draws = []
-        for position, epoch in zip(positions.tolist(), epochs.tolist(), strict=True):
-            random.manual_seed(_augmentation_seed(self.seed, epoch, ids[int(indices[position])]))
-            draws.append(torch.rand(1, generator=random))
-        return torch.cat(draws) < p
+        """bool [S, B]: which samples of S batches are flipped; the draws of `_Items`."""
+        ids, random, draw, draws = self.samples.data.ids, torch.Generator(), torch.empty(1), []
+        indices = self.samples.indices[positions.flatten().numpy()].tolist()
+        for index, epoch in zip(indices, epochs.flatten().tolist(), strict=True):
+            random.manual_seed(_augmentation_seed(self.seed, epoch, ids[index]))
+            draws.append(draw.uniform_(generator=random).item())
+        return torch.tensor(draws).view(positions.shape) < p
 
-    def _gather(
-        self, positions: Tensor, mirrored: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor], frozenset[str] | None]:
+    def _labelled(self, positions: Tensor) -> list[frozenset[str] | None]:
+        """For each of S batches, positions [S, B], the tasks that have a valid label in it; None without `valid`."""
+        if self.valid is None:
+            return [None] * len(positions)
+        has = {task: each[positions].any(dim=1).tolist() for task, each in self._partly_labelled(self.valid).items()}
+        return [
+            frozenset(task for task in self.tasks if task not in has or has[task][batch])
+            for batch in range(len(positions))
+        ]
+
+    def _gather(self, positions: Tensor, mirrored: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         all_images, all_targets = self._cached_tensors()
         where = positions.to(self.form.device, non_blocking=True)
-        images = all_images.index_select(0, where).to(torch.float32).div_(255)
-        if mirrored is not None:
-            flipped = mirrored.nonzero().flatten().to(self.form.device, non_blocking=True)
-            images.index_copy_(0, flipped, images.index_select(0, flipped).flip(-1))
-        targets = {task: values.index_select(0, where) for task, values in all_targets.items()}
-        labelled = None
-        if self.valid is not None:
-            partly = self._partly_labelled(self.valid)
-            labelled = frozenset(
-                task for task in self.tasks if task not in partly or bool(partly[task][positions].any())
-            )
-        return self._normalise(images), targets, labelled
+        if all_images.dtype == torch.uint8:
+            images = all_images.index_select(0, where)
+            if mirrored is not None:
+                images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+            images = self._normalise(images)
+        else:
+            rows = positions if mirrored is None else positions + len(self.samples) * mirrored
+            rows = rows.to(self.form.device, non_blocking=True)
+            images = self._arranged(all_images.index_select(0, rows).permute(0, 3, 1, 2))
+        return images, {task: values.index_select(0, where) for task, values in all_targets.items()}
 
     def _load(self, keys: Sequence[Sequence[tuple[int, int]]], augment: Transform | None) -> Iterator[Part]:
         loader = DataLoader(
@@ -237,11 +253,16 @@ class InputLoader:
             yield self._normalise(images.to(device, non_blocking=True)), moved, labelled, positions
 
     def _normalise(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W] in [0, 1] -> normalised [B, in_chans, H, W]; a gray channel fills all of them."""
+        """uint8 or float in [0, 1], [B, C, H, W] -> normalised [B, in_chans, H, W]; a gray channel fills all."""
+        if images.dtype == torch.uint8:
+            images = images.to(torch.float32).div_(255)
         if self.form.normalise.bgr:
             images = images.flip(1)
-        images = images.sub(self._mean).div_(self._std)
-        return images.contiguous(memory_format=torch.channels_last) if self.form.channels_last else images
+        return self._arranged(images.sub(self._mean).div_(self._std))
+
+    def _arranged(self, images: Tensor) -> Tensor:
+        form = torch.channels_last if self.form.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=form)
 
 
 class _Items(Dataset[tuple[Sample, int]]):

@@ -56,7 +56,15 @@ def test_seeds_and_streams_give_other_orders() -> None:
     assert len(orders) == 4
 
 
+@pytest.fixture(params=[True, False], ids=["normalised_once", "normalised_each_time"])
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images in memory are kept normalised where that takes little of it."""
+    if not request.param:
+        monkeypatch.setattr("benchmark.train.loaders.NORMALISED_VALUES", 0)
+
+
 @pytest.mark.numerical
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("domains", ["single", "multi"])
 def test_cached_and_uncached_sets_give_the_same_batches(domains: str) -> None:
     spec = toy_spec(domains)
@@ -68,11 +76,13 @@ def test_cached_and_uncached_sets_give_the_same_batches(domains: str) -> None:
         for name, image in one.images.items():
             assert torch.equal(one.index[name], two.index[name])
             assert torch.equal(image, two.images[name])
+            assert image.is_contiguous(memory_format=torch.channels_last)
         for task, target in one.targets.items():
             assert torch.equal(target, two.targets[task])
 
 
 @pytest.mark.numerical
+@pytest.mark.usefixtures("_either_way")
 def test_images_are_normalised_once() -> None:
     spec = toy_spec()
     loader = toy_loaders(spec, RECIPE)[Role.FIT]
@@ -192,6 +202,7 @@ def test_gray_images_stay_gray_where_the_backbone_takes_one_channel(augment: tup
         assert torch.allclose(images, expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_batches_that_are_only_flipped_equal_samples_flipped_one_by_one(in_chans: int) -> None:
     """Across the end of an epoch; the short cut is taken, and labels with pixels do not take it."""
