@@ -95,7 +95,7 @@ def toy_data() -> Iterator[Path]:
 
 @pytest.fixture
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes are forked from one process that has imported everything, in place of imports in each."""
+    """Processes that measure are copies too of one that has imported everything, as workers of cells are."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
     context = multiprocessing.get_context("forkserver")

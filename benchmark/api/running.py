@@ -160,6 +160,7 @@ def prepare(request: RunRequest) -> tuple[Suite, RunSettings]:
         raise UsageError("A Suite is run as it is; methods=, seeds= and the like go with a name or a file.")
     check_names(suite)
     device = request.executor.device(request.device)
+    request.executor.prepare(device)
 
     from benchmark.train.cell import RunSettings
 

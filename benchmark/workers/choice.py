@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from benchmark.cli import pick_device
 from benchmark.workers import executors
 from benchmark.workers.executors import Executor, n_workers
+from benchmark.workers.processes import start_server
 from datasets.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class ExecutorChoice:
         if name != "cuda":
             raise UsageError(f"--device {name}: with --executor ray it is cuda; Ray says which of a node's GPUs.")
         return name
+
+    def prepare(self, device: str) -> None:
+        """Have what workers will need be loaded meanwhile."""
+        if self.name == "local" and device == "cpu":
+            start_server()
 
     def executor(self, settings: RunSettings, jobs: int | None) -> Executor:
         """The executor. jobs: cells at once, None for what there is room for."""

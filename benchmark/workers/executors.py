@@ -1,5 +1,5 @@
-"""Where cells run: one door. Behind it local worker processes, started fresh (`spawn`), one cell at a time each, or a
-Ray cluster (`ray_executor`).
+"""Where cells run: one door. Behind it local worker processes, one cell at a time each, or a Ray cluster
+(`ray_executor`).
 
 A worker that dies takes its own cell with it and nothing else: the cell is reported as failed and another worker
 starts. torch is only imported in the workers.
@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from benchmark.workers.processes import end_of, spawned
+from benchmark.workers.processes import end_of, started
 from datasets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ class LocalExecutor:
     def _start(self, number: int) -> _Worker:
         device = spread(self.settings.device, number)
         settings = dataclasses.replace(self.settings, device=device)
-        return _Worker(number, device, *spawned(_work, settings.threads, settings))
+        copied = device == "cpu"  # a process that has asked for GPUs cannot be copied
+        return _Worker(number, device, *started(_work, settings.threads, settings, copied=copied))
 
     def _stop(self) -> None:
         for worker in self._workers:

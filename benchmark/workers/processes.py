@@ -1,4 +1,6 @@
-"""What the suite's own processes share: they start fresh, and they do not import the script that started them."""
+"""What the suite's own processes share: they start fresh, or as copies of one that has only imported what they need.
+They do not import the script that started them.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from datasets.errors import UsageError
@@ -35,18 +39,18 @@ def without_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Within the block an interrupt waits for its end: a process that is cut off while it starts prints a traceback."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    """Within the block an interrupt waits for its end. A process that starts there never hears one: cut off during its
+    imports it would print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    resource_tracker.ensure_running()  # the first process of all starts it, and it would let interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if heard:
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # Set before torch is imported in a process; libraries read them once.
@@ -54,36 +58,64 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 @contextlib.contextmanager
-def thread_variables(threads: int) -> Iterator[None]:
-    """Within the block the variables that libraries read when they are loaded say `threads`."""
-    saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+def environment(threads: int, **further: str) -> Iterator[None]:
+    """Within the block the variables that libraries read when they are loaded say `threads`; others as told."""
+    saved = dict(os.environ)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)) | further)
     try:
         yield
     finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_environment(saved)
 
 
-def spawned(target: Any, threads: int, *arguments: object) -> tuple[BaseProcess, Connection]:
-    """A fresh process that runs `target(its end of a pipe, *arguments)`, and our end, at which its death is an end of
-    file. threads: of the libraries that it loads. It is no daemon, which could have no loader processes of its own
+def _set_environment(values: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - values.keys():
+        del os.environ[name]
+    os.environ.update(values)
+
+
+_PRELOADED = ["benchmark.train.cell"]
+_one_starts = threading.RLock()  # environment and main module belong to all threads
+_server_threads: int | None = None  # of the libraries that the server of this process has loaded
+
+
+def start_server(threads: int = 1) -> None:
+    """Start, without waiting for it, the process of which workers of cells are copies, unless it runs: what all of them
+    import, five seconds of a core, is imported once, and while their cells are still being planned. threads: of the
+    libraries that it loads. Only on Linux; elsewhere libraries that it has loaded may not bear a fork.
+    """
+    global _server_threads
+    if sys.platform != "linux" or sys.version_info < (3, 11) or _server_threads not in (None, threads):
+        return
+    _server_threads = threads
+    forkserver.set_forkserver_preload(_PRELOADED)
+    # It would look for them in the working directory first, where another package may have our name.
+    paths = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)}
+    with _one_starts, environment(threads, **paths), without_main(), interrupts_wait():
+        forkserver.ensure_running()
+
+
+def started(target: Any, threads: int, *arguments: object, copied: bool = False) -> tuple[BaseProcess, Connection]:
+    """A process that runs `target(its end of a pipe, *arguments)`, and our end, at which its death is an end of file.
+    threads: of the libraries that it loads. copied: it may be a copy of the server (`start_server`), which has touched
+    no GPU and drawn nothing; else it is fresh. It is no daemon, which could have no loader processes of its own
     (`recipe.workers`); whoever starts it ends it.
     """
-    context = multiprocessing.get_context("spawn")
+    if copied:
+        start_server(threads)
+    from_server = copied and _server_threads == threads
+    context = multiprocessing.get_context("forkserver") if from_server else multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_body, args=(target, theirs, *arguments))
-    with thread_variables(threads), without_main(), interrupts_wait():
+    with _one_starts, environment(threads), without_main(), interrupts_wait():
+        process = context.Process(target=_body, args=(dict(os.environ), target, theirs, *arguments))
         process.start()
     theirs.close()
     return process, ours
 
 
-def _body(target: Any, *arguments: object) -> None:
+def _body(variables: Mapping[str, str], target: Any, *arguments: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    _set_environment(variables)  # the server has that of the time when it was started
     target(*arguments)
 
 
@@ -98,7 +130,7 @@ def end_of(process: BaseProcess) -> str:
 
 def messages_of(target: Any, threads: int, *arguments: object) -> Generator[Any, None, None]:
     """What a fresh process sends. Raises UsageError where it dies; ends it when left."""
-    process, connection = spawned(target, threads, *arguments)
+    process, connection = started(target, threads, *arguments)
     try:
         while True:
             try:

@@ -74,7 +74,7 @@ def test_a_failing_disk_loses_nothing_that_was_finished(tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("quick_workers")
 def test_two_runs_on_one_folder_do_nothing_twice(tmp_path: Path, toy_data: Path) -> None:
     settings = RunSettings(tmp_path, plugins=(str(toy_data),))
-    wanted = toy_cells()
+    wanted, environment = toy_cells(), dict(os.environ)
     ended: list[str] = []
 
     def run() -> None:
@@ -86,6 +86,7 @@ def test_two_runs_on_one_folder_do_nothing_twice(tmp_path: Path, toy_data: Path)
     for one in runs:
         one.join()
     assert ended == ["done"] * 4  # both runs see both cells done
+    assert dict(os.environ) == environment  # which both have set for their workers
     assert not list((tmp_path / "history").rglob("*.json")) if (tmp_path / "history").exists() else True
     records = Store(tmp_path).load_all()
     assert [(record.status, record.attempts) for record in records] == [("done", 1)] * 2

@@ -34,14 +34,14 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Workers are threads; gives the device of each that starts."""
     started: list[str] = []
 
-    def spawned(target: Callable[..., None], threads: int, settings: RunSettings) -> tuple[Any, Any]:
+    def in_a_thread(target: Callable[..., None], threads: int, settings: RunSettings, **_: bool) -> tuple[Any, Any]:
         ours, theirs = multiprocessing.Pipe()
         started.append(settings.device)
         worker = Thread(target=target, args=(theirs, settings), daemon=True)
         worker.start()
         return worker, ours
 
-    monkeypatch.setattr(executors, "spawned", spawned)
+    monkeypatch.setattr(executors, "started", in_a_thread)
     return started
 
 
