@@ -6,7 +6,6 @@ their shapes, True = survives. Masks are unstructured: stored as zeros they save
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.figures import Figure, Heatmap
-from methods.graph.cost import CostTable, Shape
+from methods.graph.copies import copied
+from methods.graph.cost import Shape, node_costs
 from methods.graph.operations import Operation
 from methods.graph.task_graph import Node, TaskGraph
 
@@ -126,7 +126,7 @@ def macs_nonzero(graph: TaskGraph, inputs: Mapping[str, Shape]) -> tuple[int, in
     times the fraction of its weights that is not 0. What multiplies no weight (attention), and weights that a module
     uses without calling their layer, count in full.
     """
-    costs = CostTable().graph(graph, inputs)
+    costs = node_costs(graph, inputs)
     dense = sum(cost.macs for cost in costs.values())
     shapes = {**inputs, **{name: cost.output for name, cost in costs.items()}}
     saved = sum(_saved(node, [shapes[value.name] for value in node.inputs]) for node in graph.reachable())
@@ -151,7 +151,7 @@ def _saved(node: Node, shapes: Sequence[Shape]) -> float:
 
         return look
 
-    skeleton = copy.deepcopy(node.module).to("meta").eval()
+    skeleton = copied(node.module).to("meta").eval()
     for name in zero:
         skeleton.get_submodule(name).register_forward_hook(watch(name))
     skeleton(*(torch.empty(shape, device="meta") for shape in shapes))

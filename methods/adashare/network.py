@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from datasets.contracts import SINGLE_INPUT, DatasetSpec
 from methods.adashare.policy import Policies, Policy, execute_probabilities
 from methods.backbones.backbone import Backbone, Block
+from methods.graph.copies import copied
 from methods.graph.norms import has_statistics, other_parameters
-from methods.graph.operations import Operation, copy_sharing
+from methods.graph.operations import Operation
 from methods.graph.rules import BatchNormRule
 from methods.graph.stacked import stacked
 
@@ -38,7 +39,7 @@ def task_backbones(backbone: Backbone, n_tasks: int, rule: BatchNormRule) -> lis
         return [backbone] * n_tasks
     module = backbone.module()
     kept = other_parameters(module) if rule == "per_task" else list(module.parameters())
-    return [backbone, *(copy_sharing(backbone, kept) for _ in range(n_tasks - 1))]
+    return [backbone, *(copied(backbone, kept) for _ in range(n_tasks - 1))]
 
 
 class SkipNetwork(nn.Module):

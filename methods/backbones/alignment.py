@@ -8,7 +8,6 @@ Source: dag_search 3, DESIGN.md section 3 (layout, prefix tokens).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -21,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from datasets.errors import UsageError
 from methods.backbones.backbone import Backbone
 from methods.backbones.family import Layout, Shape, Size
+from methods.graph.copies import copied
 from methods.graph.operations import Config, Operation, build_module, parameterless, register_operation
 from methods.streams import seeded
 
@@ -110,7 +110,7 @@ def feature_grids(backbone: Backbone) -> dict[Size, list[Size]]:
     sizes = backbone.config.sizes or (backbone.input_size,)
     if backbone.layout == "tokens":
         return {size: [grid] * (len(backbone.blocks) + 1) for size, grid in zip(sizes, backbone.grids, strict=True)}
-    skeleton = copy.deepcopy(backbone.module()).to("meta").eval()
+    skeleton = copied(backbone.module()).to("meta").eval()
     grids: dict[Size, list[Size]] = {}
     for size in sizes:
         x = skeleton.stem(torch.empty(1, backbone.config.in_chans, *size, device="meta"))

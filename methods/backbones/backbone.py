@@ -8,7 +8,6 @@ in `methods.backbones.families`; this module names none. Source: DESIGN.md secti
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
@@ -37,6 +36,7 @@ from methods.backbones.family import (
 from methods.backbones.forms import Form
 from methods.backbones.sublayers import Sublayer
 from methods.backbones.weights import load_weights
+from methods.graph.copies import copied
 from methods.graph.operations import Config, Operation, register_operation
 from methods.streams import seeded
 
@@ -94,7 +94,7 @@ class Block(nn.Module):
 
     def clone(self) -> Block:
         """An independent copy with equal bits."""
-        return copy.deepcopy(self)
+        return copied(self)
 
 
 class BackboneModule(nn.Module):
@@ -178,7 +178,7 @@ class Backbone:
 
     def clone(self) -> Backbone:
         """An independent copy with equal bits."""
-        return copy.deepcopy(self)
+        return copied(self)
 
     def module(self) -> BackboneModule:
         """One module that shares stem, blocks and tail, for state, mode and device."""
@@ -409,7 +409,7 @@ def _fresh_part(config: BackboneConfig, part: Part, index: int = 0, piece: Seque
     Built on the meta device, so that a graph of many blocks does not initialise as many whole models. Parts with
     tensors that no state dict holds (blur kernels) cannot be made so and come from a real model.
     """
-    module = copy.deepcopy(_select(_skeleton(config), part, index, piece)).train()
+    module = copied(_select(_skeleton(config), part, index, piece)).train()
     if any(name not in module.state_dict() for name, _ in module.named_buffers()):
         with seeded(0, "backbone-rebuild"):
             module = _select(find_family(config.name).cut(_build(config)), part, index, piece)

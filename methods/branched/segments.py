@@ -69,7 +69,7 @@ class Segments:
 def segments_of(backbone: Backbone, data: DatasetSpec, granularity: Granularity) -> Segments:
     """The backbone of a cell, cut; compute is counted at the data set's image size, batch size 1."""
     from methods.backbones.heads import create_head
-    from methods.graph.cost import count
+    from methods.graph.cost import operation_cost
 
     n_blocks = len(backbone.blocks)
     blocks = tuple(backbone.stages) if granularity == "stage" else tuple(range(i, i + 1) for i in range(n_blocks))
@@ -90,7 +90,7 @@ def segments_of(backbone: Backbone, data: DatasetSpec, granularity: Granularity)
         stem_macs=stem_macs,
         macs=tuple(macs),
         heads_parameters=sum(p.numel() for head in heads for p in head.module.parameters()),
-        heads_macs=sum(count(head.module, [feature]).macs for head in heads),
+        heads_macs=sum(operation_cost(head, [feature]).macs for head in heads),
     )
 
 
@@ -102,11 +102,11 @@ def segment_operations(backbone: Backbone, blocks: range, last: bool) -> list[Op
 
 def _costs(operations: list[Operation], shape: Shape) -> tuple[int, Shape]:
     """MACs of the operations one after another on an input of this shape, and the shape of the result."""
-    from methods.graph.cost import count
+    from methods.graph.cost import operation_cost
 
     macs = 0
     for operation in operations:
-        cost = count(operation.module, [shape])
+        cost = operation_cost(operation, [shape])
         macs, shape = macs + cost.macs, cost.output
     return macs, shape
 

@@ -22,7 +22,7 @@ from methods.backbones.alignment import Aligner
 from methods.backbones.backbone import Backbone, create_backbone
 from methods.control import ArchitectureSize
 from methods.dag_search.flow import BoolArray, Edge, FlowGraph, flow_edges
-from methods.graph.cost import CostTable, Shape
+from methods.graph.cost import Shape, node_costs
 from methods.graph.operations import Operation, parameterless
 from methods.graph.task_graph import TaskGraph, Value
 
@@ -111,7 +111,7 @@ class DagSpace:
         """
         shape: Shape = (1, backbone.config.in_chans, *data.native_size)
         whole = self.task_graph(data, [self.exists] * len(heads), heads.__getitem__)
-        costs = CostTable().graph(whole, dict.fromkeys(data.inputs, shape))
+        costs = node_costs(whole, dict.fromkeys(data.inputs, shape))
         macs = {id(node.operation.module): costs[node.name].macs for node in whole.reachable()}
         n_heads = sum(p.numel() for head in heads.values() for p in head.module.parameters())
         n_of = {id(part.module): self._parameters_of([part]) for part in self.operations()}

@@ -12,7 +12,8 @@ from methods.dag_search.params import DagSearchParams
 from methods.dag_search.reduction import Reduction
 from methods.dag_search.space import DagSpace, OwnOperation, build_space
 from methods.dag_search.supernet import Supernet
-from methods.graph.operations import Operation, copy_sharing
+from methods.graph.copies import copied
+from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph, estimate_statistics
 from methods.judging import relative_change
 from methods.plain import task_losses
@@ -135,7 +136,7 @@ def _own_operations(supernet: Supernet) -> OwnOperation:
         key = (id(operation), task)
         if key not in made:
             renewed = {id(p) for name in norms for p in operation.module.get_submodule(name).parameters()}
-            module = copy_sharing(operation.module, [p for p in operation.module.parameters() if id(p) not in renewed])
+            module = copied(operation.module, [p for p in operation.module.parameters() if id(p) not in renewed])
             with torch.no_grad():
                 for name, values in norms.items():
                     for weight, value in values.items():

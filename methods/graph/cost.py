@@ -7,7 +7,6 @@ work and softmax are not counted; they are listed by name in `uncounted_ops`.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections import Counter
@@ -20,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from datasets.errors import UsageError
-from methods.graph.operations import Origin, canonical_config
-from methods.graph.task_graph import Node, TaskGraph
+from methods.graph.copies import copied
+from methods.graph.operations import Operation, Origin, canonical_config
+from methods.graph.task_graph import TaskGraph
 
 # Contractions without a formula here or in PyTorch. Meeting one is an error: it would be counted as free.
 _CONTRACTIONS = {
@@ -140,33 +140,33 @@ class NodeCost:
     uncounted: Mapping[str, tuple[int, int]]
 
 
-class CostTable:
-    """{(operation, input shapes): cost}, filled on demand: a thousand drawn architectures cost a thousand sums."""
+_KNOWN: dict[tuple[object, ...], NodeCost] = {}
 
-    def __init__(self) -> None:
-        self._entries: dict[tuple[object, ...], NodeCost] = {}
 
-    def node(self, node: Node, shapes: Sequence[Shape]) -> NodeCost:
-        """Cost of a node on inputs of these shapes."""
-        key = (node.operation.kind, canonical_config(node.operation.config), tuple(shapes))
-        if key not in self._entries:
-            self._entries[key] = count(node.module, shapes)
-        return self._entries[key]
+def operation_cost(operation: Operation, shapes: Sequence[Shape]) -> NodeCost:
+    """Cost of an operation on inputs of these shapes, counted once a process: a thousand drawn architectures cost a
+    thousand sums.
+    """
+    key = (operation.factory, canonical_config(operation.config), tuple(shapes))
+    if key not in _KNOWN:
+        _KNOWN[key] = count(operation.module, shapes)
+    return _KNOWN[key]
 
-    def graph(self, graph: TaskGraph, inputs: Mapping[str, Shape]) -> dict[str, NodeCost]:
-        """{node: cost} for the live nodes. inputs: {input: shape with batch size 1}."""
-        shapes: dict[str, Shape] = dict(inputs)
-        costs: dict[str, NodeCost] = {}
-        for node in graph.reachable():
-            costs[node.name] = self.node(node, [shapes[value.name] for value in node.inputs])
-            shapes[node.name] = costs[node.name].output
-        return costs
+
+def node_costs(graph: TaskGraph, inputs: Mapping[str, Shape]) -> dict[str, NodeCost]:
+    """{node: cost} for the live nodes. inputs: {input: shape with batch size 1}."""
+    shapes: dict[str, Shape] = dict(inputs)
+    costs: dict[str, NodeCost] = {}
+    for node in graph.reachable():
+        costs[node.name] = operation_cost(node.operation, [shapes[value.name] for value in node.inputs])
+        shapes[node.name] = costs[node.name].output
+    return costs
 
 
 @torch.no_grad()
 def count(module: nn.Module, shapes: Sequence[Shape]) -> NodeCost:
     """Cost of a module on float inputs of these shapes, by running a copy of it on `meta` tensors in eval mode."""
-    skeleton = copy.deepcopy(module).to("meta").eval()
+    skeleton = copied(module).to("meta").eval()
     inputs = [torch.empty(shape, device="meta") for shape in shapes]
     with MacCounter() as counter:
         result = skeleton(*inputs)
@@ -299,9 +299,9 @@ class Compute:
     uncounted_ops: Mapping[str, tuple[int, int]]
 
 
-def compute(graph: TaskGraph, inputs: Mapping[str, Shape], table: CostTable | None = None) -> Compute:
+def compute(graph: TaskGraph, inputs: Mapping[str, Shape]) -> Compute:
     """Compute of a graph at batch size 1. inputs: {input: shape}, e.g. {"image": (1, 3, 36, 36)}."""
-    costs = (table or CostTable()).graph(graph, inputs)
+    costs = node_costs(graph, inputs)
     macs_task = {task: sum(costs[node.name].macs for node in graph.reachable([task])) for task in graph.tasks}
     joint = sum(cost.macs for cost in costs.values())
     heads = sum(costs[node.name].macs for node in graph.reachable() if node.operation.origin == "heads")

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from methods.graph.operations import Operation, copy_sharing
+from methods.graph.copies import copied
+from methods.graph.operations import Operation
 from methods.graph.rules import BatchNormRule
 
 _STATISTICS = ("running_mean", "running_var")
@@ -155,5 +156,5 @@ def with_own_norms(operation: Operation) -> Operation:
     """
     if not norm_parameters(operation.module):
         return operation
-    module = copy_sharing(operation.module, other_parameters(operation.module))
+    module = copied(operation.module, other_parameters(operation.module))
     return dataclasses.replace(operation, module=module, origin="added")

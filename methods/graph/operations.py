@@ -8,10 +8,9 @@ from a JSON configuration to a fresh module, so that a graph can come back from 
 from __future__ import annotations
 
 import abc
-import copy
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from datasets.errors import UsageError, unknown
+from methods.graph.copies import copied
 
 Origin = Literal["backbone", "added", "heads"]
 Config = Mapping[str, object]
@@ -73,6 +73,11 @@ class Operation:
                 raise unknown(f"parameter in the origins of operation {self.kind!r}:", name, held)
             if origin not in get_args(Origin):
                 raise unknown(f"origin of {name!r} in operation {self.kind!r}:", origin, get_args(Origin))
+
+    @property
+    def factory(self) -> Factory | str:
+        """What builds modules of this kind now; the kind itself where nothing is registered for it."""
+        return _FACTORIES.get(self.kind, self.kind)
 
     def origin_of(self, parameter: str) -> Origin:
         """The origin of a parameter by its name in the module."""
@@ -140,12 +145,7 @@ def statistics_names(module: nn.Module) -> set[str]:
 
 def view_with_own_statistics(module: nn.Module) -> nn.Module:
     """A copy that shares every parameter with `module` and owns its buffers, norm statistics among them."""
-    return copy_sharing(module, module.parameters())
-
-
-def copy_sharing(thing: T, kept: Iterable[nn.Parameter]) -> T:
-    """A deep copy that holds these very parameters; everything else in it is new, with equal values."""
-    return copy.deepcopy(thing, {id(parameter): parameter for parameter in kept})
+    return copied(module, module.parameters())
 
 
 class SideBySide(nn.Module):

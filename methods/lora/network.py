@@ -12,8 +12,9 @@ from datasets.contracts import DatasetSpec
 from methods.backbones.backbone import Backbone
 from methods.backbones.sublayers import view
 from methods.contracts import ParameterGroup, Trainer
+from methods.graph.copies import copied
 from methods.graph.norms import has_statistics
-from methods.graph.operations import Operation, copy_sharing
+from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 from methods.lora.parameters import LoraParams, TaskPath
 from methods.lora.places import Places, require_places, trained_whole
@@ -113,7 +114,7 @@ def _changed(
     backbone: Backbone, updates: Mapping[str, LowRank], change: Callable[[nn.Module, LowRank], nn.Module]
 ) -> Backbone:
     """A copy that shares every parameter and has changed layers in place of those with the updates."""
-    changed = copy_sharing(backbone, backbone.module().parameters())
+    changed = copied(backbone, backbone.module().parameters())
     body = changed.module()
     for name, update in updates.items():
         owner, _, attribute = name.rpartition(".")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from methods.backbones.backbone import Backbone
 from methods.contracts import Budget, Trainer
 from methods.figures import Figure, Heatmap
-from methods.graph.cost import CostTable, Shape
+from methods.graph.cost import Shape, node_costs
 from methods.graph.task_graph import TaskGraph
 from methods.lora.network import LowRankNetwork
 from methods.lora.parameters import LoraParams
@@ -82,12 +82,12 @@ def macs_in_backbones(trainer: Trainer, network: LowRankNetwork, deployed: TaskG
     """(mean over tasks asked for alone, all tasks for one image or for an image each) multiply-accumulates without
     heads, in those of one pass of the plain backbone.
     """
-    data, backbone, table = trainer.data, network.backbone, CostTable()
+    data, backbone = trainer.data, network.backbone
     shape: Shape = (1, backbone.config.in_chans, *data.native_size)
     inputs = dict.fromkeys(data.inputs, shape)
 
     def macs(graph: TaskGraph, *tasks: str) -> int:
-        costs = table.graph(graph, inputs)
+        costs = node_costs(graph, inputs)
         nodes = graph.reachable(tasks or None)
         return sum(costs[node.name].macs for node in nodes if node.operation.origin != "heads")
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from methods.backbones.backbone import Backbone
 from methods.backbones.sublayers import is_dense
-from methods.graph.operations import Operation, copy_sharing, parameterless
+from methods.graph.copies import copied
+from methods.graph.operations import Operation, parameterless
 from methods.graph.task_graph import TaskGraph, Value
 from methods.lora.parameters import TaskPath
 from methods.lora.updates import LowRank, added_names, block_operation, update_operation
@@ -75,7 +76,7 @@ class Walk:
     def _whole_block(self, index: int, task: str) -> Operation:
         """A block that one task runs by itself."""
         plain = self.backbone.block_operation(index)
-        block = copy_sharing(plain.module, plain.module.parameters())
+        block = copied(plain.module, plain.module.parameters())
         start = f"blocks.{index}.module."
         own = {name: update for name, update in self.network.own[task].items() if name.startswith(start)}
         return block_operation(plain, block, {name.removeprefix(start): self._update(u) for name, u in own.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -13,6 +12,7 @@ from datasets.contracts import Batch, DatasetSpec
 from methods import plain
 from methods.backbones.backbone import Backbone
 from methods.contracts import Metrics, Purpose, Role, Trainer
+from methods.graph.copies import copied
 from methods.graph.norms import has_statistics
 from methods.graph.operations import Operation, Origin
 from methods.graph.task_graph import TaskGraph, estimate_statistics
@@ -35,7 +35,7 @@ class Single:
 
     def kept(self) -> Single:
         """A copy whose weights stay as they are when this one's body takes the merged weights."""
-        return Single.of(copy.deepcopy(self.graph))
+        return Single.of(copied(self.graph))
 
 
 def body_of(backbone: Backbone) -> list[Operation]:

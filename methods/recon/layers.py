@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from datasets.contracts import DatasetSpec
 from methods.backbones.backbone import Backbone
 from methods.control import ArchitectureSize
-from methods.graph.cost import CostTable, Shape
+from methods.graph.cost import Shape, node_costs
 from methods.graph.operations import Operation
 from methods.plain import body_of, plain_graph
 from methods.recon.parameters import Granularity
@@ -95,7 +95,7 @@ class Sizes:
         self._heads = sum(p.numel() for head in heads.values() for p in head.module.parameters())
         shape: Shape = (1, backbone.config.in_chans, *data.native_size)
         graph = plain_graph(data, data.task_names, backbone, heads.__getitem__)
-        costs = CostTable().graph(graph, dict.fromkeys(data.inputs, shape))
+        costs = node_costs(graph, dict.fromkeys(data.inputs, shape))
         macs = {id(node.operation.module): costs[node.name].macs for node in graph.reachable()}
         self._head_macs = sum(macs[id(head.module)] for head in heads.values())
         # A part that does nothing (no tail) is no node.

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from datasets.contracts import DatasetSpec
 from methods.backbones.backbone import Backbone
 from methods.contracts import ParameterGroup, Trainer
-from methods.graph.operations import Operation, copy_sharing
+from methods.graph.copies import copied
+from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 from methods.plain import body_of, fit_graph
 from methods.recon.layers import Layer, own_parameters
@@ -39,7 +40,7 @@ def with_copies(operation: Operation, names: Sequence[str]) -> Operation:
     if not names:
         return operation
     shared = [p for name, p in operation.module.named_parameters() if name not in names]
-    module = copy_sharing(operation.module, shared)
+    module = copied(operation.module, shared)
     return dataclasses.replace(operation, module=module, origins=dict.fromkeys(names, "added"))
 
 

@@ -8,8 +8,9 @@ import torch
 
 from methods.backbones.backbone import Backbone
 from methods.contracts import Trainer
+from methods.graph.copies import copied
 from methods.graph.norms import other_parameters
-from methods.graph.operations import Operation, copy_sharing
+from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 from methods.plain import fit_graph, plain_graph
 
@@ -19,7 +20,7 @@ def copies(backbone: Backbone, n_tasks: int) -> list[Backbone]:
     other parameter is shared.
     """
     shared = other_parameters(backbone.module())
-    return [backbone, *(copy_sharing(backbone, shared) for _ in range(n_tasks - 1))]
+    return [backbone, *(copied(backbone, shared) for _ in range(n_tasks - 1))]
 
 
 def joint_base(trainer: Trainer, backbone: Backbone, heads: Mapping[str, Operation]) -> list[Backbone]:

@@ -14,8 +14,9 @@ from torch.func import functional_call
 
 from datasets.contracts import DatasetSpec
 from methods.backbones.backbone import Backbone
+from methods.graph.copies import copied
 from methods.graph.norms import norm_parameters
-from methods.graph.operations import Operation, copy_sharing
+from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 
 
@@ -142,7 +143,7 @@ class TaskWeights(nn.Module):
         """The network to deploy. Active layers hold w + delta; inactive ones share w, which stays one parameter."""
         active = self.active()
         kept = list(self.bodies.parameters())
-        backbones = [copy_sharing(backbone, kept) for backbone in self.backbones]
+        backbones = [copied(backbone, kept) for backbone in self.backbones]
         for t, backbone in enumerate(backbones):
             body, weights = backbone.module(), self.weights(t)
             for number, name in enumerate(self.layers):

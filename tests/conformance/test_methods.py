@@ -29,7 +29,7 @@ from datasets.errors import UsageError
 from methods.backbones.backbone import BackboneConfig, create_backbone
 from methods.contracts import Budget, Fidelity, Role
 from methods.figures import Figure
-from methods.graph.cost import CostTable, compute
+from methods.graph.cost import compute, node_costs
 from methods.graph.task_graph import TaskGraph
 from methods.plain import plain_graph, task_losses
 from methods.registry import declared_methods, get_method, method_names
@@ -206,7 +206,7 @@ def test_a_method_shares_and_costs_what_its_traits_say(name: str) -> None:
     for declared, found in ((traits.weights, weights), (traits.activations, activations)):
         assert declared == found or (declared == "some" and searches)
     size = {"image": (1, 3, *trainer.data.native_size)}
-    macs = CostTable().graph(graph, size)
+    macs = node_costs(graph, size)
     plain = plain_graph(trainer.data, ["a"], trainer.backbone(), trainer.head)
     passes = sum(macs[node.name].macs for node in nodes) / compute(plain, size).macs_backbone
     low, high = {"1": (1, 1), "T": (2, 2), "1 to T": (1, 2), "up to T": (0, 2)}[traits.passes]

@@ -40,7 +40,7 @@ from methods.backbones.backbone import Backbone, BackboneConfig, count_units, cr
 from methods.backbones.heads import create_head
 from methods.contracts import Budget, Role, Score, Stage
 from methods.control import ArchitectureSize, random_architecture
-from methods.graph.cost import CostTable, compute, size
+from methods.graph.cost import compute, size
 from methods.graph.operations import Operation
 from methods.graph.task_graph import TaskGraph
 from methods.streams import generator
@@ -48,7 +48,6 @@ from tests.unit.harness import toy_spec, toy_trainer
 from tests.unit.kills import Killed, kill_after, outcome
 
 R18 = BackboneConfig("resnet18", image_size=(224, 224))
-TABLE = CostTable()
 
 
 def method(**values: Any) -> AdaShare:
@@ -109,7 +108,7 @@ def test_compute_is_shared_until_decisions_differ(skipped: list[int], joint: int
     """T24: multiply-accumulates of stem and blocks; weights are shared later on too, activations are not."""
     policy = executed([], skipped)
     graph, _ = deployed(policy, R18)
-    found = compute(graph, {"image": (1, 3, 224, 224)}, TABLE)
+    found = compute(graph, {"image": (1, 3, 224, 224)})
     heads = found.macs_heads
     assert found.macs_sum - heads == total
     if joint is not None:
@@ -145,7 +144,7 @@ def test_own_norms_are_added_parameters_and_nothing_merges() -> None:
     both = [unit for unit in norms if unit not in (3, 8)]
     assert found.backbone == 11_176_512
     assert found.added == stem + projections + sum(norms[unit] for unit in both)
-    cost = compute(graph, {"image": (1, 3, 224, 224)}, TABLE)
+    cost = compute(graph, {"image": (1, 3, 224, 224)})
     assert cost.macs_joint == cost.macs_sum
     again = TaskGraph.from_json(graph.to_json(), graph.tensors())
     assert again.weights_hash() == graph.weights_hash()
@@ -154,7 +153,7 @@ def test_own_norms_are_added_parameters_and_nothing_merges() -> None:
 def test_multi_domain_data_share_weights_only() -> None:
     """T28: no joint compute there."""
     graph, _ = deployed(executed([], []), R18, domains="multi")
-    found = compute(graph, {"a": (1, 3, 224, 224), "b": (1, 3, 224, 224)}, TABLE)
+    found = compute(graph, {"a": (1, 3, 224, 224), "b": (1, 3, 224, 224)})
     assert found.macs_joint is None
     assert found.macs_sum - found.macs_heads == 2 * 1_813_561_344
 
@@ -184,7 +183,7 @@ def test_sizes_without_a_network_equal_those_of_the_network(name: str, rule: str
     policy = space.draw(generator(seed, "x"))
     graph = deploy(spec, policy, task_backbones(backbone.clone(), 3, rule), head)
     graph.require_deployable()
-    cost = compute(graph, dict.fromkeys(spec.inputs, (1, 3, 32, 32)), TABLE)
+    cost = compute(graph, dict.fromkeys(spec.inputs, (1, 3, 32, 32)))
     macs = cost.macs_joint if cost.macs_joint is not None else cost.macs_sum
     assert space.size(policy) == ArchitectureSize(size(graph, 1).total, macs)
 
@@ -379,7 +378,7 @@ def test_sharing_alone_makes_one_network(tmp_path: Path) -> None:
     """T29c: equal policies of all tasks are one path: joint compute is one task's."""
     policy = executed([2, 5, 6], [2, 5, 6])
     graph, _ = deployed(policy, R18)
-    found = compute(graph, {"image": (1, 3, 224, 224)}, TABLE)
+    found = compute(graph, {"image": (1, 3, 224, 224)})
     bodies = {found.macs_task[task] - head for task, head in zip(("a", "b"), (512 * 4, 512 * 2), strict=True)}
     assert {found.macs_joint - found.macs_heads} == bodies
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from datasets.errors import UsageError
-from methods.graph.cost import CostTable, MacCounter, Size, compute, count, size
+from methods.graph.cost import MacCounter, Size, compute, count, size
 from methods.graph.operations import Operation, register_operation
 from methods.graph.task_graph import TaskGraph
 from tests.unit.graphs import Program, build, operation, operations, programs
@@ -138,15 +138,22 @@ class _OnImages(nn.Module):
 def test_each_operation_and_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     from methods.graph import cost
+    from methods.graph import operations as kinds
 
+    monkeypatch.setattr(cost, "_KNOWN", {})
     monkeypatch.setattr(cost, "count", lambda module, shapes: calls.append(1) or count(module, shapes))
     shared = operation("test.linear_map", 0)
     graph = TaskGraph(["image"])
     graph.output("t", graph.add(shared, graph.add(shared, graph.input("image"))))
-    table = CostTable()
     for _ in range(3):
-        compute(graph, {"image": (1, 3, 5, 5)}, table)
+        compute(graph, {"image": (1, 3, 5, 5)})
     assert len(calls) == 1
+    compute(graph, {"image": (1, 3, 6, 6)})
+    assert len(calls) == 2
+    # Who defines the operation anew, in a notebook, has another one of the same name.
+    monkeypatch.setitem(kinds._FACTORIES, shared.kind, lambda config: shared.module)
+    compute(graph, {"image": (1, 3, 5, 5)})
+    assert len(calls) == 3
 
 
 def test_joint_macs_are_null_where_tasks_have_their_own_images() -> None:
