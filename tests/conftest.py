@@ -25,10 +25,7 @@ THREADS = torch.get_num_threads()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What compares in float64 depends on kernels: it is part of `tests/any_machine.sh`. Tests that mostly wait for
-    processes of a cluster come first, so that the others fill the cores meanwhile and nothing waits at the end.
-    """
-    items.sort(key=lambda item: "ray" not in item.path.stem)
+    """What compares in float64 depends on kernels: it is part of `tests/any_machine.sh`."""
     for item in items:
         if "float64" in getattr(item, "fixturenames", ()):
             item.add_marker("numerical")

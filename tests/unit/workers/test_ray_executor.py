@@ -34,6 +34,7 @@ from datasets.errors import UsageError
 from tests.unit.cells import planned, store_cells, toy_cells
 
 pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+pytestmark = pytest.mark.cluster
 LONG = {"budget": {"steps": 200, "cycles": 10}}  # seconds, so that there is something to kill
 
 
