@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -25,9 +26,7 @@ def copied(thing: T, kept: Iterable[object] = ()) -> T:
 
 
 def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Into the memo of `copy.deepcopy`, to which a module's dozen empty dictionaries of hooks are objects of unknown
-    classes.
-    """
+    """A copy, for the memo of `copy.deepcopy`, whose time mostly goes into a module's dozen empty dictionaries of hooks."""
     kind = type(module)
     if id(module) in memo or hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__:
         return copy.deepcopy(module, memo)
@@ -40,7 +39,7 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 def _part(name: str, value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, _SHARED):
         return value
-    if isinstance(value, (dict, set)) and not value:
+    if type(value) in (dict, OrderedDict, set) and not value:
         return type(value)()
     if name == "_modules":
         return {key: None if child is None else _copy(child, memo) for key, child in value.items()}
