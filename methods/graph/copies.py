@@ -26,7 +26,7 @@ def copied(thing: T, kept: Iterable[object] = ()) -> T:
 
 
 def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy, for the memo of `copy.deepcopy`, whose time mostly goes into a module's dozen empty dictionaries of hooks."""
+    """A copy, for the memo of `copy.deepcopy`, which spends its time on a module's dozen empty dictionaries."""
     kind = type(module)
     if id(module) in memo or hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__:
         return copy.deepcopy(module, memo)
