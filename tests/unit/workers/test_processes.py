@@ -79,7 +79,7 @@ def test_imports_are_not_cut_off_and_come_from_where_ours_come(tmp_path: Path) -
         other = tmp_path / package / "__init__.py"
         other.parent.mkdir()
         other.write_text("print('another package')\n")
-    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     run = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
