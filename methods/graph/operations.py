@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from methods.graph.copies import copied
 Origin = Literal["backbone", "added", "heads"]
 Config = Mapping[str, object]
 Factory = Callable[[Config], nn.Module]
-T = TypeVar("T")
 
 _FACTORIES: dict[str, Factory] = {}
 

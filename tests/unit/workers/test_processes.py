@@ -59,9 +59,9 @@ def test_a_fresh_process_where_it_must_be_or_loads_its_libraries_for_other_threa
 
 
 SCRIPT = """
-import os, signal, sys
+import os, signal
 from multiprocessing import forkserver
-from benchmark.workers.processes import start_server, started
+from benchmark.workers.processes import start_server
 from tests.unit.workers.test_processes import told
 
 start_server()
