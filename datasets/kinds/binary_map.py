@@ -181,12 +181,18 @@ class BinaryMapEvaluator(Evaluator):
 
 
 def levels(probability: Tensor, thresholds: tuple[float, ...]) -> Tensor:
-    """int64, shape of `probability` (float64): how many thresholds lie strictly below it. thresholds: ascending."""
-    import torch
+    """int64, shape of `probability` (float64): how many thresholds lie strictly below it; 0 for NaN.
 
-    # Compared with the thresholds themselves: floor(100 p) puts 0.29 = 28.999... / 100 into the wrong level.
-    borders = torch.tensor(thresholds, dtype=torch.float64, device=probability.device)
-    return torch.bucketize(probability, borders)
+    thresholds: ascending, evenly spaced.
+    """
+    n_levels, first, step = len(thresholds), thresholds[0], thresholds[1] - thresholds[0]
+    # Rounding leaves the position in the grid at most one level from the truth, which the thresholds themselves tell:
+    # 100 x 0.29 is 28.999... A search in them, such as `bucketize`, takes four times as long.
+    position = ((probability - first) / step + 1).clamp_(0, n_levels).nan_to_num_(0).long()
+    borders = probability.new_tensor([-math.inf, *thresholds, math.inf])
+    below = borders.index_select(0, position.flatten()).view_as(probability)
+    above = borders.index_select(0, position.flatten() + 1).view_as(probability)
+    return position + (probability > above) - (probability <= below).long()
 
 
 def exceeding(counts: Tensor) -> Tensor:

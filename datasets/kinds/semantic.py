@@ -113,7 +113,8 @@ class SemanticEvaluator(Evaluator):
         logits = dense_prediction(prediction, label, n_classes, self.flags)
         label = label.long()
         legal = self.kind.legal(label, self.task)
-        valid = self.kind.valid(label) & legal
+        labelled = self.kind.valid(label)
+        valid = labelled & legal
         highest, chosen = logits.max(dim=1)  # on a CPU a tenth of the time of argmax over a strided axis
         self._add("illegal", (~legal).sum())
         # A sum over all keeps every NaN and infinity and takes a fraction of the time; a GPU would have to wait for it.
@@ -121,7 +122,7 @@ class SemanticEvaluator(Evaluator):
             finite = highest.isfinite() & logits.amin(dim=1).isfinite()
             self._add("nonfinite", (valid & ~finite).sum())
         self._add("confusion", histogram(label * n_classes + chosen, valid, n_classes**2))
-        self._add("void", (label == IGNORE).sum())
+        self._add("void", (~labelled).sum())
         if self.flags.pixel_acc == "image_mean":
             counted = legal if self.flags.void_as_error else valid
             n_counted = counted.sum(dim=(1, 2))

@@ -19,7 +19,7 @@ from torch import Tensor
 from datasets.contracts import TaskSpec
 from datasets.errors import UnknownNameError, UsageError
 from datasets.kinds import get_kind, kind_names
-from datasets.kinds.binary_map import F_THRESHOLDS, dilate, levels, tolerance_squared
+from datasets.kinds.binary_map import F_THRESHOLDS, IOU_THRESHOLDS, dilate, levels, tolerance_squared
 from datasets.kinds.metrics import METRICS, Evaluator, LabelError, computed_metrics, get_metric
 from datasets.protocols import STANDARD, ProtocolFlags, get_protocol
 from methods.backbones.mmseg import load
@@ -319,6 +319,19 @@ def test_levels_at_the_thresholds_themselves() -> None:
     above = torch.nextafter(probability, torch.ones(()).double())
     assert levels(above, F_THRESHOLDS).tolist() == list(range(1, 100))
     assert math.floor(0.29 * 100) == 28  # what a floor would make of threshold 29 / 100
+
+
+@pytest.mark.parametrize("thresholds", [F_THRESHOLDS, IOU_THRESHOLDS])
+@given(data=st.data())
+def test_levels_equal_a_search_in_the_thresholds(thresholds: tuple[float, ...], data: st.DataObject) -> None:
+    near = [math.nextafter(value, to) for value in thresholds for to in (0.0, 1.0)]
+    numbers = st.floats(0.0, 1.0) | st.sampled_from([*thresholds, *near])
+    probability = torch.tensor(data.draw(st.lists(numbers, min_size=1)), dtype=torch.float64)
+    assert levels(probability, thresholds).tolist() == np.searchsorted(thresholds, probability.numpy()).tolist()
+
+
+def test_a_probability_that_is_no_number_has_no_level() -> None:
+    assert levels(torch.tensor([[math.nan, 0.5]]).double(), F_THRESHOLDS).tolist() == [[0, 49]]
 
 
 # Classes: C1, C2 and the others
