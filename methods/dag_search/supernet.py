@@ -7,21 +7,21 @@ are in the order of `FlowGraph.edges`: read-ins, inner edges, read-outs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from datasets.contracts import DatasetSpec
 from methods.dag_search.flow import FlowGraph
 from methods.dag_search.space import DagSpace
-from methods.graph.norms import TaskNorms, has_statistics
+from methods.graph.norms import TaskNorms
 from methods.graph.operations import Operation
 from methods.graph.rules import BatchNormRule
 
+Context = Callable[[], contextlib.AbstractContextManager[None]]
 OPEN = 2.0  # logit of a chain gate under `gate_init: chain`, -OPEN of the others
 
 
@@ -110,7 +110,6 @@ class Supernet(nn.Module):
         own = [op for op in space.operations() if data.domains == "multi" or all(op is not f for f in first)]
         device = gates.alpha.device
         self.norms = TaskNorms([op.module for op in own], len(data.tasks), batch_norm).to(device)
-        self._separable = not any(has_statistics(m) for op in own for m in op.module.modules())
         self.one_pass = False
         self.recompute = recompute
         n, edges = space.graph.n_states, space.graph.edges
@@ -137,60 +136,53 @@ class Supernet(nn.Module):
         """images: {input: float [B, C, H, W]}; gives {task: prediction}."""
         weights = self.weights()
         rows = [self.data.task_names.index(task) for task in tasks]
-        if self._serves_all():
-            features = self._one_by_one(rows[:1], images, weights[:1]) * len(tasks)
-        elif self._separable:
-            features = self._side_by_side(rows, images, weights[rows])
-        else:
-            features = self._one_by_one(rows, images, weights[rows])
+        one_for_all = self.one_pass and self.data.domains == "single"
+        # Where no activation is kept for a backward pass, a task at a time takes less memory.
+        batches = [rows[:1]] if one_for_all else [rows] if torch.is_grad_enabled() else [[k] for k in rows]
+        started: dict[str, tuple[Tensor, ...]] = {}
+        features = [out for batch in batches for out in self._side_by_side(batch, images, weights[batch], started)]
+        if one_for_all:
+            features *= len(tasks)
         return {task: self.heads[task](feature) for task, feature in zip(tasks, features, strict=True)}
 
-    def _serves_all(self) -> bool:
-        return self.one_pass and self.data.domains == "single"
+    def _side_by_side(
+        self, rows: Sequence[int], images: Mapping[str, Tensor], weights: Tensor, started: dict[str, tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """out of several tasks in one pass, their images one behind the other in the batch: a layer is called once, and
+        samples of a batch meet in norms only, which take the tasks apart.
 
-    def _one_by_one(self, rows: Sequence[int], images: Mapping[str, Tensor], weights: Tensor) -> list[Tensor]:
-        """out of several tasks, a pass each. What comes before the gates is computed once for equal images."""
-        started: dict[str, tuple[Tensor, ...]] = {}
-        features = []
-        for k, row in zip(rows, weights, strict=True):
-            self.norms.use(k)
-            name = self.data.input_of(self.data.task_names[k])
-            if name not in started:
-                started[name] = self._start(images[name])
-            features.append(self._states(k, started[name], row.unbind()))
-        return features
-
-    def _side_by_side(self, rows: Sequence[int], images: Mapping[str, Tensor], weights: Tensor) -> list[Tensor]:
-        """out of several tasks in one pass, their images one after another in the batch: samples of a batch do not see
-        each other where no norm gathers statistics.
+        started: {input: what comes before the gates}, which tasks that read one input share.
         """
-        if self.data.domains == "single":
-            image = images[self.data.input_of(self.data.task_names[rows[0]])]
-            sizes = [len(image)] * len(rows)
-            start = [torch.cat([value] * len(rows)) for value in self._start(image)]
-        else:
-            parts = [images[self.data.input_of(self.data.task_names[k])] for k in rows]
-            sizes = [len(part) for part in parts]
-            start = list(self._start(torch.cat(parts)))
-        counts = torch.tensor(sizes, device=weights.device)
-        spread = weights.repeat_interleave(counts, dim=0, output_size=sum(sizes))
-        scales = spread.reshape(*spread.shape, *[1] * (start[0].ndim - 1)).unbind(1)
-        return list(self._states(rows[0], start, scales).split(sizes))
+        names = [self.data.input_of(self.data.task_names[k]) for k in rows]
+        sizes = [len(images[name]) for name in names]
+        with self.norms.each(rows, sizes):
+            if self.data.domains == "single":
+                if names[0] not in started:
+                    started[names[0]] = self._start(images[names[0]])
+                start = [torch.cat([value] * len(rows)) if len(rows) > 1 else value for value in started[names[0]]]
+            else:
+                start = list(self._start(torch.cat([images[name] for name in names])))
+            counts = torch.tensor(sizes, device=weights.device)
+            spread = weights.repeat_interleave(counts, dim=0, output_size=sum(sizes))
+            scales = spread.reshape(*spread.shape, *[1] * (start[0].ndim - 1)).unbind(1)
+            return list(self._states(start, scales, lambda: self.norms.each(rows, sizes, again=True)).split(sizes))
 
     def _start(self, image: Tensor) -> tuple[Tensor, ...]:
         """R_j(v_0) for every state j that has a read-in, once for all tasks."""
         v0 = self.space.stem.module(image)
         return tuple(op.module(v0) for op, has in zip(self.space.read_in, self._has, strict=False) if has)
 
-    def _states(self, k: int, start: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        """out^k: the equations of section 4, states in order."""
+    def _states(self, start: Sequence[Tensor], weights: Sequence[Tensor], again: Context) -> Tensor:
+        """out: the equations of section 4, states in order. weights: [sum of batches, 1, ...] of every edge. again:
+        around activations that are computed a second time.
+        """
         n = self.space.graph.n_states
         reads = iter(start)
         states: list[Tensor] = []
         for j in range(1, n + 1):
             value = next(reads) * weights[j - 1] if self._has[j - 1] else None
             for e, i in self._into[j]:
-                value = _accumulate(value, self._edge(k, e, states[i - 1]), weights[n + e])
+                value = _accumulate(value, self._edge(e, states[i - 1], again), weights[n + e])
             states.append(cast(Tensor, value))
         out = None
         for i, e in enumerate(range(len(weights) - n, len(weights))):
@@ -198,41 +190,19 @@ class Supernet(nn.Module):
                 out = _accumulate(out, self.space.read_out[i].module(states[i]), weights[e])
         return cast(Tensor, self.space.tail.module(out))
 
-    def _edge(self, k: int, e: int, value: Tensor) -> Tensor:
-        """o_ij of v_i^k."""
+    def _edge(self, e: int, value: Tensor, again: Context) -> Tensor:
+        """o_ij of v_i."""
         align, block = self.space.edges[e].align.module, self.space.edges[e].block.module
-        if not (self.recompute and torch.is_grad_enabled()):
-            return cast(Tensor, block(align(value)))
-        norms = [module for part in (align, block) for module in part.modules() if isinstance(module, _NormBase)]
 
         def run(x: Tensor) -> Tensor:
             return cast(Tensor, block(align(x)))
 
-        def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-            """Around the first pass, and around the second one, in the backward pass."""
-            return contextlib.nullcontext(), _as_lent(norms, lambda: self.norms.use(k))
-
-        return checkpoint(run, value, use_reentrant=False, context_fn=contexts)
+        if not (self.recompute and torch.is_grad_enabled()):
+            return run(value)
+        # Around the first pass, and around the second one, in the backward pass.
+        return checkpoint(run, value, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), again()))
 
 
 def _accumulate(total: Tensor | None, value: Tensor, weight: Tensor) -> Tensor:
     """total + weight value, in one pass over memory."""
     return value * weight if total is None else torch.addcmul(total, value, weight)
-
-
-@contextlib.contextmanager
-def _as_lent(norms: Sequence[_NormBase], lend: Callable[[], None]) -> Iterator[None]:
-    """While activations are computed again: norms have their task's tensors, with copies of the statistics, which were
-    updated by the first pass already.
-    """
-    lend()
-    before = [dict(norm.__dict__) for norm in norms]
-    for norm in norms:
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            norm.__dict__[name] = getattr(norm, name).clone()
-    try:
-        yield
-    finally:
-        for norm, attributes in zip(norms, before, strict=True):
-            norm.__dict__.clear()
-            norm.__dict__.update(attributes)

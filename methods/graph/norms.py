@@ -7,14 +7,17 @@ tasks feed with different inputs keeps a set for each. `TaskGraph.with_shared_st
 
 A searched network whose tasks feed different activations to one batch norm needs a set of statistics per task:
 averaged over tasks they are wrong for each of them in eval mode (dag_search 5, adashare 2.7). Nothing is copied but the
-statistics: `TaskNorms` lends a norm one task's tensors before that task's pass.
+statistics: batches of several tasks lie one behind the other, and `TaskNorms` lends a norm each task's tensors for its
+part.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,7 @@ from methods.graph.operations import Operation
 from methods.graph.rules import BatchNormRule
 
 _STATISTICS = ("running_mean", "running_var")
+_GATHERED = (*_STATISTICS, "num_batches_tracked")
 _WEIGHTS = ("weight", "bias")
 
 
@@ -32,8 +36,8 @@ class TaskNorms(nn.Module):
     """The statistics of all batch norms of some modules, a row for each task.
 
     rule: `shared` leaves the norms as they are; `per_task_stats` gives each task statistics of its own; `per_task`
-    weights and biases too. After construction the norms hold no such tensors themselves: call `use` before each pass,
-    and `release` to give them back.
+    weights and biases too. After construction the norms hold no such tensors themselves: they run inside `each`, and
+    `release` gives them back.
     """
 
     values: Tensor
@@ -42,9 +46,10 @@ class TaskNorms(nn.Module):
     def __init__(self, modules: Iterable[nn.Module], n_tasks: int, rule: BatchNormRule) -> None:
         super().__init__()
         found = {id(norm): norm for module in modules for norm in module.modules() if has_statistics(norm)}
-        # A plain list: the norms belong to their network.
-        self._norms: list[_NormBase] = [] if rule == "shared" else list(found.values())  # type: ignore[arg-type]
-        self._views: list[list[tuple[dict[str, Any], dict[str, Tensor]]]] = []
+        # Plain lists: the norms belong to their network.
+        self._all = cast("list[_NormBase]", list(found.values()))
+        self._norms = [] if rule == "shared" else self._all
+        self._views: list[list[dict[str, Tensor]]] = []  # [task][norm]
         self._weight_names = _WEIGHTS if rule == "per_task" else ()
         rows = [self._take(norm) for norm in self._norms]
         flat = torch.cat([row for row, _, _ in rows]) if rows else torch.empty(0)
@@ -60,7 +65,7 @@ class TaskNorms(nn.Module):
         values = torch.cat([norm._buffers[name] for name in _STATISTICS])  # type: ignore[misc]
         count = norm._buffers["num_batches_tracked"]
         assert count is not None
-        for name in (*_STATISTICS, "num_batches_tracked"):
+        for name in _GATHERED:
             norm._buffers[name] = None
         for name in self._names(norm):
             norm._parameters[name] = None
@@ -69,23 +74,35 @@ class TaskNorms(nn.Module):
     def _names(self, norm: _NormBase) -> list[str]:
         return [name for name in self._weight_names if norm.affine]
 
-    def use(self, task: int) -> None:
-        """Lend every norm the tensors of this task, until the next call."""
+    @contextmanager
+    def each(self, tasks: Sequence[int], sizes: Sequence[int], *, again: bool = False) -> Iterator[None]:
+        """While inside, a batch of sum(sizes) images holds the batches of these tasks one behind the other, and every
+        norm takes each part for itself, with that task's tensors.
+
+        again: activations are computed a second time, so statistics, which have moved already, stay as they are.
+        """
         if not self._views:
             self._views = [list(self._lendable(row)) for row in range(len(self.values))]
-        for attributes, tensors in self._views[task]:
-            attributes.update(tensors)
-        if self.weights is not None:  # views with a gradient: fresh ones for every pass
-            for norm, tensors in zip(self._norms, self._own_weights(task), strict=True):
-                norm.__dict__.update(tensors)
+        # Views with a gradient: fresh ones for every pass.
+        weights = [list(self._own_weights(task)) for task in tasks] if self.weights is not None else []
+        for number, norm in enumerate(self._all):
+            lent = [dict(self._views[task][number]) for task in tasks] if self._norms else [{} for _ in tasks]
+            for tensors, own in zip(lent, weights, strict=False):
+                tensors.update(own[number])
+            norm.__dict__["forward"] = functools.partial(_part_by_part, norm, lent, sizes, again)
+        try:
+            yield
+        finally:
+            for norm in self._all:
+                del norm.__dict__["forward"]
 
-    def _lendable(self, task: int) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    def _lendable(self, task: int) -> Iterator[dict[str, Tensor]]:
         start = 0
         for number, norm in enumerate(self._norms):
             n = norm.num_features
             mean, variance = self.values[task, start : start + n], self.values[task, start + n : start + 2 * n]
             count = self.updates[task, number]
-            yield norm.__dict__, {"running_mean": mean, "running_var": variance, "num_batches_tracked": count}
+            yield {"running_mean": mean, "running_var": variance, "num_batches_tracked": count}
             start += 2 * n
 
     def _own_weights(self, task: int) -> Iterator[dict[str, Tensor]]:
@@ -109,7 +126,7 @@ class TaskNorms(nn.Module):
     def release(self) -> None:
         """Give every norm tensors of its own again: statistics and weights of the first task. The last call."""
         for norm, tensors in zip(self._norms, list(self._lendable(0)), strict=True):
-            for name, value in tensors[1].items():
+            for name, value in tensors.items():
                 norm.__dict__.pop(name, None)
                 norm._buffers[name] = value.clone()
         if self.weights is not None:
@@ -129,6 +146,22 @@ class TaskNorms(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TaskNorms:
         self._views = []  # they look into tensors that are about to be replaced
         return super()._apply(fn, recurse)
+
+
+def _part_by_part(
+    norm: _NormBase, lent: Sequence[dict[str, Tensor]], sizes: Sequence[int], again: bool, x: Tensor
+) -> Tensor:
+    """The norm of x, float [sum(sizes), ...], each part with the tensors that it is lent."""
+    outputs = []
+    for part, tensors in zip(x.split(list(sizes)), lent, strict=True):
+        norm.__dict__.update(tensors)
+        if again:
+            norm.__dict__.update({name: getattr(norm, name).clone() for name in _GATHERED})
+        outputs.append(type(norm).forward(norm, part))
+        if again:
+            for name in _GATHERED:
+                del norm.__dict__[name]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def has_statistics(module: nn.Module) -> bool:

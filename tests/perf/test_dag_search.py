@@ -32,26 +32,30 @@ def loss_of(predictions: dict[str, Tensor]) -> Tensor:
 
 def by_hand(net: Supernet, images: dict[str, Tensor], tasks: tuple[str, ...]) -> dict[str, Tensor]:
     """The search's forward pass as one would write it for this network: the equations, task after task."""
-    space, gates = net.space, net.gates
-    n = space.graph.n_states
-    alpha, beta, gamma = (torch.sigmoid(logits) for logits in (gates.alpha, gates.beta, gates.gamma))
-    v0 = space.stem.module(images["image"])
-    reads = [operation.module(v0) for operation in space.read_in]
+    v0 = net.space.stem.module(images["image"])
+    reads = [operation.module(v0) for operation in net.space.read_in]
     predictions = {}
     for k, task in enumerate(tasks):
-        net.norms.use(k)
-        states: list[Tensor] = []
-        for j in range(1, n + 1):
-            total, weight = reads[j - 1] * alpha[k, j - 1], alpha[k, j - 1]
-            for e, (i, target) in enumerate(space.graph.inner):
-                if target == j:
-                    value = space.edges[e].block.module(space.edges[e].align.module(states[i - 1]))
-                    total = total + gamma[k, e] * value
-                    weight = weight + gamma[k, e]
-            states.append(total / weight)
-        out = sum(beta[k, i] * space.read_out[i].module(states[i]) for i in range(n))
-        predictions[task] = net.heads[task](space.tail.module(out / beta[k].sum()))
+        with net.norms.each([k], [len(v0)]):
+            predictions[task] = net.heads[task](task_by_hand(net, k, reads))
     return predictions
+
+
+def task_by_hand(net: Supernet, k: int, reads: list[Tensor]) -> Tensor:
+    space, gates = net.space, net.gates
+    n = space.graph.n_states
+    alpha, beta, gamma = (torch.sigmoid(logits[k]) for logits in (gates.alpha, gates.beta, gates.gamma))
+    states: list[Tensor] = []
+    for j in range(1, n + 1):
+        total, weight = reads[j - 1] * alpha[j - 1], alpha[j - 1]
+        for e, (i, target) in enumerate(space.graph.inner):
+            if target == j:
+                value = space.edges[e].block.module(space.edges[e].align.module(states[i - 1]))
+                total = total + gamma[e] * value
+                weight = weight + gamma[e]
+        states.append(total / weight)
+    out = sum(beta[i] * space.read_out[i].module(states[i]) for i in range(n))
+    return space.tail.module(out / beta.sum())
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])

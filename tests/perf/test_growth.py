@@ -87,7 +87,7 @@ def step_and_macs(stage: Stage, trainer: Any) -> tuple[Step, int]:
     [
         ("cross_stitch", lambda trainer: stage_of("cross_stitch", trainer), 1.1),
         ("adashare", policy_stage, 1.15),
-        ("dag_search", lambda trainer: stage_named("search", trainer, "dag_search"), 1.2),
+        ("dag_search", lambda trainer: stage_named("search", trainer, "dag_search"), 1.1),
         ("mtan", lambda trainer: stage_of("mtan", trainer), 1.7),
     ],
 )

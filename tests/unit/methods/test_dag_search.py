@@ -304,8 +304,8 @@ def test_the_supernet_with_closed_gates_is_the_masked_one() -> None:
         images = images_of(spec)
         predictions = supernet(images, spec.task_names)
         for k, task in enumerate(spec.task_names):
-            supernet.norms.use(k)
-            expected = supernet.heads[task](naive(supernet.space, images["image"], kept[k]))
+            with supernet.norms.each([k], [len(images["image"])]):
+                expected = supernet.heads[task](naive(supernet.space, images["image"], kept[k]))
             assert_same(predictions[task], expected)
 
 
@@ -332,7 +332,7 @@ def test_tasks_share_the_computation_of_equal_prefixes() -> None:
     assert counted.dead == 0
 
 
-@pytest.mark.numerical
+@pytest.mark.usefixtures("float64")
 def test_each_task_has_the_statistics_of_what_it_alone_fed_in() -> None:
     spec = spec_of(2)
     both = supernet_of(backbone_of(), spec)
@@ -355,7 +355,7 @@ def test_each_task_has_the_statistics_of_what_it_alone_fed_in() -> None:
     with torch.no_grad():
         together = both.eval()(images, ("t0", "t1"))
         for k, one in enumerate(alone):
-            assert torch.equal(one.eval()(images, (f"t{k}",))[f"t{k}"], together[f"t{k}"])
+            assert_same(one.eval()(images, (f"t{k}",))[f"t{k}"], together[f"t{k}"])
     assert not torch.equal(both.norms.values[0], both.norms.values[1])
 
 
@@ -470,32 +470,37 @@ def test_forty_tasks_share_one_theta() -> None:
 # What the traps do not name
 
 
+@pytest.mark.parametrize("rule", ["shared", "per_task_stats", "per_task"])
+@pytest.mark.parametrize("domains", ["single", "multi"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 @pytest.mark.usefixtures("float64")
-def test_tasks_side_by_side_are_the_tasks_one_by_one() -> None:
-    """Without batch statistics all tasks go through the network in one batch."""
-    for domains in ("single", "multi"):
-        spec = spec_of(3, domains)
-        supernet = supernet_of(backbone_of("test_convnext"), spec)
-        random = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for logits in (supernet.gates.alpha, supernet.gates.beta, supernet.gates.gamma):
-                logits.copy_(torch.randn(logits.shape, generator=random))
-        images = images_of(spec)
-        gradients, outputs = [], []
-        for separable in (True, False):
-            assert supernet._separable
-            supernet._separable = separable
-            supernet.zero_grad()
-            output = supernet(images, spec.task_names)
-            sum(value.square().sum() for value in output.values()).backward()
-            outputs.append(output)
-            gradients.append([p.grad.clone() for p in supernet.parameters()])
-            supernet._separable = True
-        for task in spec.task_names:
-            assert_same(outputs[0][task], outputs[1][task])
-        for a, b in zip(*gradients, strict=True):
-            assert_same(a, b)
-    assert not supernet_of(backbone_of(), spec_of(2))._separable
+def test_tasks_side_by_side_are_the_tasks_one_by_one(name: str, domains: str, rule: str) -> None:
+    """Outputs, gradients, and the statistics that each task's images move."""
+    spec = spec_of(3, domains)
+    images, random = images_of(spec), torch.Generator().manual_seed(1)
+    for k, image in enumerate(images.values()):
+        image.mul_(k + 1)  # inputs whose statistics differ
+    together, alone = (supernet_of(backbone_of(name), spec, batch_norm=rule).train() for _ in range(2))
+    with torch.no_grad():
+        for logits in (together.gates.alpha, together.gates.beta, together.gates.gamma):
+            logits.copy_(torch.randn(logits.shape, generator=random))
+        if together.norms.weights is not None:
+            together.norms.weights.mul_(torch.rand(together.norms.weights.shape, generator=random) + 0.5)
+    alone.load_state_dict(together.state_dict())
+    outputs = together(images, spec.task_names)
+    sum(value.square().sum() for value in outputs.values()).backward()
+    for task in spec.task_names:
+        output = alone(images, [task])[task]
+        output.square().sum().backward()
+        assert_same(outputs[task], output)
+    for value, other in zip(together.parameters(), alone.parameters(), strict=True):
+        assert_same(value.grad, other.grad)
+    # What comes before the gates was computed once for all tasks that share images, and three times alone.
+    before = [together.space.stem, *together.space.read_in] if domains == "single" else []
+    first = {id(buffer) for operation in before for buffer in operation.module.buffers()}
+    for value, other in zip(together.buffers(), alone.buffers(), strict=True):
+        if id(value) not in first:
+            assert_same(value.double(), other.double())
 
 
 @pytest.mark.numerical
