@@ -137,8 +137,9 @@ class Supernet(nn.Module):
         weights = self.weights()
         rows = [self.data.task_names.index(task) for task in tasks]
         one_for_all = self.one_pass and self.data.domains == "single"
-        # Where no activation is kept for a backward pass, a task at a time takes less memory.
-        batches = [rows[:1]] if one_for_all else [rows] if torch.is_grad_enabled() else [[k] for k in rows]
+        # Where activations are not kept for a backward pass, a task at a time takes less memory.
+        alone = self.recompute or not torch.is_grad_enabled()
+        batches = [rows[:1]] if one_for_all else [[k] for k in rows] if alone else [rows]
         started: dict[str, tuple[Tensor, ...]] = {}
         features = [out for batch in batches for out in self._side_by_side(batch, images, weights[batch], started)]
         if one_for_all:
