@@ -1,4 +1,4 @@
-"""What a step costs as tasks grow in number: time per multiply-accumulate at ten tasks, over hard sharing's.
+"""What a step costs as tasks grow in number: time per multiply-accumulate at ten tasks or more, over hard sharing's.
 
 Run as `pytest tests/perf/test_growth.py -o addopts= -s` on a quiet machine; each ratio is printed with its A/A.
 """
@@ -23,15 +23,14 @@ from tests.perf.abba import PairedRatio
 from tests.perf.test_adashare import search, setting, step_of
 from tests.perf.test_soft_sharing import stage_of
 
-SIZE, BATCH, N_TASKS = 36, 32, 10
+SIZE, BATCH = 36, 32
 Assert = Callable[..., PairedRatio]
 Step = Callable[[], None]
 
 
 @pytest.fixture(autouse=True)
-def _ten_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(test_adashare, "K", N_TASKS)
 
 
 class _FoundError(Exception):
@@ -81,19 +80,27 @@ def step_and_macs(stage: Stage, trainer: Any) -> tuple[Step, int]:
 
 
 # Bounds are what was measured (docs/speed.md) and a margin. MTAN: 1x1 layers of few channels, two norms and a sigmoid a
-# task and stage reach a smaller part of the machine's arithmetic than the 3x3 layers of the reference.
+# task and stage reach a smaller part of the machine's arithmetic than the 3x3 layers of the reference. cross_stitch:
+# row by row its units add .06 at ten tasks, which is noise, and .2 at forty.
 @pytest.mark.parametrize(
-    ("name", "stage", "bound"),
+    ("name", "stage", "n_tasks", "bound"),
     [
-        ("cross_stitch", lambda trainer: stage_of("cross_stitch", trainer), 1.1),
-        ("adashare", policy_stage, 1.15),
-        ("dag_search", lambda trainer: stage_named("search", trainer, "dag_search"), 1.1),
-        ("mtan", lambda trainer: stage_of("mtan", trainer), 1.7),
+        ("cross_stitch", lambda trainer: stage_of("cross_stitch", trainer), 40, 0.9),
+        ("adashare", policy_stage, 10, 1.15),
+        ("dag_search", lambda trainer: stage_named("search", trainer, "dag_search"), 10, 1.0),  # task by task 1.08
+        ("mtan", lambda trainer: stage_of("mtan", trainer), 10, 1.7),
     ],
 )
-def test_step_per_operation_at_ten_tasks(
-    name: str, stage: Callable[[Any], Stage], bound: float, tmp_path: Path, assert_bounded: Assert
+def test_step_per_operation(
+    name: str,
+    stage: Callable[[Any], Stage],
+    n_tasks: int,
+    bound: float,
+    tmp_path: Path,
+    assert_bounded: Assert,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(test_adashare, "K", n_tasks)
     trainer, other = (setting(tmp_path / part, "test_resnet", SIZE) for part in (name, "hard_sharing"))
     candidate, macs = step_and_macs(stage(trainer), trainer)
     reference, least = step_and_macs(hard_sharing(other), other)
