@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from benchmark.records.documents import LARGEST
 from benchmark.records.keys import canonical_json, cell_key
 from benchmark.records.record import Record, parse_json
-from benchmark.records.store import StorageError, write_atomic
+from benchmark.records.store import StorageError, remove_torn, write_atomic
 from datasets.errors import UsageError, first_fault
 
 SCHEMA = 1
@@ -87,8 +87,12 @@ def floors_key_of(record: Record) -> str:
 
 
 def write_floors(root: Path, floors: FloorsFile) -> None:
-    """Store floors. Raises StorageError."""
-    write_atomic(_floors_path(root, floors.key), canonical_json(dataclasses.asdict(floors)))
+    """Store floors, and remove what a killed process has left of them. Hold the lock of their key. Raises
+    StorageError.
+    """
+    path = _floors_path(root, floors.key)
+    remove_torn(path.parent, floors.key)
+    write_atomic(path, canonical_json(dataclasses.asdict(floors)))
 
 
 def read_floors(root: Path, key: str) -> FloorsFile | None:

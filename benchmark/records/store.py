@@ -171,7 +171,10 @@ class Store:
         except OSError as error:
             raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
         name = f"{path.stem}-{hashlib.sha256(old).hexdigest()[:12]}.json"
-        write_atomic(self.root / "history" / path.parent.parent.name / path.parent.name / name, old)
+        write_atomic(self._history_folder(path) / name, old)
+
+    def _history_folder(self, path: Path) -> Path:
+        return self.root / "history" / path.parent.relative_to(self.root / "records")
 
     def read(self, key: str) -> Record | None:
         """The record of a key, with status `invalid` if the file cannot be trusted; None if there is no file."""
@@ -247,10 +250,11 @@ class Store:
             lock.release()
 
     def remove_torn(self, cell: Keyed) -> None:
-        """Remove half-written files of this cell's record and artifacts, left by a killed process. Hold the cell's
-        lock.
+        """Remove half-written files of this cell's record, history and artifacts, left by a killed process. Hold the
+        cell's lock.
         """
         remove_torn(self.record_path(cell).parent, cell.key)
+        remove_torn(self._history_folder(self.record_path(cell)), cell.key)
         remove_torn(self.root / "artifacts" / cell.key[:2] / cell.key)
 
     def write_artifact(self, key: str, name: str, data: bytes, kind: str) -> ArtifactEntry:

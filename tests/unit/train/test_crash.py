@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.records import store as storage
+from benchmark.records.record import ErrorEntry, Record
 from benchmark.records.store import StorageError, Store
 from benchmark.train.cell import RunSettings, run_cell
 from benchmark.workers.executors import LocalExecutor
@@ -69,6 +71,37 @@ def test_a_failing_disk_loses_nothing_that_was_finished(tmp_path: Path, monkeypa
     record = run_cell(shared, RunSettings(folder))
     assert record.status == "done"
     assert record.result_hash == expected
+
+
+@pytest.mark.usefixtures("toy_data")
+def test_a_process_killed_in_the_writing_of_any_file_leaves_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file of two cells is torn once: a part of it lies under its temporary name when the process ends."""
+    cells = toy_cells()
+    expected = [run_cell(cell, RunSettings(tmp_path / "straight")).result_hash for cell in cells]
+    folder, replace = tmp_path / "killed", os.replace
+    error = ErrorEntry(kind="OSError", message="", stage=None, step=None, task=None)
+    Store(folder).write(Record(cell=cells[0].document, status="failed", error=error))  # it goes to history
+    torn: set[Path] = set()
+
+    def killed(source: Path, target: Path) -> None:
+        if target in torn:
+            replace(source, target)
+            return
+        torn.add(target)
+        source.with_name(source.name.replace(".tmp", "0.tmp")).write_bytes(source.read_bytes()[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage.os, "replace", killed)
+    ended: list[str] = []
+    while len(ended) < len(cells):
+        with contextlib.suppress(KeyboardInterrupt):
+            ended.append(run_cell(cells[len(ended)], RunSettings(folder, checkpoint_steps=1)).result_hash)
+    assert ended == expected
+    written = {path.relative_to(folder).parts[0] for path in torn}
+    assert written == {"artifacts", "floors", "history", "records", "single_task", "work"}
+    assert not list(folder.rglob("*.tmp"))
 
 
 @pytest.mark.usefixtures("quick_workers")
