@@ -106,6 +106,6 @@ def test_report_of_nothing_raises_for_callers(tmp_path):
 def test_as_a_module_on_a_console_that_has_no_arrows(folder):
     command = [sys.executable, "-m", "benchmark.report", str(folder)]
     environment = {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": "."}
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert b"miou" in done.stdout

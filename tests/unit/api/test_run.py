@@ -96,7 +96,7 @@ def test_an_interrupt_keeps_what_is_finished_and_says_how_to_resume(suite: Path,
     assert "to run" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     try:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -88,7 +88,7 @@ def test_asking_for_versions_imports_nothing_heavy():
         "environment('cpu', {'intra_op': 1}, {})\n"
         "assert not {'torch', 'timm', 'numpy'} & set(sys.modules), 'imported'\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_environment_is_json_and_holds_no_paths(monkeypatch):

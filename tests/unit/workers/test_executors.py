@@ -66,7 +66,7 @@ def test_what_runs_out_of_memory_beside_others_is_tried_again_alone(
             runs.append((number, tuple(running)))
             first = [cell for cell, _ in runs].count(number) == 1
         if number < 2 and first:
-            meeting.wait(timeout=30)
+            meeting.wait(timeout=300)
         with lock:
             running.remove(number)
         full = number == 1 or (number == 0 and first)
@@ -125,7 +125,7 @@ def test_a_cell_waits_until_its_memory_fits_beside_the_others(
             met.append(list(running))
             if sorted(running) == [False, False, True]:  # in any order: threads begin as the machine lets them
                 passed.set()
-        passed.wait(timeout=30)
+        passed.wait(timeout=300)
         with lock:
             running.remove(planned.is_reference)
         return Outcome("done", "", 0.1)
@@ -147,7 +147,7 @@ def test_each_gpu_has_its_own_memory(tmp_path: Path, devices: list[str], monkeyp
     meeting = threading.Barrier(2)
 
     def carry_out(planned: PlannedCell, settings: RunSettings, report: object) -> Outcome:
-        meeting.wait(timeout=30)
+        meeting.wait(timeout=300)
         return Outcome("done", "", 0.1)
 
     monkeypatch.setattr(executors, "carry_out", carry_out)

@@ -190,7 +190,7 @@ def test_nothing_runs_on_once_the_events_are_left(tmp_path: Path, toy_data: Path
         if event.kind == "progress":
             break
     events.close()
-    with Store(tmp_path).lock(wanted[0].key, timeout_s=10):
+    with Store(tmp_path).lock(wanted[0].key, timeout_s=300):
         assert not hashes(tmp_path)
     assert not list(tmp_path.glob(".shared-*"))
 
