@@ -48,7 +48,7 @@ class TaskSwitchingParams(MethodParams):
     conditioned_places: Count = Field(
         default=2,
         description="features between stages that pass through AdaIN where tasks have one label per image: the last "
-        "ones with more than one pixel",
+        "ones of 9 pixels or more",
     )
 
 
@@ -100,7 +100,11 @@ class TaskSwitching(Method[TaskSwitchingParams]):
                 "default", "Decoder: a level a stage and the stem, 3x3 on the upsampled map joined to a 1x1 skip."
             ),
             Statement("default", "Decoder and style are scaled by the last stage's channels / 512 where it has fewer."),
-            Statement("default", "One label per image: AdaIN in front of the last stages, whose weights tasks share."),
+            Statement(
+                "default",
+                "One label per image: AdaIN in front of the last stages whose maps have 9 pixels or more, since an "
+                "instance norm leaves little of fewer; tasks share the stages' weights.",
+            ),
             Statement("default", "The output has the channels of the widest task; others read the first of them."),
             Statement("default", "The output stands in for the suite's heads, and on dense tasks for their decoder."),
             Statement("default", "Mapping and affine layers are deployed, not folded to constants of each task."),
@@ -129,8 +133,9 @@ class TaskSwitching(Method[TaskSwitchingParams]):
         if network.output_form(data) == "dense":
             widths = "/".join(map(str, network.decoder_widths(backbone)))
             return [f"a decoder of its own ({widths}) and one output of {channels} channels in place of the heads"]
+        grids = network.place_grids(backbone)
         places = network.conditioned_places(backbone, self.params.conditioned_places)
-        names = [backbone.place_names[place] for place in places]
+        names = [f"{backbone.place_names[place]} ({grids[place]} pixels)" for place in places]
         return [f"AdaIN after {' and '.join(names)}; one output of {channels} channels in place of the heads"]
 
     def _codes(self, data: DatasetSpec) -> list[Code]:

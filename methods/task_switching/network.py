@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _WIDTHS = (512, 256, 256, 128, 64)  # of the decoder, deepest level first
 _FULL_WIDTH = 512  # channels of the last stage for which those widths are meant
+_ENOUGH = 9  # pixels of a map: an instance norm takes two numbers from each, and of two pixels leaves only the signs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +62,18 @@ def place_grids(backbone: Backbone) -> list[int]:
 
 
 def conditioned_places(backbone: Backbone, n: int) -> list[int]:
-    """The last n places in front of a stage whose maps have more than one pixel, in order. Not the last stage's output:
-    the mean over an instance-normed map is beta, whatever the image. Raises UsageError where there is none.
+    """The last n places in front of a stage whose maps have 9 pixels or more, in order; where none has, those with the
+    most. Not the last stage's output: the mean over an instance-normed map is beta, whatever the image. Raises
+    UsageError where every map has one pixel.
     """
-    places = [place for place, pixels in enumerate(place_grids(backbone)[:-1]) if pixels > 1]
-    if not places:
+    grids = place_grids(backbone)[:-1]
+    least = min(_ENOUGH, max(grids))
+    if least == 1:
         raise UsageError(
             f"task_switching: every map of {backbone.config.name!r} has one pixel, of which instance norm leaves "
             "nothing; take larger images."
         )
-    return places[-n:]
+    return [place for place, pixels in enumerate(grids) if pixels >= least][-n:]
 
 
 def decoder_widths(backbone: Backbone) -> list[int]:

@@ -141,23 +141,24 @@ def test_w2_only_the_style_tells_tasks_apart(tmp_path: Path) -> None:
 
 
 def test_the_encoder_runs_once_and_what_is_conditioned_once_a_task(tmp_path: Path) -> None:
-    graph = network(trainer_of(tmp_path, 2, size=32))  # AdaIN after stages 2 and 3
+    graph = network(trainer_of(tmp_path, 2, size=32))  # AdaIN after stages 1 and 2
     users = graph.users()
     parts = [(n.operation.config["part"], n.operation.config.get("index")) for n in graph.nodes.values()
              if n.operation.kind == "backbone" and len(users[n.name]) == 2]  # fmt: skip
-    assert parts == [("stem", None), ("block", 0), ("block", 1)]
+    assert parts == [("stem", None), ("block", 0)]
     dense = network(dense_trainer(tmp_path / "dense", 2))
     users = dense.users()
     assert all(len(users[n.name]) == 2 for n in dense.nodes.values() if n.operation.kind == "backbone")
     assert all(len(users[n.name]) == 1 for n in dense.nodes.values() if n.operation.kind != "backbone")
 
 
-def test_w3_maps_of_one_pixel() -> None:
+def test_w3_maps_of_few_pixels() -> None:
     with pytest.raises(ValueError, match="Instance norm of 1x1 maps is zero"):
         AdaIN(2, 3)(torch.zeros(1, 2), torch.zeros(4, 3, 1, 1))
     assert place_grids(backbone_of("test_resnet", 8)) == [4, 4, 1, 1, 1]
-    assert conditioned_places(backbone_of("test_resnet", 8), 2) == [0, 1]
-    assert conditioned_places(backbone_of("test_resnet", 32), 2) == [2, 3]
+    assert conditioned_places(backbone_of("test_resnet", 8), 2) == [0, 1]  # no map has nine pixels
+    assert place_grids(backbone_of("test_resnet", 32))[:-1] == [64, 64, 16, 4]
+    assert conditioned_places(backbone_of("test_resnet", 32), 2) == [1, 2]
     assert conditioned_places(backbone_of("test_resnet", 64), 9) == [0, 1, 2, 3]  # never the last stage's output
     tiny = backbone_of("test_resnet", 4)
     method = TaskSwitching(TaskSwitchingParams())
@@ -228,7 +229,7 @@ def test_tasks_of_two_forms_have_no_common_output() -> None:
 def test_the_plan_says_what_stands_in_for_the_heads() -> None:
     method, backbone = TaskSwitching(TaskSwitchingParams()), backbone_of("test_resnet", 64)
     assert method.check(tasks_of(2), backbone, Budget(1)) == [
-        "AdaIN after stage 2 and stage 3; one output of 4 channels in place of the heads"
+        "AdaIN after stage 2 (64 pixels) and stage 3 (16 pixels); one output of 4 channels in place of the heads"
     ]
     assert method.check(dense_tasks(2, 64), backbone, Budget(1)) == [
         "a decoder of its own (96/48/48/24/12) and one output of 5 channels in place of the heads"
