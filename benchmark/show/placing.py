@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -49,6 +50,19 @@ def scales_of(found: Sequence[Point], across: tuple[float, float], up: tuple[flo
     """Scales of a price and of Delta_m with its whiskers; zero, which is the single-task row, is always shown."""
     ends = [point.y + sign * (point.sd or 0.0) for point in found for sign in (-1, 1)]
     return Scale([point.x for point in found], *across), Scale([0.0, *ends], *up)
+
+
+def in_sight(found: Sequence[Point]) -> tuple[list[Point], dict[int, float]]:
+    """The points, and {row: Delta_m} of those that lie so far below that the others would be one line: these stand just
+    beneath the others, without whiskers. Far is more than six times the quartiles' distance below the lower one.
+    """
+    if len(found) < 4:
+        return list(found), {}
+    low, _, high = statistics.quantiles([point.y for point in found], n=4, method="inclusive")
+    far = {point.row: point.y for point in found if point.y < low - 6 * (high - low)}
+    ends = [point.y - (point.sd or 0.0) for point in found if point.row not in far]
+    edge = min(ends) - 0.12 * (max(point.y for point in found) - min(ends))
+    return [dataclasses.replace(point, y=edge, sd=None) if point.row in far else point for point in found], far
 
 
 def text_width(text: str, size: float) -> float:

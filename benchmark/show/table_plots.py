@@ -19,7 +19,8 @@ from benchmark.show.drawing import save_drawing
 from benchmark.show.glance import cut_to
 from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
 from benchmark.show.names import Names, column_key
-from benchmark.show.placing import Label, Scale, labels_of, scales_of, text_width, tick_text
+from benchmark.show.placing import Label, Scale, in_sight, labels_of, scales_of, text_width, tick_text
+from benchmark.show.wording import change_text
 from benchmark.tables.columns import Column
 from benchmark.tables.frontier import Point, front, points, prices, staircase
 from benchmark.tables.statistics import MIN_SEEDS
@@ -138,6 +139,7 @@ class _Panel:
 
     price: Column
     found: Sequence[Point]
+    texts: Sequence[str]
     labels: Sequence[Label | None]
     steps: Sequence[tuple[float, float]]
     scales: tuple[Scale, Scale]
@@ -147,15 +149,16 @@ class _Panel:
     @classmethod
     def of(cls, table: Table, price: Column, called: Sequence[str]) -> _Panel:
         """The panel of a price. called: what rows are called."""
-        found = points(table, price)
+        found, far = in_sight(points(table, price))
         ticks = scales_of(found, (0.0, 1.0), (0.0, _HEIGHT))[1].ticks(6)
         left = 17.0 + max(text_width(tick_text(tick), _SMALL) for tick in ticks)
         width = COLUMN * _INCH - left - 5.0
         scales = scales_of(found, (0.0, width), (0.0, _HEIGHT))
         steps = staircase(front(found, price.higher_is_better is False))
-        texts = [called[point.row] for point in found]
+        below = {row: f" ↓ {change_text(delta)}" for row, delta in far.items()}
+        texts = [called[point.row] + below.get(point.row, "") for point in found]
         labels = labels_of(found, texts, scales, steps, (0.0, 0.0, width, _HEIGHT), _SMALL)
-        return cls(price, found, labels, steps, scales, left, width)
+        return cls(price, found, texts, labels, steps, scales, left, width)
 
 
 def _draw_against(axes: Axes, table: Table, one: _Panel, called: Sequence[str], names: Names) -> None:
@@ -164,10 +167,10 @@ def _draw_against(axes: Axes, table: Table, one: _Panel, called: Sequence[str], 
     x_scale, y_scale = one.scales
     axes.plot([x for x, _ in one.steps], [y for _, y in one.steps], "--", color="0.4", linewidth=1, zorder=1)
     axes.axhline(0.0, color="#888888", linewidth=0.6, zorder=0)
-    for point, label in zip(one.found, one.labels, strict=True):
+    for point, text, label in zip(one.found, one.texts, one.labels, strict=True):
         _mark(axes, table, point.row, (point.x, point.y), None, point.sd, called[point.row])
         if label is not None:
-            _annotate(axes, called[point.row], point, label, (x_scale(point.x), y_scale(point.y)))
+            _annotate(axes, text, point, label, (x_scale(point.x), y_scale(point.y)))
     axes.set(xlim=(x_scale.low, x_scale.high), ylim=(y_scale.low, y_scale.high))
     axes.set_xticks([tick for tick in x_scale.ticks(5) if x_scale.low <= tick <= x_scale.high])
     axes.set_yticks(y_scale.ticks(6))

@@ -7,7 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.show.placing import Box, Scale, apart, beside_points, tick_text
+from benchmark.show.placing import Box, Scale, apart, beside_points, in_sight, scales_of, tick_text
+from benchmark.tables.frontier import Point
 
 ROOM: Box = (0.0, 0.0, 200.0, 100.0)
 PLACES = st.tuples(st.floats(0, 200), st.floats(0, 100))
@@ -78,3 +79,16 @@ def test_axes() -> None:
     scale = Scale([73.0, 79.0], 0.0, 100.0)
     assert scale.ticks(4) == [74.0, 76.0, 78.0]
     assert [tick_text(value) for value in (1.5e9, 3e5, 2e6, 0.02)] == ["1.5 G", "300 k", "2 M", "0.02"]
+
+
+def test_a_row_far_below_leaves_the_others_their_room_and_keeps_its_number() -> None:
+    points = [Point(row, 1.0, y, 0.5, True) for row, y in enumerate((2.0, 1.0, 0.0, -1.0, -2.0, -18.4))]
+    shown, far = in_sight(points)
+    assert far == {5: -18.4}
+    assert shown[:5] == points[:5]
+    assert -4.0 < shown[5].y < -2.5  # beneath the lowest whisker
+    assert shown[5].sd is None
+    assert scales_of(shown, (0.0, 1.0), (0.0, 1.0))[1].low > -4.0
+    assert in_sight(points[:5]) == (points[:5], {})
+    assert in_sight(points[3:]) == (points[3:], {})  # of three rows none is an exception
+    assert in_sight([Point(row, 1.0, -5.0, None, True) for row in range(6)])[1] == {}  # no row differs
