@@ -56,12 +56,13 @@ def in_sight(found: Sequence[Point]) -> tuple[list[Point], dict[int, float]]:
     """The points, and {row: Delta_m} of those that lie so far below that the others would be one line: these stand just
     beneath the others, without whiskers. Far is more than six times the quartiles' distance below the lower one.
     """
-    if len(found) < 4:
+    values = [point.y for point in found]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(found) > 3 else (0.0, 0.0, 0.0)
+    if low == high:  # most rows are alike: nothing is squeezed
         return list(found), {}
-    low, _, high = statistics.quantiles([point.y for point in found], n=4, method="inclusive")
     far = {point.row: point.y for point in found if point.y < low - 6 * (high - low)}
     ends = [point.y - (point.sd or 0.0) for point in found if point.row not in far]
-    edge = min(ends) - 0.12 * (max(point.y for point in found) - min(ends))
+    edge = min(ends) - 0.12 * (max(values) - min(ends))
     return [dataclasses.replace(point, y=edge, sd=None) if point.row in far else point for point in found], far
 
 
