@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmark.show.verdict import order_of, verdict
 from benchmark.show.wording import RED, brief_text, change_text, interval_text, seeds_text, times_text, unit_text
 from benchmark.tables.columns import COST_COLUMNS, SIZE_COLUMNS, SPEED_COLUMNS, Column
 from benchmark.tables.evidence import CONSTANT
 from benchmark.tables.labels import DASH
-from benchmark.tables.statistics import MIN_SEEDS
+from benchmark.tables.statistics import MIN_SEEDS, Summary
 from benchmark.tables.table import Table
 
 MOST_TASKS = 4  # more have their mean
@@ -84,8 +84,8 @@ def _columns(table: Table) -> list[_Shown]:
         deltas = table.untuned.deltas
         gain = change_text(table.untuned.single_task.mean)
         meaning = (
-            f"default: untuned, over its own single-task row (table {table.untuned.key}); tuning alone moves the "
-            f"single-task networks by {gain} %"
+            f"default: untuned{_seeds_of(table, deltas)}, over its own single-task row (table {table.untuned.key}); "
+            f"tuning alone moves the single-task networks by {gain} %"
         )
         found.append(
             _Shown(("default", "Delta_m %"), lambda n: interval_text(deltas[n]) if n in deltas else DASH, meaning)
@@ -99,6 +99,16 @@ def _columns(table: Table) -> list[_Shown]:
     meaning = "steps: of optimizers in search and final training" + (", tuning apart" if table.untuned else "")
     found.append(_Shown(("steps", "in all"), functools.partial(_steps_text, table), meaning))
     return found
+
+
+def _seeds_of(table: Table, deltas: Mapping[int, Summary]) -> str:
+    """At how many seeds the rows stand without tuning, where at fewer than with it."""
+    shares = [(found.n, table.rows[row].cells[table.delta].n) for row, found in deltas.items()]
+    if all(n >= tuned for n, tuned in shares):
+        return ""
+    fewest, most = min(shares)[0], max(shares)[0]
+    span = str(most) if fewest == most else f"{fewest} to {most}"
+    return f" at {span} of {max(tuned for _, tuned in shares)} seeds"
 
 
 def _mean(table: Table, row: int, column: Column) -> float | None:

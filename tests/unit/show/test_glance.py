@@ -204,6 +204,23 @@ def test_a_folder_of_both_kinds_says_for_every_row_what_tuning_alone_is_worth(bo
     assert plain.key in render_terminal(both)  # with all its numbers, in a table of its own
 
 
+def test_fewer_seeds_without_tuning_are_said() -> None:
+    def legend(plain: int, method: int) -> str:
+        ours = [
+            record
+            for tuned in (False, True)
+            for n, m in enumerate(("single_task", "mtan"))
+            for record in row(m, {}, n, tuned)
+        ]
+        kept = [r for r in ours if "tuned" in r.cell or r.cell["seed"] < (method if r.method == "mtan" else plain)]
+        table = next(table for table in aggregate(kept) if table.untuned is not None)
+        return glance_of(table).legend
+
+    assert "untuned, over its own" in legend(5, 5)
+    assert "untuned at 2 of 5 seeds, over its own" in legend(2, 2)
+    assert "untuned at 1 to 5 of 5 seeds, over its own" in legend(5, 1)
+
+
 def test_a_tuned_row_finds_itself_beside_a_row_that_gives_what_was_tuned() -> None:
     """A suite may hold a row that sets by hand what another had tuned."""
     plain = list(row("adashare", {"random_policy": False}, 1))
