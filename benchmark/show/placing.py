@@ -52,18 +52,20 @@ def scales_of(found: Sequence[Point], across: tuple[float, float], up: tuple[flo
     return Scale([point.x for point in found], *across), Scale([0.0, *ends], *up)
 
 
-def in_sight(found: Sequence[Point]) -> tuple[list[Point], dict[int, float]]:
-    """The points, and {row: Delta_m} of those that lie so far below that the others would be one line: these stand just
-    beneath the others, without whiskers. Far is more than six times the quartiles' distance below the lower one.
+def in_sight(found: Sequence[Point], called: Sequence[str]) -> tuple[list[Point], list[str]]:
+    """The points and the texts beside them. Points so far below that the others would be one line stand just beneath
+    the others, without whiskers and with their Delta_m in the text. Far is more than six times the quartiles' distance
+    below the lower one. called: what all rows of the table are called.
     """
     values = [point.y for point in found]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(found) > 3 else (0.0, 0.0, 0.0)
     if low == high:  # most rows are alike: nothing is squeezed
-        return list(found), {}
-    far = {point.row: point.y for point in found if point.y < low - 6 * (high - low)}
-    ends = [point.y - (point.sd or 0.0) for point in found if point.row not in far]
+        return list(found), [called[point.row] for point in found]
+    limit = low - 6 * (high - low)
+    ends = [point.y - (point.sd or 0.0) for point in found if point.y >= limit]
     edge = min(ends) - 0.12 * (max(values) - min(ends))
-    return [dataclasses.replace(point, y=edge, sd=None) if point.row in far else point for point in found], far
+    shown = [point if point.y >= limit else dataclasses.replace(point, y=edge, sd=None) for point in found]
+    return shown, [called[p.row] if p.y >= limit else f"{called[p.row]} ↓ {p.y:+.2f}" for p in found]
 
 
 def text_width(text: str, size: float) -> float:

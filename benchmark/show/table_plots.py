@@ -20,7 +20,6 @@ from benchmark.show.glance import cut_to
 from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
 from benchmark.show.names import Names, column_key
 from benchmark.show.placing import Label, Scale, in_sight, labels_of, scales_of, text_width, tick_text
-from benchmark.show.wording import change_text
 from benchmark.tables.columns import Column
 from benchmark.tables.frontier import Point, front, points, prices, staircase
 from benchmark.tables.statistics import MIN_SEEDS
@@ -149,14 +148,12 @@ class _Panel:
     @classmethod
     def of(cls, table: Table, price: Column, called: Sequence[str]) -> _Panel:
         """The panel of a price. called: what rows are called."""
-        found, far = in_sight(points(table, price))
+        found, texts = in_sight(points(table, price), called)
         ticks = scales_of(found, (0.0, 1.0), (0.0, _HEIGHT))[1].ticks(6)
         left = 17.0 + max(text_width(tick_text(tick), _SMALL) for tick in ticks)
         width = COLUMN * _INCH - left - 5.0
         scales = scales_of(found, (0.0, width), (0.0, _HEIGHT))
         steps = staircase(front(found, price.higher_is_better is False))
-        below = {row: f" ↓ {change_text(delta)}" for row, delta in far.items()}
-        texts = [called[point.row] + below.get(point.row, "") for point in found]
         labels = labels_of(found, texts, scales, steps, (0.0, 0.0, width, _HEIGHT), _SMALL)
         return cls(price, found, texts, labels, steps, scales, left, width)
 

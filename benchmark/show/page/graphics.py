@@ -12,6 +12,7 @@ from benchmark.records.record import Record
 from benchmark.show.marks import N_STYLES
 from benchmark.show.names import Names
 from benchmark.show.page.charts import Curve, Dot, curves, dots, marker, scatter
+from benchmark.show.placing import in_sight
 from benchmark.show.table_plots import row_names, task_columns
 from benchmark.show.wording import cell_text
 from benchmark.tables.columns import Column, delta_column
@@ -48,11 +49,10 @@ def scatters(table: Table) -> tuple[list[Block], str]:
     """Delta_m against each price, one chart each, and the marks that found no room for their names."""
     up, charts, called, unnamed = delta_column(table.variant), [], row_names(table, NAMES), set()
     for price in prices(table):
-        found = points(table, price)[:MAX_POINTS]
+        found, labels = in_sight(points(table, price)[:MAX_POINTS], called)
         title = NAMES.column(price)
         texts = [f"{_text(table, p.row, up)} %, {title} {_text(table, p.row, price)}" for p in found]
         names = [table.rows[p.row].label for p in found]
-        labels = [called[p.row] for p in found]
         svg, left = scatter(found, labels, names, texts, (title, NAMES.column(up)), price.higher_is_better is False)
         unnamed |= {found[n].row for n in left}
         charts.append((title, svg))

@@ -83,13 +83,14 @@ def test_axes() -> None:
 
 def test_a_row_far_below_leaves_the_others_their_room_and_keeps_its_number() -> None:
     points = [Point(row, 1.0, y, 0.5, True) for row, y in enumerate((2.0, 1.0, 0.0, -1.0, -2.0, -18.4))]
-    shown, far = in_sight(points)
-    assert far == {5: -18.4}
+    names = list("abcdef")
+    shown, texts = in_sight(points, names)
+    assert texts == [*"abcde", "f ↓ -18.40"]
     assert shown[:5] == points[:5]
     assert -4.0 < shown[5].y < -2.5  # beneath the lowest whisker
     assert shown[5].sd is None
     assert scales_of(shown, (0.0, 1.0), (0.0, 1.0))[1].low > -4.0
-    assert in_sight(points[:5]) == (points[:5], {})
-    assert in_sight(points[3:]) == (points[3:], {})  # of three rows none is an exception
+    assert in_sight(points[:5], names) == (points[:5], names[:5])
+    assert in_sight(points[3:], names) == (points[3:], names[3:])  # of three rows none is an exception
     alike = [Point(row, 1.0, -5.0 - (row == 5), None, True) for row in range(6)]
-    assert in_sight(alike) == (alike, {})
+    assert in_sight(alike, names) == (alike, names)

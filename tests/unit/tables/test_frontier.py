@@ -13,6 +13,7 @@ from PIL import Image
 from benchmark.show.marks import LIGHT, SHAPES, color_of, shape_of
 from benchmark.show.names import Names
 from benchmark.show.page.charts import scatter
+from benchmark.show.page.graphics import scatters
 from benchmark.show.table_plots import BOTH, COLUMN, _against, _tasks, draw_tables, row_names, task_columns
 from benchmark.tables.frontier import Point, front, points, prices, staircase
 from benchmark.tables.table import aggregate
@@ -111,6 +112,20 @@ def test_page_and_picture_agree_in_marks_colours_and_the_form_of_the_front() -> 
     assert beside >= {"cheap", "In between", "dear", "beaten"}  # in place of a legend
     assert not drawing.legends
     assert drawing.get_size_inches()[0] == COLUMN
+    plt.close(drawing)
+
+
+def test_a_row_far_below_has_its_number_on_the_page_and_in_the_picture() -> None:
+    records = [
+        make_record(f"m{n}", 0, {"semseg": {"miou": 40.0 + n}}, reference=n == 0, size={"x_backbone": 1.0 + n})
+        for n in range(5)
+    ]
+    records += [make_record("worst", 0, {"semseg": {"miou": 4.0}}, size={"x_backbone": 1.0})]
+    (table,) = aggregate(records)
+    ((block, *_), _) = scatters(table)
+    assert "worst ↓ -90.00" in str(block.charts[0][1])
+    drawing = _against(table, prices(table)[:1], Names())
+    assert "worst ↓ -90.00" in {text.get_text() for text in drawing.axes[0].texts}
     plt.close(drawing)
 
 
