@@ -82,8 +82,8 @@ class DagSearch(Method[DagSearchParams]):
             Statement(
                 "default",
                 "score: random, the control: the searched counts of edges per task; of 20,000 such cuts the nearest in "
-                "parameters and MACs. Where none is within 5 %, tasks are drawn again one by one; where that does not "
-                "suffice, counts may differ by an edge or two.",
+                "parameters and MACs. Where none is within 5 %, of as many in which tasks share more edges than by "
+                "chance; where that does not suffice either, counts may differ by an edge or two.",
             ),
             Statement(
                 "default",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from methods.control import AMBER_DEVIATION, ArchitectureSize, RandomArchitecture, deviation, random_architecture
+from methods.control import AMBER_DEVIATION, ArchitectureSize, deviation, random_architecture
 from methods.dag_search.flow import (
     BoolArray,
     FloatArray,
@@ -28,7 +29,6 @@ _SCORES = {"contribution": contribution, "ratio": ratio, "magnitude": magnitude}
 MAX_DRAWS = 5000  # random scores are drawn again until the counts match, so often at most
 MATCHING_DRAWS = 100  # of each task, to choose among for the size of all
 CUTS = 20_000  # of all tasks, of which the nearest in size is taken; a thousand often leave more than 5 %
-REDRAWS = 5000  # of one task each, from the nearest cut, where that is not near enough
 MOST_SLACK = 2  # edges by which a task's counts may differ where equal counts leave no cut of equal size
 
 Cut = Sequence[BoolArray]  # the live edges of each task
@@ -99,8 +99,8 @@ def _random(
     """The control: the same loop on random scores. Each task has as many inner edges, read-ins and read-outs as in the
     searched cut of the same gates by contribution, or the nearest numbers that are drawn; of such cuts of all tasks the
     one nearest in size to the searched cut, since what tasks share decides how large their union is. Where none is
-    near, tasks are drawn again one by one, each draw kept that comes nearer; then the counts of a task may differ by an
-    edge or two.
+    near, cuts are drawn in which tasks share more edges than by chance; where that does not suffice, the counts of a
+    task may differ by an edge or two.
     """
     graph, exists = space.graph, space.exists
     searched = _cut(space, x, flow, params, kappa, size)
@@ -109,16 +109,9 @@ def _random(
         drawn = _cut(space, x, scores, params, kappa, size)
         return Reduction(drawn, flow, deviation=deviation(size_of(drawn), size_of(searched)))
     draws = [_draws(graph, exists, graph.counts(row), kappa, params.max_reads, rng) for row in searched]
-    least = [min(by_distance) for by_distance in draws]
     target, best = size_of(searched), None
-    for slack in range(MOST_SLACK + 1):
-        pools = [
-            [cut for distance, cuts in sorted(by_distance.items()) if distance <= least[task] + slack for cut in cuts]
-            for task, by_distance in enumerate(draws)
-        ]
-        found = random_architecture(_Cuts(pools, size_of), target, rng, CUTS)
-        if found.deviation > AMBER_DEVIATION:
-            found = _nearer(found, pools, target, rng, size_of)
+    for cuts in _spaces(draws, size_of):
+        found = random_architecture(cuts, target, rng, CUTS)
         if best is None or found.deviation < best.deviation:
             best = found
         if best.deviation <= AMBER_DEVIATION:
@@ -130,6 +123,24 @@ def _random(
     return Reduction(list(best.architecture), flow, missed, best.deviation)
 
 
+def _spaces(
+    draws: Sequence[Mapping[int, Sequence[BoolArray]]], size_of: Callable[[Cut], ArchitectureSize]
+) -> Iterator[_Cuts]:
+    """What cuts are drawn from, the strictest first. draws: of each task, {distance in counts: cuts}."""
+    for slack in range(MOST_SLACK + 1):
+        pools = [
+            [
+                cut
+                for distance, cuts in sorted(by_distance.items())
+                if distance <= min(by_distance) + slack
+                for cut in cuts
+            ]
+            for by_distance in draws
+        ]
+        yield _Cuts(pools, size_of)
+        yield _AlikeCuts(pools, size_of)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Cuts:
     """Cuts of all tasks, as `random_architecture` draws them. pools: the draws of each task."""
@@ -139,29 +150,39 @@ class _Cuts:
 
     def draw(self, rng: torch.Generator) -> Cut:
         """One of the draws of each task."""
-        return [pool[int(torch.randint(len(pool), (), generator=rng))] for pool in self.pools]
+        return [pool[_any_of(len(pool), rng)] for pool in self.pools]
 
     def size(self, architecture: Cut) -> ArchitectureSize:
         """Its size."""
         return self.size_of(architecture)
 
 
-def _nearer(
-    found: RandomArchitecture[Cut],
-    pools: Sequence[Sequence[BoolArray]],
-    target: ArchitectureSize,
-    rng: torch.Generator,
-    size_of: Callable[[Cut], ArchitectureSize],
-) -> RandomArchitecture[Cut]:
-    """The cut after redraws of one task at a time, each kept where the size comes nearer to the target."""
-    for _ in range(REDRAWS):
-        task = int(torch.randint(len(pools), (), generator=rng))
-        kept = list(found.architecture)
-        kept[task] = pools[task][int(torch.randint(len(pools[task]), (), generator=rng))]
-        size = size_of(kept)
-        if (missed := deviation(size, target)) < found.deviation:
-            found = RandomArchitecture(kept, size, missed)
-    return found
+class _AlikeCuts(_Cuts):
+    """Cuts whose tasks have more edges in common than by chance, some draws few and some many."""
+
+    @functools.cached_property
+    def _stacked(self) -> list[BoolArray]:
+        return [np.stack(pool) for pool in self.pools]
+
+    def draw(self, rng: torch.Generator) -> Cut:
+        """Tasks choose in random order, each with a probability that is drawn too among those of its draws that add the
+        fewest edges to what tasks before it keep, else among all.
+        """
+        chosen: dict[int, BoolArray] = {}
+        union = np.zeros_like(self.pools[0][0])
+        alike = float(torch.rand((), generator=rng))
+        for task in torch.randperm(len(self.pools), generator=rng).tolist():
+            pool = self._stacked[task]
+            if float(torch.rand((), generator=rng)) < alike:
+                added = np.count_nonzero(pool & ~union, axis=1)
+                pool = pool[added == added.min()]
+            chosen[task] = pool[_any_of(len(pool), rng)]
+            union |= chosen[task]
+        return [chosen[task] for task in range(len(self.pools))]
+
+
+def _any_of(n: int, rng: torch.Generator) -> int:
+    return int(torch.randint(n, (), generator=rng))
 
 
 def _draws(
