@@ -19,6 +19,7 @@ from benchmark.records.store import Store
 from benchmark.tables.labels import DASH
 from benchmark.train.cell import RunSettings
 from benchmark.workers.executors import LocalExecutor
+from benchmark.workers.progress import RunView
 
 
 def show_plan(plan: Plan, store: Store, settings: RunSettings, jobs: int, probe: bool, console: Console) -> int:
@@ -31,7 +32,7 @@ def show_plan(plan: Plan, store: Store, settings: RunSettings, jobs: int, probe:
         unknown = {kind_of(cell): cell for cell in reversed(pending) if kind_of(cell) not in estimates}
         if unknown:
             say(console, f"Probing {len(unknown)} kinds of cells ...")
-            estimates |= probed(list(unknown.values()), settings, failures)
+            estimates |= probed(list(unknown.values()), settings, failures, console)
     console.print(_table(cells, pending, estimates))
     _summarise(pending, estimates, jobs, console)
     for line in [*left_out(plan.misfits), *missing_evidence(cells), *notes_of(cells), *failures]:
@@ -39,9 +40,11 @@ def show_plan(plan: Plan, store: Store, settings: RunSettings, jobs: int, probe:
     return 1 if failures else 0
 
 
-def probed(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[str]) -> dict[bytes, Estimate]:
+def probed(
+    cells: Sequence[PlannedCell], settings: RunSettings, failures: list[str], console: Console
+) -> dict[bytes, Estimate]:
     """{kind: estimate} of cells: each is trained for a few steps in a worker, one at a time so that none disturbs
-    another, in a folder of its own. failures: gets a line for each that does not end well.
+    another, in a folder of its own. failures: gets a line for each that does not end well. console: shows progress.
     """
     found: dict[bytes, Estimate] = {}
     with tempfile.TemporaryDirectory(prefix="sharebench-probe-") as folder:
@@ -49,15 +52,18 @@ def probed(cells: Sequence[PlannedCell], settings: RunSettings, failures: list[s
         # Baselines first: what they train is there for the others, as in the run itself.
         ordered = sorted(cells, key=lambda cell: not cell.is_reference)
         cut_short = dataclasses.replace(settings, out=root, step_limit=PROBE_STEPS)
-        for event in LocalExecutor(cut_short, jobs=1).run(ordered):
-            if event.kind != "finished":
-                continue
-            cell, record = ordered[event.cell], Store(root).read(ordered[event.cell].key)
-            if record is None or record.status != "done":
-                failures.append(f"{cell.title}: the probe ended as {event.status}: {event.message}")
-                continue
-            steps, evaluated = cell.settings.budget.steps, evaluation_factor(cell.settings)
-            found[kind_of(cell)] = from_record(record, root, steps, PROBE_STEPS, evaluated)
+        with RunView(console, [cell.title for cell in ordered]) as view:
+            for event in LocalExecutor(cut_short, jobs=1).run(ordered):
+                if event.kind != "note":  # the plan says below what is to be noted of its cells
+                    view.show(event)
+                if event.kind != "finished":
+                    continue
+                cell, record = ordered[event.cell], Store(root).read(ordered[event.cell].key)
+                if record is None or record.status != "done":
+                    failures.append(f"{cell.title}: the probe ended as {event.status}: {event.message}")
+                    continue
+                steps, evaluated = cell.settings.budget.steps, evaluation_factor(cell.settings)
+                found[kind_of(cell)] = from_record(record, root, steps, PROBE_STEPS, evaluated)
     return found
 
 

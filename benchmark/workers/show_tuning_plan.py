@@ -51,7 +51,7 @@ def show_tuning_plan(
     unknown = {kind_of(row.waiting[0]): row for row in rows if row.waiting and row.estimate is None}
     if probe and unknown:
         say(console, f"Probing {len(unknown)} rows ...")
-        found = probed([row.waiting[0] for row in unknown.values()], settings, failures)
+        found = probed([row.waiting[0] for row in unknown.values()], settings, failures, console)
         for kind, row in unknown.items():
             row.estimate = found.get(kind)
     console.print(_table(rows))

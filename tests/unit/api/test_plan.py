@@ -112,6 +112,9 @@ def test_a_plan_lists_every_cell_and_leaves_nothing_behind(suite: Path, tmp_path
     assert "in evaluation" in result.output
     assert "3 cells to run" in result.output
     assert "2 single-task networks, each trained once" in result.output
+    shown = [line for line in result.output.splitlines() if line.startswith(("[1/3]", "[2/3]", "[3/3]"))]
+    assert len(shown) == 3, "twenty minutes of probing must not be silent"
+    assert shown[0].startswith("[1/3] single_task")
 
 
 @pytest.mark.usefixtures("quick_workers")
