@@ -399,7 +399,7 @@ def _still_searches(rows: Sequence[_Row], rule: Rule) -> Iterator[Finding]:
                 f"{row.label}: {what} by {'no finite number' if largest is None else f'{largest:.2g} at most'}"
             )
     if marked:
-        yield Finding("search moved", rule, tuple(row.position for row in marked), "; ".join(marked.values()))
+        yield Finding("search did not move", rule, tuple(row.position for row in marked), "; ".join(marked.values()))
 
 
 def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:

@@ -487,7 +487,7 @@ def test_a_search_that_stayed_is_amber_and_red_on_a_leaderboard():
     moved = {"search_moved": {"gates": {"largest": 0.4, "mean": 0.1}}}
     one_seed = [*row("c", seeds=(0, 1), audit=moved), *row("c", seeds=(2,), audit=stayed_by(0.02))]
     groups = [row("a", shared=True), row("b", audit=moved), one_seed, row("d", audit=stayed_by(None))]
-    found = finding(audit(*groups), "search moved")
+    found = finding(audit(*groups), "search did not move")
     assert (found.rule, found.rows) == ("amber", (2, 3))
     assert found.text == "c: gates by 0.02 at most; d: gates by no finite number"
     labels = [group[0].method for group in groups]
