@@ -320,11 +320,9 @@ def _is_random(row: _Row) -> bool:
 
 def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
     """4c: how far the size of a random architecture is from that of the search that it controls."""
-    searching = [row for row in rows if _searches(row)]
     far: dict[_Row, str] = {}
     for row in filter(_is_random, rows):
-        same_method = [other for other in searching if other.records[0].method == row.records[0].method]
-        found = [(_size_deviation(row, other), other.label) for other in same_method or searching]
+        found = [(_size_deviation(row, other), other.label) for other in _controlled(row, rows)]
         deviation, beside = min(found, default=(None, ""))
         if deviation is not None:
             text = f"{row.label} {100 * deviation:.1f} % from the size of {beside}"
@@ -334,6 +332,13 @@ def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
                 yield text
     if far:
         yield Finding("random architecture", "amber", tuple(row.position for row in far), "; ".join(far.values()))
+
+
+def _controlled(random: _Row, rows: Sequence[_Row]) -> list[_Row]:
+    """What a random architecture is drawn beside: its method's other rows, or else the searches of its space."""
+    method = random.records[0].method
+    same_method = [row for row in rows if row.records[0].method == method and not _is_random(row)]
+    return same_method or [row for row in filter(_searches, rows) if _space(row) == _space(random)]
 
 
 def _size_deviation(row: _Row, other: _Row) -> float:
@@ -405,16 +410,17 @@ def _still_searches(rows: Sequence[_Row], rule: Rule) -> Iterator[Finding]:
 def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
     """4c, 4d: two controls: the reference with the same total budget, and of a search a random architecture."""
     reference = _missing_reference(rows)
-    random = [] if any(map(_is_random, rows)) else ["a random architecture"]
-    for chooses, what, missing in (
-        (True, "search", [*reference, *random]),
-        (False, "cost before the final training", reference),
-    ):
-        # Of a record that does not say whether there are architectures to choose from, that is assumed.
-        found = [row for row in rows if (row.records[0].audit.get("search_space", UNKNOWN) != "") == chooses]
-        names = ", ".join(row.label for row in filter(_searches, found))
-        if names and missing:
-            yield f"no equal-cost control for the {what} of {names}: missing {' and '.join(missing)}"
+    missed: dict[tuple[str, str], list[str]] = {}
+    for row in filter(_searches, rows):
+        if _space(row) == "":
+            what, missing = "cost before the final training", reference
+        else:
+            drawn = bool(_drawn_from_space(row, rows))
+            what, missing = "search", reference if drawn else [*reference, "a random architecture"]
+        if missing:
+            missed.setdefault((what, " and ".join(missing)), []).append(row.label)
+    for (what, text), names in missed.items():
+        yield f"no equal-cost control for the {what} of {', '.join(names)}: missing {text}"
 
 
 def _missing_reference(rows: Sequence[_Row]) -> list[str]:
@@ -427,10 +433,14 @@ def _missing_reference(rows: Sequence[_Row]) -> list[str]:
     return [f"the reference row at the largest total budget{times}"]
 
 
-def _drawn_from_space(row: _Row, rows: Sequence[_Row]) -> list[_Row]:
+def _space(row: _Row) -> str:
+    """What the method chooses its architectures from, empty for none; a record that does not say may choose."""
+    return str(row.records[0].audit.get("search_space", UNKNOWN))
+
+
+def _drawn_from_space(search: _Row, rows: Sequence[_Row]) -> list[_Row]:
     """The random architectures from the space of a search."""
-    space = row.records[0].audit.get("search_space")
-    return [one for one in rows if space and _is_random(one) and one.records[0].audit.get("search_space") == space]
+    return [row for row in rows if _space(search) and _is_random(row) and _space(row) == _space(search)]
 
 
 def _controls(rows: Sequence[_Row]) -> Iterator[tuple[int, int]]:

@@ -444,6 +444,27 @@ def test_a_random_architecture_of_another_size_is_amber():
     assert (one.rule, one.rows, one.text) == ("amber", (3,), "far 10.0 % from the size of search")
 
 
+def test_a_random_architecture_controls_what_is_drawn_from_its_own_space():
+    """Random masks of weights say nothing of a search for trees, and their size is not to be that of its tree."""
+
+    def sized(name, total, space, **keywords):
+        audit = {"search_space": space, **keywords.pop("audit", {})}
+        return row(name, size={"total": total}, compute={"macs_joint": 5000}, audit=audit, **keywords)
+
+    reference, long = row("a", shared=True), row("long", weight_steps=300, shared=True)
+    search = sized("search", 1000, "trees", search_steps=200)
+    solved = sized("masks", 100, "masks")
+    masks = sized("masks", 100, "masks", audit={"random_architecture": True})
+    found = audit(reference, long, search, solved, masks)
+    assert [one for one in found.findings if one.field == "random architecture"] == []
+    assert "masks 0.0 % from the size of masks" in found.equal
+    assert found.banners == ("no equal-cost control for the search of search: missing a random architecture",)
+    tree = sized("tree", 1000, "trees", audit={"random_architecture": True})
+    controlled = audit(reference, long, search, solved, masks, tree)
+    assert controlled.banners == ()
+    assert "tree 0.0 % from the size of search" in controlled.equal
+
+
 def test_a_drawn_row_is_no_search():
     drawn = row("random", search_steps=200, audit={"random_architecture": True})
     assert audit(row("a", shared=True), drawn).banners == ()
