@@ -134,6 +134,12 @@ class Record:
         return self.cell["method"]["params"]
 
     @property
+    def untuned_params(self) -> dict[str, object]:
+        """The parameters without those that a tuning chose, of which each row has its own."""
+        chosen = self.audit.get("tuning", {}).get("chosen", {})
+        return {name: value for name, value in self.params.items() if name not in chosen}
+
+    @property
     def has_default_params(self) -> bool:
         """Whether the method has its default parameters; False if the record does not say."""
         return self.audit.get("non_default_params") == {}

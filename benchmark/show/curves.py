@@ -1,8 +1,7 @@
 """Delta_m along a parameter of a method, as a picture for papers: what the amount of sharing or of search is worth.
 
 `flow_constant` draws Delta_m against that parameter, `kappa:sparsity` along kappa against what came of it, a number
-that the method reports. Rows that differ in this parameter alone are one line; real numbers, such as rates that a
-tuning chose, do not part them.
+that the method reports. Rows that differ in this parameter alone are one line; what a tuning chose does not part them.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def curves(table: Table, along: str, against: str = "") -> list[Curve]:
         params = dict(flat_params(row.params))
         x = _fact(table, row, against) if against else _number(params.get(along))
         if along in params and x is not None and row.cells[table.delta].mean is not None:
-            others = tuple((name, value) for name, value in params.items() if name != along and not _is_float(value))
+            others = tuple((name, value) for name, value in flat_params(row.untuned_params) if name != along)
             groups.setdefault((row.method, others), []).append((x, row))
     lines = {key: rows for key, rows in groups.items() if len({x for x, _ in rows}) > 1}
     return [_curve(table, _label(key, list(lines)), rows) for key, rows in lines.items()]
@@ -98,10 +97,6 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text)
     except ValueError:
         return None
-
-
-def _is_float(text: str) -> bool:
-    return _number(text) is not None and not text.lstrip("-").isdigit()
 
 
 def _absent(tables: Sequence[Table], along: str, against: str) -> UsageError:

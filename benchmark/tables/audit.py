@@ -295,13 +295,7 @@ def _is_reinit_twin(record: Record, other: Record) -> bool:
     """
     if (record.balancing, record.method) != (other.balancing, other.method) or other.params.get("reinit") is not True:
         return False
-    return {**_untuned(record), "reinit": True} == _untuned(other)
-
-
-def _untuned(record: Record) -> dict[str, object]:
-    """The parameters but those that a tuning chose: each row has its own."""
-    chosen = record.audit.get("tuning", {}).get("chosen", {})
-    return {name: value for name, value in record.params.items() if name not in chosen}
+    return {**record.untuned_params, "reinit": True} == other.untuned_params
 
 
 def _total_cost(row: _Row) -> float:

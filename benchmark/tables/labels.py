@@ -62,8 +62,7 @@ def _told(record: Record, params: Mapping[str, object]) -> dict[str, object]:
     """
     if record.is_trial:
         return {**params, "lr": f"x {record.cell['method'].get('lr_factor', 1.0):.3g}"}
-    chosen = record.audit.get("tuning", {}).get("chosen", {})
-    return {name: value for name, value in params.items() if name not in chosen}
+    return {name: value for name, value in params.items() if name in record.untuned_params}
 
 
 def _balancing_texts(firsts: Sequence[Record]) -> list[str]:

@@ -17,7 +17,8 @@ class Row:
     """A method with its parameters over seeds. statuses: {seed: status} for the seeds of the table, in order.
 
     key: of the row within its table. short: its label where room is scarce. cells: one for each column of the table,
-    over the seeds that are done. failures: a line for each seed that is not done.
+    over the seeds that are done. failures: a line for each seed that is not done. untuned_params: the parameters
+    without those that a tuning chose.
     """
 
     key: bytes
@@ -25,6 +26,7 @@ class Row:
     short: str
     method: str
     params: Mapping[str, object]
+    untuned_params: Mapping[str, object]
     is_reference: bool
     statuses: Mapping[int, str]
     cells: tuple[Summary, ...]
@@ -66,6 +68,7 @@ def make_row(
         short=short,
         method=first.method,
         params=first.params,
+        untuned_params=first.untuned_params,
         is_reference=any(record.is_reference for record in records),
         statuses=statuses,
         cells=tuple(cells),

@@ -18,26 +18,38 @@ from datasets.errors import UsageError
 from tests.unit.made_records import SINGLE_TASK, make_record
 
 
-def record(method: str, seed: int, params: dict[str, object], scale: float, facts: dict[str, float]) -> Record:
-    """Delta_m is 100 (scale - 1): metrics of semseg are better when higher, those of depth when lower."""
+def record(
+    method: str,
+    seed: int,
+    params: dict[str, object],
+    scale: float,
+    facts: dict[str, float],
+    tuned: tuple[str, ...] = (),
+) -> Record:
+    """Delta_m is 100 (scale - 1): metrics of semseg are better when higher, those of depth when lower. tuned: names of
+    the parameters that a tuning chose.
+    """
     factors = {"semseg": scale, "depth": 2 - scale}
     values = {t: {name: factors[t] * value for name, value in one.items()} for t, one in SINGLE_TASK.items()}
     made = make_record(method, seed, values, params=params)
     told = {name: {"value": value, "unit": ""} for name, value in facts.items()}
-    return dataclasses.replace(made, audit={**made.audit, "facts": told})
+    tuning = {"chosen": {name: params[name] for name in tuned}, "tried": 5, "edges": [], "scores": []}
+    return dataclasses.replace(made, audit={**made.audit, "facts": told, "tuning": tuning})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A method of two parts that differ in `how.score`; `span` grows from 1 to 3, `rate` is what a tuning chose."""
+    """A method of two parts that differ in `how.score`; `span` grows from 1 to 10, `rate` is what a tuning chose, now a
+    number and now the default, null.
+    """
     root = tmp_path_factory.mktemp("sweep")
     store = Store(root)
     for seed in range(3):
         store.write(make_record("single_task", seed, reference=True))
         for score, step in (("flow", 0.01), ("random", -0.01)):
             for span in (10, 1, 2):
-                params = {"span": span, "how": {"score": score}, "rate": 0.1 * span}
-                store.write(record("searcher", seed, params, 1 + step * span, {"sparsity": 1 / span}))
+                params = {"span": span, "how": {"score": score}, "rate": None if span == 2 else 0.1 * span}
+                store.write(record("searcher", seed, params, 1 + step * span, {"sparsity": 1 / span}, ("rate",)))
         params = {"span": 2, "how": {"score": "alone"}, "rate": 0.5}
         store.write(record("searcher", seed, params, 1.5, {"sparsity": 0.9}))
         for depth, share in ((3, 0.2), (4, 0.4)):
