@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,10 +188,7 @@ def _checked(cells: Sequence[PlannedCell], splits: Splits) -> tuple[list[Planned
         config = backbone_config(cell.settings, spec)
         key = canonical_json([*(cell.document[part] for part in ("backbone", "data", "head")), config.image_size])
         if key not in backbones:
-            # Pretrained weights may be a download of hundreds of megabytes; the first cell that needs them fetches
-            # them.
-            weights = "none" if cell.weights == "pretrained" else cell.weights
-            backbones[key] = create_backbone(config, weights=weights, seed=0, dense=dense_form(cell.document))
+            backbones[key] = _backbone(cell, config)
         pair = canonical_json([key.decode(), cell.document["method"], cell.document["budget"]])
         if pair not in notes and pair not in refused:
             given = cell.settings.method.params
@@ -221,6 +218,26 @@ def _checked(cells: Sequence[PlannedCell], splits: Splits) -> tuple[list[Planned
             )
         )
     return checked, tuple(misfits)
+
+
+def notes_on(cell: PlannedCell) -> Callable[[PlannedCell, dict[str, Any]], tuple[str, ...]]:
+    """What the method of another cell of the same table notes under other parameters; nothing where it has no form."""
+    spec = cell_spec(cell.settings)
+    backbone = functools.cache(lambda: _backbone(cell, backbone_config(cell.settings, spec)))
+
+    def notes(other: PlannedCell, params: dict[str, Any]) -> tuple[str, ...]:
+        _, found = _asked(other, params, spec, backbone())
+        return () if isinstance(found, UsageError) else found
+
+    return notes
+
+
+def _backbone(cell: PlannedCell, config: BackboneConfig) -> Backbone:
+    """The backbone as plans look at it: pretrained weights may be a download of hundreds of megabytes, which the first
+    cell that needs them fetches.
+    """
+    weights = "none" if cell.weights == "pretrained" else cell.weights
+    return create_backbone(config, weights=weights, seed=0, dense=dense_form(cell.document))
 
 
 def _asked(

@@ -3,9 +3,10 @@
 Every row has the same number of trials at the suite's full budget, at a seed that no table reports, judged on select.
 Its space is the learning rate x 1/3, 1, 3 of the recipe's, and what its method marks as `Tuned` and the suite does not
 set itself. The first trial is the row as the suite has it. The others go round the factors of the learning rate; their
-parameters are points of a scrambled Sobol sequence, which Optuna draws from a seed made of names. None depends on a
-score, so all trials of a row can be trained at once and a killed tuning proposes the same again. If the learning rate
-is all there is, the rest of the grid is tried. Source: evidence 4; the number of trials is AlgoPerf's.
+parameters are points of a scrambled Sobol sequence, which Optuna draws from a seed made of names. Points at which a
+search cannot leave its start are passed over: what is tuned then is not the method. None depends on a score, so all
+trials of a row can be trained at once and a killed tuning proposes the same again. If the learning rate is all there
+is, the rest of the grid is tried. Source: evidence 4; the number of trials is AlgoPerf's.
 
 The control of a search has no trials of its own. It draws an architecture of the size that its search finds and trains
 it alike (measurement 4c), so it takes what was chosen for its search: under other settings it would have another size.
@@ -19,16 +20,17 @@ import itertools
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from benchmark.plan.cells import PlannedCell, method_params, resolve
+from benchmark.plan.cells import PlannedCell, method_params, notes_on, resolve
 from benchmark.plan.suite import Cell, MethodSettings, Suite, TuningSettings
 from benchmark.plan.tuned_page import LR_FACTOR, Setting, Tried, TunedRow, TunedTable, row_hash
 from benchmark.records.delta import delta_m, delta_task
 from benchmark.records.documents import MetricEntry
 from benchmark.records.record import Record
 from datasets.errors import UsageError
+from methods.operating import StuckNote
 from methods.parameters import Tuned
 from methods.registry import get_method
 
@@ -46,6 +48,7 @@ _DRAWS = 1_000  # until a space counts as exhausted
 
 Metrics = Mapping[str, Mapping[str, MetricEntry]]
 Records = Mapping[str, Record]  # {key: record}
+Notes = Callable[[PlannedCell, dict[str, Any]], tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +66,10 @@ class TunableRow:
     search: PlannedCell | None = None
 
     @classmethod
-    def of(cls, cell: PlannedCell, trials: int, search: PlannedCell | None = None) -> TunableRow:
-        """The row of a planned cell. Raises UsageError where Optuna is needed and is not installed."""
+    def of(cls, cell: PlannedCell, trials: int, notes: Notes, search: PlannedCell | None = None) -> TunableRow:
+        """The row of a planned cell. notes: what its method notes under other parameters. Raises UsageError where
+        Optuna is needed and is not installed.
+        """
         given = cell.settings.method.params
         marked = get_method(cell.settings.method.name).Params.tuned()
         space = {name: mark for name, mark in marked.items() if name not in given}
@@ -75,8 +80,11 @@ class TunableRow:
         for name in space:
             value = params[name]
             first[name] = float(value) if isinstance(value, (int, float)) else None
-        seed = _seed_of(cell)
-        return cls(cell, trials, space, (first, *_others(space, first, trials - 1, seed)))
+
+        def moves(drawn: Mapping[str, float]) -> bool:
+            return not any(isinstance(note, StuckNote) for note in notes(cell, {**given, **drawn}))
+
+        return cls(cell, trials, space, (first, *_others(space, first, trials - 1, _seed_of(cell), moves)))
 
     def trial(self, setting: Setting, single_task: Mapping[str, float]) -> PlannedCell:
         """The cell that tries a setting. single_task: {task: factor} of the networks of one task."""
@@ -222,8 +230,9 @@ def tables_of(cells: Sequence[PlannedCell], trials: int) -> list[TuningTable]:
                 f"Tuning judges rows by their gain over the single-task networks; expected one row of these on "
                 f"{where}, not {len(references)}. Name their method among the suite's methods, and in --methods."
             )
-        rows = [TunableRow.of(cell, trials, _search_of(cell, group)) for cell in group if not cell.is_reference]
-        tables.append(TuningTable(key, TunableRow.of(references[0], trials), tuple(rows)))
+        notes = notes_on(references[0])
+        rows = [TunableRow.of(cell, trials, notes, _search_of(cell, group)) for cell in group if not cell.is_reference]
+        tables.append(TuningTable(key, TunableRow.of(references[0], trials, notes), tuple(rows)))
     return tables
 
 
@@ -269,9 +278,11 @@ def score_of(record: Record, baseline: Metrics, tasks: Sequence[str]) -> float |
     return delta_m(record.select_metrics, baseline, tasks).value if record.status == "done" else None
 
 
-def proposals(space: Mapping[str, Tuned], count: int, seed: int) -> Iterator[dict[str, float]]:
-    """Points of a scrambled Sobol sequence over the parameters, as Optuna draws them; the learning rate goes round its
-    factors, the outer ones first, so that few trials try all.
+def proposals(
+    space: Mapping[str, Tuned], count: int, seed: int, is_wanted: Callable[[Mapping[str, float]], bool]
+) -> Iterator[dict[str, float]]:
+    """Those of `count` points of a scrambled Sobol sequence over the parameters, as Optuna draws them, that are wanted;
+    the learning rate goes round its factors, the outer ones first, so that few trials try all.
     """
     import optuna
 
@@ -284,9 +295,12 @@ def proposals(space: Mapping[str, Tuned], count: int, seed: int) -> Iterator[dic
         # The sampler takes its space from a trial that has ended.
         known = {name: mark.low for name, mark in space.items()}
         study.add_trial(optuna.create_trial(params=known, distributions=distributions, value=0.0))
-        for _, factor in zip(range(count), itertools.cycle(_ROUND), strict=False):
+        factors = itertools.cycle(_ROUND)
+        for _ in range(count):
             drawn = study.ask(distributions).params
-            yield {LR_FACTOR: factor, **{name: float(f"{value:.{_DIGITS}g}") for name, value in drawn.items()}}
+            point = {name: float(f"{value:.{_DIGITS}g}") for name, value in drawn.items()}
+            if is_wanted(point):
+                yield {LR_FACTOR: next(factors), **point}
 
 
 def distributions_of(space: Mapping[str, Tuned]) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -302,13 +316,18 @@ def distributions_of(space: Mapping[str, Tuned]) -> dict[str, optuna.distributio
     }
 
 
-def _others(space: Mapping[str, Tuned], first: Setting, count: int, seed: int) -> list[Setting]:
-    """At most `count` settings beside the first one, none twice."""
+def _others(
+    space: Mapping[str, Tuned], first: Setting, count: int, seed: int, moves: Callable[[Mapping[str, float]], bool]
+) -> list[Setting]:
+    """At most `count` settings beside the first one, none twice. moves: whether the search can leave its start; not
+    asked where it cannot at the upper ends of the ranges.
+    """
     if not space:
         grid: list[Setting] = [{LR_FACTOR: factor} for factor in LR_FACTORS if factor != 1.0]
         return grid[:count]
     found: list[Setting] = []
-    for drawn in proposals(space, _DRAWS, seed) if count else ():
+    is_wanted = moves if moves({name: mark.high for name, mark in space.items()}) else lambda _: True
+    for drawn in proposals(space, _DRAWS, seed, is_wanted) if count else ():
         setting = {name: drawn[name] for name in first}
         if setting != first and setting not in found:
             found.append(setting)

@@ -18,6 +18,7 @@ from benchmark.records.keys import table_key
 from benchmark.records.record import Record
 from datasets.errors import UsageError
 from methods import MethodParams, Tuned
+from methods.operating import StuckNote
 from methods.registry import get_method, method_names
 from tests.unit.made_records import metrics, spending
 
@@ -85,6 +86,24 @@ def test_the_suites_own_setting_comes_first_and_all_learning_rates_are_tried() -
     assert row("dag_search", 7).settings[:5] == found
     assert row("dag_search", reinit=True).settings[1:] != found[1:]
     assert [len(row("dag_search", trials).settings) for trials in (1, 2)] == [1, 2]
+
+
+def test_rates_at_which_a_search_cannot_leave_its_start_are_not_tried() -> None:
+    """Where gates could not move, tuning would choose a network without a search and call it the method's best."""
+    for name, rate in (("dag_search", "gate_lr"), ("adashare", "lr_logits"), ("bmtas", "lr_arch")):
+        methods = ["single_task", name]
+        found = table(9, methods=methods, budget={"steps": 500, "cycles": 10}).rows[0]
+        assert len(found.settings) == 9
+        for setting in found.settings:
+            trial = found.trial(setting, {"left": 1.0, "right": 1.0})
+            params = trial.settings.method.params
+            noted = table(
+                1, methods=["single_task", {"name": name, "params": params}], budget=dict(trial.document["budget"])
+            )
+            assert not any(isinstance(note, StuckNote) for note in noted.rows[0].cell.notes), setting[rate]
+        assert [setting[LR_FACTOR] for setting in found.settings[1:]] == [1 / 3, 3.0, 1.0, 1 / 3, 3.0, 1.0, 1 / 3, 3.0]
+        short = table(9, methods=methods).rows[0]  # of six steps: no rate of the range suffices, so any is tried
+        assert len(short.settings) == 9
 
 
 def test_a_tiny_space_is_tried_whole_and_nothing_twice() -> None:
