@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmark.tables.audit import Finding
+from benchmark.tables.audit_fields import Finding
 from benchmark.tables.columns import Column, Form, Part
 from benchmark.tables.labels import DASH
 from benchmark.tables.rows import Row

@@ -26,28 +26,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmark.records.documents import Reference, stayed
 from benchmark.records.keys import canonical_json
 from benchmark.records.record import Record
-from benchmark.tables.audit_fields import FIELDS, OF_MACHINE, UNKNOWN, Field, Rule, cost_of
+from benchmark.tables.audit_fields import FIELDS, OF_MACHINE, UNKNOWN, AuditedRow, Field, Finding, Rule
+from benchmark.tables.controls import (
+    TOLERANCE,
+    controls,
+    missing_controls,
+    random_sizes,
+    searches,
+    total_cost,
+    uncontrolled,
+)
 
-_TOLERANCE = 0.05  # total costs that are equal for a control
 _MAX_TEXT = 72  # characters of a value in a footnote
 _HASH = re.compile(r"[0-9a-f]{16,}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A field in which rows differ. rows: positions of the flagged ones; text: the values, ready to print."""
-
-    field: str
-    rule: Rule
-    rows: tuple[int, ...]
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,24 +68,6 @@ class Audit:
         return frozenset(row for finding in self.findings if finding.rule == "red" for row in finding.rows)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Row:
-    """A row under audit. records: the done ones, at least one; seeds: all that were tried."""
-
-    position: int
-    label: str
-    records: Sequence[Record]
-    seeds: Sequence[int]
-
-    @property
-    def reference(self) -> Reference | None:
-        return self.records[0].audit.get("reference")
-
-    @property
-    def is_comparison_reference(self) -> bool:
-        return self.records[0].is_comparison_reference
-
-
 def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_leaderboard: bool = False) -> Audit:
     """The audit of one table. groups: the records of each row, done or not, in the order of seeds. is_leaderboard: a
     search that did not leave its start is red.
@@ -99,7 +78,7 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_lea
     for position, (label, group) in enumerate(zip(labels, groups, strict=True)):
         done = [record for record in group if record.status == "done"]
         if done:
-            rows.append(_Row(position, label, done, [record.seed for record in group]))
+            rows.append(AuditedRow(position, label, done, [record.seed for record in group]))
     if not rows:
         return Audit((), 0, (), ())
     equal: dict[str, str] = {}
@@ -114,7 +93,7 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_lea
         else:
             equal[field.name] = f"{field.name} {_text(values[0][0])}" if field.shows_value else field.name
     still = functools.partial(_still_searches, rule="red" if is_leaderboard else "amber")
-    specials = (_weight_steps, _seeds, _selected_on_report, _tuned_on_report, _developed_here, _random_sizes, still)
+    specials = (_weight_steps, _seeds, _selected_on_report, _tuned_on_report, _developed_here, random_sizes, still)
     for special in specials:
         for found in special(rows):
             if isinstance(found, Finding):
@@ -126,9 +105,9 @@ def audit_rows(labels: Sequence[str], groups: Sequence[Sequence[Record]], is_lea
         Finding("unknown for all rows", rule, everywhere, ", ".join(names)) for rule, names in unknown.items() if names
     ]
     findings.sort(key=lambda finding: finding.rule != "red")
-    banners = (*_other_machines(findings, labels), *_missing_controls(rows))
+    banners = (*_other_machines(findings, labels), *missing_controls(rows))
     return Audit(
-        tuple(_grouped(equal)), len(equal), tuple(findings), banners, tuple(_uncontrolled(rows)), dict(_controls(rows))
+        tuple(_grouped(equal)), len(equal), tuple(findings), banners, tuple(uncontrolled(rows)), dict(controls(rows))
     )
 
 
@@ -154,14 +133,14 @@ def _grouped(equal: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(shown))
 
 
-def _values(field: Field, rows: Sequence[_Row]) -> list[list[object]]:
+def _values(field: Field, rows: Sequence[AuditedRow]) -> list[list[object]]:
     """The different values of each row, in the order of seeds; more than one if its seeds disagree."""
     if field.scope == "rows at one seed":
         return _values_at_one_seed(field, rows)
     return [_distinct([field.read(record) for record in row.records]) for row in rows]
 
 
-def _values_at_one_seed(field: Field, rows: Sequence[_Row]) -> list[list[object]]:
+def _values_at_one_seed(field: Field, rows: Sequence[AuditedRow]) -> list[list[object]]:
     """For each row the value of its first seed that deviates from the majority at that seed, else `as the others`."""
     by_seed: dict[int, dict[int, object]] = {}
     for number, row in enumerate(rows):
@@ -185,7 +164,7 @@ def _distinct(values: Sequence[object]) -> list[object]:
     return result
 
 
-def _compared(field: Field, rows: Sequence[_Row], values: Sequence[list[object]]) -> Finding | None:
+def _compared(field: Field, rows: Sequence[AuditedRow], values: Sequence[list[object]]) -> Finding | None:
     """The rows that deviate, with their values; None if all agree."""
     majority: list[object] = []
     if field.scope == "seeds of a row":
@@ -207,7 +186,7 @@ def _is_settled(values: Sequence[object]) -> bool:
     return len(values) == 1 and values[0] is not UNKNOWN
 
 
-def _majority(rows: Sequence[_Row], values: Sequence[list[object]]) -> list[object]:
+def _majority(rows: Sequence[AuditedRow], values: Sequence[list[object]]) -> list[object]:
     """The value of most rows, as a list of one; between equally frequent ones that of the comparison reference, then
     that of the single-task reference. Empty if neither decides: then every row deviates.
     """
@@ -246,10 +225,10 @@ def _plain(value: object) -> str:
 # Rules that look at more than one value
 
 
-def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+def _weight_steps(rows: Sequence[AuditedRow]) -> Iterator[Finding | str]:
     """4a: a row whose weights got more updates than the budget needs a comparable row with as many."""
     budget = rows[0].records[0].cell["budget"]["steps"]
-    marked: dict[Rule, dict[_Row, str]] = {"red": {}, "amber": {}}
+    marked: dict[Rule, dict[AuditedRow, str]] = {"red": {}, "amber": {}}
     for row in rows:
         found = _distinct([record.cost.get("weight_steps") for record in row.records])
         steps = found[0]
@@ -273,7 +252,7 @@ def _weight_steps(rows: Sequence[_Row]) -> Iterator[Finding | str]:
             yield Finding("weight_steps", rule, tuple(row.position for row in words), text)
 
 
-def _companion(row: _Row, steps: int, rows: Sequence[_Row]) -> str | None:
+def _companion(row: AuditedRow, steps: int, rows: Sequence[AuditedRow]) -> str | None:
     """What makes a row with more updates comparable, in words; None if nothing does."""
     others = [other for other in rows if other is not row]
     for other in others:
@@ -283,8 +262,8 @@ def _companion(row: _Row, steps: int, rows: Sequence[_Row]) -> str | None:
         equal = all(record.cost.get("weight_steps") == steps for record in other.records)
         if equal and (row.is_comparison_reference or other.is_comparison_reference):
             return f"as many as {other.label}"
-    longest = max((_total_cost(other) for other in others if _searches(other)), default=0.0)
-    if row.is_comparison_reference and _total_cost(row) <= (1 + _TOLERANCE) * longest:
+    longest = max((total_cost(other) for other in others if searches(other)), default=0.0)
+    if row.is_comparison_reference and total_cost(row) <= (1 + TOLERANCE) * longest:
         return "a control: no more than the longest search with its final training"
     return None
 
@@ -298,68 +277,14 @@ def _is_reinit_twin(record: Record, other: Record) -> bool:
     return {**record.untuned_params, "reinit": True} == other.untuned_params
 
 
-def _total_cost(row: _Row) -> float:
-    """Images of search and final training, the largest over seeds; a cost that is not recorded counts as 0."""
-    return max((cost_of(record, "search") or 0.0) + (cost_of(record, "final") or 0.0) for record in row.records)
-
-
-def _searches(row: _Row) -> bool:
-    """Whether the method searched: it spent images before its final training, and not on a random draw."""
-    return not _is_random(row) and any(cost_of(record, "search") for record in row.records)
-
-
-def _is_random(row: _Row) -> bool:
-    return any(record.audit.get("random_architecture") is True for record in row.records)
-
-
-def _random_sizes(rows: Sequence[_Row]) -> Iterator[Finding | str]:
-    """4c: how far the size of a random architecture is from that of the search that it controls."""
-    far: dict[_Row, str] = {}
-    for row in filter(_is_random, rows):
-        found = [(_size_deviation(row, other), other.label) for other in _controlled(row, rows)]
-        deviation, beside = min(found, default=(None, ""))
-        if deviation is not None:
-            text = f"{row.label} {100 * deviation:.1f} % from the size of {beside}"
-            if deviation > _TOLERANCE:
-                far[row] = text
-            else:
-                yield text
-    if far:
-        yield Finding("random architecture", "amber", tuple(row.position for row in far), "; ".join(far.values()))
-
-
-def _controlled(random: _Row, rows: Sequence[_Row]) -> list[_Row]:
-    """What a random architecture is drawn beside: its method's other rows, or else the searches of its space."""
-    method = random.records[0].method
-    same_method = [row for row in rows if row.records[0].method == method and not _is_random(row)]
-    return same_method or [row for row in filter(_searches, rows) if _space(row) == _space(random)]
-
-
-def _size_deviation(row: _Row, other: _Row) -> float:
-    """The largest relative difference in parameters and MACs over seeds; infinite if it is not known."""
-    theirs = {record.seed: _sizes(record) for record in other.records}
-    deviations = []
-    for record in row.records:
-        pairs = zip(_sizes(record), theirs.get(record.seed, (None, None)), strict=True)
-        for ours, target in pairs:
-            deviations.append(math.inf if ours is None or not target else abs(ours - target) / target)
-    return max(deviations)
-
-
-def _sizes(record: Record) -> tuple[float | None, float | None]:
-    """Parameters in total, and macs_joint; macs_sum if tasks have their own images."""
-    joint = record.compute.get("macs_joint")
-    return record.size.get("total"), record.compute.get("macs_sum") if joint is None else joint
-
-
-def _seeds(rows: Sequence[_Row]) -> Iterator[Finding | str]:
+def _seeds(rows: Sequence[AuditedRow]) -> Iterator[Finding | str]:
     """Rows that were tried at other seeds than the majority; a seed that failed counts as tried."""
     field = Field("seeds", "red", lambda record: record.seed)
     finding = _compared(field, rows, [[list(row.seeds)] for row in rows])
     yield f"seeds {_text(rows[0].seeds)}" if finding is None else finding
 
 
-def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
+def _selected_on_report(rows: Sequence[AuditedRow]) -> Iterator[Finding]:
     """Checkpoints chosen on the report role: red even if all rows did it."""
     marked = [row for row in rows if any(record.selects_on_test for record in row.records)]
     if marked:
@@ -367,7 +292,7 @@ def _selected_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
         yield Finding("selected on", "red", tuple(row.position for row in marked), f"the report role: {names}")
 
 
-def _tuned_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
+def _tuned_on_report(rows: Sequence[AuditedRow]) -> Iterator[Finding]:
     """Rows that report the seed at which their settings were chosen."""
     marked = [row for row in rows if any(record.value_at("cell.tuned.seed") == record.seed for record in row.records)]
     if marked:
@@ -375,7 +300,7 @@ def _tuned_on_report(rows: Sequence[_Row]) -> Iterator[Finding]:
         yield Finding("tuned on", "red", tuple(row.position for row in marked), f"a seed that is reported: {names}")
 
 
-def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
+def _developed_here(rows: Sequence[AuditedRow]) -> Iterator[Finding]:
     """4b: rows whose defaults were chosen on this data set, and rows whose records do not say."""
     values = [_distinct([record.audit.get("developed_here", UNKNOWN) for record in row.records]) for row in rows]
     marked = [number for number, found in enumerate(values) if found != [False]]
@@ -384,9 +309,9 @@ def _developed_here(rows: Sequence[_Row]) -> Iterator[Finding]:
         yield Finding("developed here", "amber", tuple(rows[n].position for n in marked), ", ".join(names))
 
 
-def _still_searches(rows: Sequence[_Row], rule: Rule) -> Iterator[Finding]:
+def _still_searches(rows: Sequence[AuditedRow], rule: Rule) -> Iterator[Finding]:
     """Searches that did not leave their start in some seed: no baselines of what the method finds."""
-    marked: dict[_Row, str] = {}
+    marked: dict[AuditedRow, str] = {}
     for row in rows:
         changes = [
             (change, what) for record in row.records for what, change in record.audit.get("search_moved", {}).items()
@@ -399,56 +324,3 @@ def _still_searches(rows: Sequence[_Row], rule: Rule) -> Iterator[Finding]:
             )
     if marked:
         yield Finding("search did not move", rule, tuple(row.position for row in marked), "; ".join(marked.values()))
-
-
-def _missing_controls(rows: Sequence[_Row]) -> Iterator[str]:
-    """4c, 4d: two controls: the reference with the same total budget, and of a search a random architecture."""
-    reference = _missing_reference(rows)
-    missed: dict[tuple[str, str], list[str]] = {}
-    for row in filter(_searches, rows):
-        if _space(row) == "":
-            what, missing = "cost before the final training", reference
-        else:
-            drawn = bool(_drawn_from_space(row, rows))
-            what, missing = "search", reference if drawn else [*reference, "a random architecture"]
-        if missing:
-            missed.setdefault((what, " and ".join(missing)), []).append(row.label)
-    for (what, text), names in missed.items():
-        yield f"no equal-cost control for the {what} of {', '.join(names)}: missing {text}"
-
-
-def _missing_reference(rows: Sequence[_Row]) -> list[str]:
-    """4d: the reference row at the largest total budget of a search, in words if it is missing."""
-    longest = max((_total_cost(row) for row in rows if _searches(row)), default=0.0)
-    references = [_total_cost(row) for row in rows if row.is_comparison_reference]
-    if max(references, default=0.0) >= (1 - _TOLERANCE) * longest:
-        return []
-    times = f" ({longest / min(references):.1f} times its steps)" if references and min(references) > 0 else ""
-    return [f"the reference row at the largest total budget{times}"]
-
-
-def _space(row: _Row) -> str:
-    """What the method chooses its architectures from, empty for none; a record that does not say may choose."""
-    return str(row.records[0].audit.get("search_space", UNKNOWN))
-
-
-def _drawn_from_space(search: _Row, rows: Sequence[_Row]) -> list[_Row]:
-    """The random architectures from the space of a search."""
-    return [row for row in rows if _space(search) and _is_random(row) and _space(row) == _space(search)]
-
-
-def _controls(rows: Sequence[_Row]) -> Iterator[tuple[int, int]]:
-    """(search, its control): the one nearest in size, of its own method where there is one."""
-    for row in filter(_searches, rows):
-        found = _drawn_from_space(row, rows)
-        if near := [one for one in found if one.records[0].method == row.records[0].method] or found:
-            yield row.position, min(near, key=lambda other: _size_deviation(other, row)).position
-
-
-def _uncontrolled(rows: Sequence[_Row]) -> Iterator[str]:
-    """What a leaderboard needs beside its searches: a random control of equal size for each, and the reference row."""
-    for row in filter(_searches, rows):
-        near = any(_size_deviation(other, row) <= _TOLERANCE for other in _drawn_from_space(row, rows))
-        if row.records[0].audit.get("search_space") and not near:
-            yield f"a random control of equal size for {row.label}"
-    yield from _missing_reference(rows)

@@ -1,4 +1,6 @@
-"""The audited fields, as data: everything that a fair comparison must hold equal or state. Spec: measurement 6.
+"""The audited fields, as data: everything that a fair comparison must hold equal or state; a row and a finding of the audit.
+
+Spec: measurement 6.
 
 Everything is read from the records, including settings that the table key already holds equal: a key is a claim of the
 program that wrote the record, whereas data hashes, roles and counts show what it did.
@@ -8,10 +10,10 @@ Images seen per task follow from steps and batch size.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
-from benchmark.records.documents import Account
+from benchmark.records.documents import Account, Reference
 from benchmark.records.keys import flat_params
 from benchmark.records.record import Record
 
@@ -44,6 +46,36 @@ class Field:
     group: str = ""
     shows_value: bool = False
     scope: Scope = "rows"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A field in which rows differ. rows: positions of the flagged ones; text: the values, ready to print."""
+
+    field: str
+    rule: Rule
+    rows: tuple[int, ...]
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AuditedRow:
+    """A row under audit. records: the done ones, at least one; seeds: all that were tried."""
+
+    position: int
+    label: str
+    records: Sequence[Record]
+    seeds: Sequence[int]
+
+    @property
+    def reference(self) -> Reference | None:
+        """What others are compared with, where its method is that."""
+        return self.records[0].audit.get("reference")
+
+    @property
+    def is_comparison_reference(self) -> bool:
+        """Whether all rows are tested against it."""
+        return self.records[0].is_comparison_reference
 
 
 def _at(*paths: str) -> Read:
