@@ -1,6 +1,5 @@
-"""The audited fields, as data: everything that a fair comparison must hold equal or state; a row and a finding of the audit.
-
-Spec: measurement 6.
+"""The audited fields, as data: everything that a fair comparison must hold equal or state. A row, and what is found in
+a field. Spec: measurement 6.
 
 Everything is read from the records, including settings that the table key already holds equal: a key is a claim of the
 program that wrote the record, whereas data hashes, roles and counts show what it did.
